@@ -1,0 +1,428 @@
+//! What the operator asked for, resolved once: flags, environment, file and defaults become one [`Config`].
+//!
+//! Nothing below this module reads a file, a variable or a flag, and nothing is checked twice after it.
+//! Durations are [`Duration`]; `None` in a field whose key can be `off` or `none` means just that.
+
+pub mod secret;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use secret::Secret;
+
+/// Everything that can be configured, resolved and consistent.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "each field is the key of the same name; docs/config.md and config.yaml tell its unit and price")]
+pub struct Config {
+    pub listen: Vec<ListenerConfig>,
+    pub allow_insecure_listen: bool,
+    /// The database server that every name without an `upstream` of its own goes to.
+    pub upstream: UpstreamConfig,
+    /// `None`: any database of the upstream that a client names. `Some`: these and no others.
+    pub databases: Option<BTreeMap<String, DatabaseConfig>>,
+    pub users: Vec<UserConfig>,
+    pub auth: AuthConfig,
+    pub tls: ClientTlsConfig,
+    pub pool: PoolConfig,
+    pub limits: LimitsConfig,
+    pub drain: DrainConfig,
+    pub metrics: MetricsConfig,
+    pub log: LogConfig,
+    pub runtime: RuntimeConfig,
+}
+
+/// One address that clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct ListenerConfig {
+    pub address: ListenAddress,
+    pub auth: AuthMethod,
+    /// `None`: the general `tls.mode`.
+    pub tls: Option<ClientTlsMode>,
+    /// Permission bits of the socket file; only for unix sockets.
+    pub unix_socket_mode: u32,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// `host:port`, every address that the host resolves to.
+    Tcp {
+        /// A name or an address.
+        host: String,
+        /// 0 lets the system choose.
+        port: u16,
+    },
+    /// `unix:/dir` or `unix:/dir:port`: libpq's naming, `/dir/.s.PGSQL.port`, port 6432 where none is given.
+    Unix {
+        /// The directory.
+        directory: PathBuf,
+        /// The number in the file's name.
+        port: u16,
+    },
+}
+
+/// How a listener's clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names are pg_hba.conf's")]
+pub enum AuthMethod {
+    #[default]
+    ScramSha256,
+    Md5,
+    Password,
+    Cert,
+    Trust,
+    Peer,
+}
+
+/// TLS towards clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct ClientTlsConfig {
+    pub mode: ClientTlsMode,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Whether a client may, must or can't use TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names are config.yaml's")]
+pub enum ClientTlsMode {
+    #[default]
+    Disable,
+    Allow,
+    Require,
+    VerifyFull,
+}
+
+/// How to reach and log in to PostgreSQL: libpq's connection string, resolved (manual: libpq-connect).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub struct UpstreamConfig {
+    /// Tried in order; never empty.
+    pub hosts: Vec<Host>,
+    pub load_balance_hosts: bool,
+    pub target_session_attrs: TargetSessionAttrs,
+    pub user: String,
+    /// The database of the URL; defaults to the user as libpq does.
+    pub dbname: String,
+    pub password: PasswordSource,
+    pub tls: UpstreamTlsConfig,
+    pub channel_binding: ChannelBinding,
+    /// Methods that the server may ask for; `None`: any (libpq's require_auth).
+    pub require_auth: Option<Vec<String>>,
+    /// Per host, name lookup and login included; `None` waits for ever.
+    pub connect_timeout: Option<Duration>,
+    /// `options` and other settings of the URL (application_name, …), sent in every StartupMessage to this upstream.
+    pub startup_parameters: Vec<(String, String)>,
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    pub tcp_user_timeout: Option<Duration>,
+}
+
+/// One host of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub enum Host {
+    Tcp { host: String, hostaddr: Option<IpAddr>, port: u16 },
+    Unix { directory: PathBuf, port: u16 },
+}
+
+/// Which server a session may be opened on (libpq's target_session_attrs).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub enum TargetSessionAttrs {
+    #[default]
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+    PreferStandby,
+}
+
+/// Where the password for logins to PostgreSQL comes from. Files and commands are read at each login.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PasswordSource {
+    /// None is known: trust, peer or a client certificate.
+    #[default]
+    None,
+    /// Known at start.
+    Literal(Secret),
+    /// A file whose content, less one newline at the end, is the password.
+    File(PathBuf),
+    /// A shell command whose output, less one newline at the end, is the password.
+    Command(String),
+    /// libpq's password file, searched by host, port, database and user.
+    Passfile(PathBuf),
+}
+
+/// TLS towards PostgreSQL (manual: libpq-ssl).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub struct UpstreamTlsConfig {
+    pub sslmode: SslMode,
+    /// `sslnegotiation=direct`: no SSLRequest, ALPN instead.
+    pub direct: bool,
+    pub sslrootcert: RootCert,
+    pub sslcert: Option<PathBuf>,
+    pub sslkey: Option<PathBuf>,
+    pub sslcrl: Option<PathBuf>,
+    pub sslcrldir: Option<PathBuf>,
+    pub sslsni: bool,
+    pub ssl_min_protocol_version: TlsVersion,
+    pub ssl_max_protocol_version: Option<TlsVersion>,
+}
+
+/// Which certificates vouch for the server.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RootCert {
+    /// None is configured; verify-ca and verify-full are refused at start, require doesn't verify.
+    #[default]
+    None,
+    /// A PEM file. With `sslmode=require` its presence means verify-ca, as in libpq.
+    File(PathBuf),
+    /// The platform's trust store.
+    System,
+}
+
+/// libpq's sslmode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub enum SslMode {
+    Disable,
+    Allow,
+    #[default]
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// A TLS version that rustls speaks. Older ones are refused by name at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub enum TlsVersion {
+    #[default]
+    Tls12,
+    Tls13,
+}
+
+/// libpq's channel_binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the names are libpq's")]
+pub enum ChannelBinding {
+    Disable,
+    #[default]
+    Prefer,
+    Require,
+}
+
+/// TCP keepalive of backend and client sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct TcpKeepalive {
+    pub idle: Duration,
+    pub interval: Duration,
+    pub count: u32,
+}
+
+/// One entry of `databases:`.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct DatabaseConfig {
+    /// `None`: the general upstream.
+    pub upstream: Option<UpstreamConfig>,
+    /// The name on the server; `None`: the entry's own name.
+    pub dbname: Option<String>,
+    pub pool: PoolOverride,
+    /// Log in to PostgreSQL as this user whoever the client is; its password is the upstream's. `None`: as the client's user.
+    pub user: Option<String>,
+}
+
+/// One entry of `users:`.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct UserConfig {
+    pub name: String,
+    pub credential: Credential,
+    pub pool: PoolOverride,
+}
+
+/// What is known of a client's password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// The password itself.
+    Password(Secret),
+    /// A file that holds the password; read at start and at reload.
+    PasswordFile(PathBuf, Secret),
+    /// `md5` and 32 hexadecimal digits, as in pg_authid.
+    Md5(Secret),
+    /// `SCRAM-SHA-256$…`, as in pg_authid.
+    Verifier(Secret),
+    /// Nothing: this user can log in by trust, peer or certificate only.
+    None,
+}
+
+/// How clients log in.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct AuthConfig {
+    pub scram_iterations: u32,
+    /// The most iterations that an upstream may ask of us (each costs CPU).
+    pub scram_iterations_max: u32,
+    pub query: Option<AuthQueryConfig>,
+    /// System user → the database users that it may be, for `peer` listeners. Without an entry: the same name.
+    pub peer_users: BTreeMap<String, Vec<String>>,
+}
+
+/// Looking verifiers up in PostgreSQL.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct AuthQueryConfig {
+    pub query: String,
+    pub database: Option<String>,
+    pub user: Option<String>,
+    pub cache_ttl: Duration,
+    pub negative_ttl: Duration,
+}
+
+/// When a backend is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum PoolMode {
+    /// At the end of each transaction.
+    #[default]
+    Transaction,
+    /// When the client leaves.
+    Session,
+    /// After each statement; transaction blocks are refused.
+    Statement,
+}
+
+/// `pool:`, general.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct PoolConfig {
+    pub mode: PoolMode,
+    pub max_size: u32,
+    pub min_idle: u32,
+    pub max_total: u32,
+    pub max_pools: u32,
+    pub acquire_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub max_lifetime: Option<Duration>,
+    /// A share of `max_lifetime`, 0.0 to 1.0.
+    pub lifetime_jitter: f64,
+    /// Run on each new backend; `None` runs nothing.
+    pub connect_query: Option<String>,
+    /// How long a released backend stays near its last client before anyone's turn.
+    pub park: Duration,
+    /// Bound of one backend's prepared statements, in bytes of their texts.
+    pub statement_cache_bytes: usize,
+    /// How long a cancel may take before its backend is discarded.
+    pub cancel_timeout: Duration,
+    /// How long cleaning a backend (ROLLBACK, DISCARD ALL, draining a reply) may take before it is discarded.
+    pub reset_timeout: Duration,
+}
+
+/// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?
+#[derive(Debug, Clone, PartialEq, Default)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct PoolOverride {
+    pub mode: Option<PoolMode>,
+    pub max_size: Option<u32>,
+    pub min_idle: Option<u32>,
+    pub acquire_timeout: Option<Option<Duration>>,
+    pub idle_timeout: Option<Option<Duration>>,
+    pub max_lifetime: Option<Option<Duration>>,
+    pub lifetime_jitter: Option<f64>,
+    pub connect_query: Option<Option<String>>,
+}
+
+/// `limits:`. `None` is off.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct LimitsConfig {
+    pub max_clients: u32,
+    pub max_unauthenticated: u32,
+    pub client_login_timeout: Option<Duration>,
+    pub query_timeout: Option<Duration>,
+    pub transaction_timeout: Option<Duration>,
+    pub idle_transaction_timeout: Option<Duration>,
+    pub client_idle_timeout: Option<Duration>,
+    /// How long a client may leave a reply unread before it is dropped.
+    pub client_write_timeout: Option<Duration>,
+    /// The longest statement text that is read for its effects, in bytes; a longer one is passed on and pins.
+    pub statement_bytes: usize,
+    /// Prepared statements that one client may hold, in bytes of their texts.
+    pub client_statement_bytes: usize,
+}
+
+/// `drain:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct DrainConfig {
+    pub mode: DrainMode,
+    pub deadline: Duration,
+}
+
+/// What SIGTERM means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DrainMode {
+    /// Serve and accept until the last client has left or the deadline is there.
+    #[default]
+    Sidecar,
+    /// Stop accepting, close clients at their next transaction boundary.
+    Server,
+}
+
+/// `metrics:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// `None`: no endpoint.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `log:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub struct LogConfig {
+    /// A level, or directives like `info,pgsidecar::pool=debug`.
+    pub level: String,
+    pub format: LogFormat,
+    /// A line per client connect and disconnect.
+    pub connections: bool,
+    /// `None`: no statistics lines.
+    pub stats_interval: Option<Duration>,
+}
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "see config.yaml")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `runtime:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// Threads that serve clients.
+    pub threads: usize,
+}
+
+impl PoolConfig {
+    /// These settings with an override's keys in their place.
+    #[must_use]
+    pub fn overridden(&self, by: &PoolOverride) -> Self {
+        let mut pool = self.clone();
+        macro_rules! take {
+            ($($key:ident),*) => { $(if let Some(value) = by.$key.clone() { pool.$key = value; })* };
+        }
+        take!(mode, max_size, min_idle, acquire_timeout, idle_timeout, max_lifetime, lifetime_jitter, connect_query);
+        pool
+    }
+}
