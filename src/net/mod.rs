@@ -11,6 +11,8 @@ pub mod listen;
 pub mod peer_address;
 pub mod socket_options;
 pub mod stream;
+#[cfg(test)]
+mod test_certificates;
 pub mod tls;
 mod unix_socket;
 
