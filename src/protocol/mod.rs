@@ -5,6 +5,7 @@
 
 pub mod backend_login;
 pub mod client_auth;
+pub mod handshake;
 pub mod md5;
 pub mod scram;
 
