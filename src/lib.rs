@@ -14,6 +14,8 @@ pub mod client;
 pub mod config;
 pub mod drain;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod net;
 pub mod pool;
