@@ -12,6 +12,8 @@ mod conninfo;
 mod describe;
 mod error;
 mod file;
+#[cfg(test)]
+mod fixture;
 mod keys;
 mod line;
 mod listen;
