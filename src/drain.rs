@@ -1,7 +1,7 @@
 //! Told to stop, tells when all clients are gone.
 //!
-//! The server owns a [`Drain`] and moves it through the phases; every client holds a [`DrainSignal`], which tells it the
-//! phase, and a [`DrainGuard`], which counts it. What a phase means to a client is the client's business.
+//! The server owns a [`Drain`] and moves it through the phases; every client holds a [`DrainSignal`], which tells it
+//! the phase, and a [`DrainGuard`], which counts it. What a phase means to a client is the client's business.
 
 use std::fmt;
 use std::sync::Arc;
@@ -153,8 +153,8 @@ impl DrainSignal {
         self.shared.phase()
     }
 
-    /// Waits until the phase is `at_least` this, and says which it is. Ready at once if it is already. May be dropped at
-    /// any time and called again; nothing is missed.
+    /// Waits until the phase is `at_least` this, and says which it is. Ready at once if it is already. May be dropped
+    /// at any time and called again; nothing is missed.
     pub async fn changed_to(&mut self, at_least: Phase) -> Phase {
         // A closed channel is a dropped Drain, which has gone to the last phase before.
         let _ = self.receiver.wait_for(|phase| *phase >= at_least).await;

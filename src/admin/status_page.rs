@@ -10,7 +10,8 @@ use crate::metrics::{ClientState, Metrics};
 const REFRESH_SECONDS: u32 = 5;
 
 const STYLE: &str = "body{font:14px/1.5 system-ui,sans-serif;margin:2em;max-width:70em;color-scheme:light dark}\
-    table{border-collapse:collapse;margin:0 0 1.5em}th,td{padding:.2em .8em;text-align:right;border-bottom:1px solid #8884}\
+    table{border-collapse:collapse;margin:0 0 1.5em}th,td{padding:.2em .8em;text-align:right;\
+    border-bottom:1px solid #8884}\
     th:first-child,td:first-child,.t{text-align:left}h2{font-size:1.1em;margin:1.5em 0 .3em}.warn{color:#c40}";
 
 /// The page as HTML. Everything that has a name from outside is escaped.
@@ -33,7 +34,8 @@ pub(super) fn render(status: &Status, metrics: &Metrics) -> String {
         &metrics.errors(),
     );
     counts(&mut html, "Pins, by reason", "reason", &metrics.pins());
-    html.push_str("<p><a href=/metrics>/metrics</a> <a href=/healthz>/healthz</a> <a href=/readyz>/readyz</a></p></body></html>\n");
+    html.push_str("<p><a href=/metrics>/metrics</a> <a href=/healthz>/healthz</a> <a href=/readyz>/readyz</a></p>");
+    html.push_str("</body></html>\n");
     html
 }
 
@@ -66,15 +68,15 @@ fn overview(html: &mut String, status: &Status, metrics: &Metrics) {
 
 fn pools(html: &mut String, pools: &[PoolStatus]) {
     html.push_str(
-        "<h2>Pools</h2><table><tr><th>database</th><th class=t>user</th><th class=t>mode</th><th>active</th><th>pinned</th>\
-         <th>idle</th><th>connecting</th><th>max</th><th>waiting</th><th>oldest wait</th></tr>",
+        "<h2>Pools</h2><table><tr><th>database</th><th class=t>user</th><th class=t>mode</th><th>active</th>\
+         <th>pinned</th><th>idle</th><th>connecting</th><th>max</th><th>waiting</th><th>oldest wait</th></tr>",
     );
     for pool in pools {
         let class = if pool.waiting > 0 { "warn" } else { "" };
         let _ = write!(
             html,
-            "<tr><td>{}</td><td class=t>{}</td><td class=t>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
-             <td class=\"{class}\">{}</td><td class=\"{class}\">{}</td></tr>",
+            "<tr><td>{}</td><td class=t>{}</td><td class=t>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{}</td><td class=\"{class}\">{}</td><td class=\"{class}\">{}</td></tr>",
             Escaped(&pool.database),
             Escaped(&pool.user),
             Escaped(&pool.mode),
