@@ -425,6 +425,24 @@ mod tests {
     }
 
     #[test]
+    fn every_metric_is_documented() {
+        let page = include_str!("../../docs/metrics.md");
+        let cell = |text: &str| page.contains(&format!("`{text}`"));
+        assert!(
+            names::ALL.iter().all(|family| cell(family.name)),
+            "docs/metrics.md names every metric"
+        );
+        assert!(
+            CloseReason::ALL.iter().all(|reason| cell(reason.as_str())),
+            "and every reason"
+        );
+        assert!(
+            CancelOutcome::ALL.iter().all(|outcome| cell(outcome.as_str())),
+            "and every outcome"
+        );
+    }
+
+    #[test]
     fn promtool_finds_nothing() {
         let mut promtool = Command::new("promtool");
         promtool

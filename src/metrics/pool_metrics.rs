@@ -170,11 +170,14 @@ const FAMILIES: [(Family, MetricType); 8] = [
     (names::BACKEND_CONNECTIONS, MetricType::COUNTER),
 ];
 
+/// By database and user.
+type PoolsByName = BTreeMap<(String, String), Weak<PoolMetrics>>;
+
 /// The pools that there are. It holds them weakly: what the last holder drops is gone from the next scrape, whether or
 /// not anybody remembered to say so.
 #[derive(Debug, Clone)]
 pub(super) struct PoolSet {
-    pools: Arc<Mutex<BTreeMap<(String, String), Weak<PoolMetrics>>>>,
+    pools: Arc<Mutex<PoolsByName>>,
     descriptions: Vec<Desc>,
 }
 

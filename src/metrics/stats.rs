@@ -193,13 +193,29 @@ mod tests {
         assert_eq!(stats_line(&previous, &metrics.snapshot()).acquire_ms_average, None);
     }
 
+    #[derive(Clone, Default)]
+    struct Sink(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn the_loop_ends_with_its_shutdown() {
-        stats_loop(
-            Metrics::new(),
-            Duration::from_secs(60),
-            tokio::time::sleep(Duration::from_secs(150)),
-        )
-        .await;
+    async fn the_loop_writes_a_line_per_interval_and_ends_with_its_shutdown() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _log = tracing::subscriber::set_default(subscriber);
+        let shutdown = tokio::time::sleep(Duration::from_secs(150));
+        stats_loop(Metrics::new(), Duration::from_secs(60), shutdown).await;
+        let lines = String::from_utf8(sink.0.lock().expect("not poisoned").clone()).expect("text");
+        assert_eq!(lines.lines().count(), 2, "{lines}");
+        assert!(lines.contains("queries_per_second"), "{lines}");
     }
 }
