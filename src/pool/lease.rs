@@ -119,6 +119,7 @@ impl Lease {
             Ok(()) => self.discard(CloseReason::Cancelled),
             Err(error) => {
                 tracing::info!(%error, "a backend could not be reset");
+                tracing::info!(%error, "a backend could not be reset");
                 self.discard(CloseReason::ResetFailed);
             }
         }
