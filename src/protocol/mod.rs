@@ -5,6 +5,8 @@
 
 use crate::wire::Malformed;
 
+pub mod pipeline;
+
 /// A peer broke the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
