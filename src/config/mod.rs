@@ -12,6 +12,9 @@ use std::time::Duration;
 
 pub use secret::Secret;
 
+pub use crate::protocol::backend_login::ChannelBinding;
+pub use crate::protocol::client_auth::AuthMethod;
+
 /// Everything that can be configured, resolved and consistent.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "each field is the key of the same name; docs/config.md and config.yaml tell its unit and price")]
@@ -62,19 +65,6 @@ pub enum ListenAddress {
         /// The number in the file's name.
         port: u16,
     },
-}
-
-/// How a listener's clients prove who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "the names are pg_hba.conf's")]
-pub enum AuthMethod {
-    #[default]
-    ScramSha256,
-    Md5,
-    Password,
-    Cert,
-    Trust,
-    Peer,
 }
 
 /// TLS towards clients.
@@ -208,16 +198,6 @@ pub enum TlsVersion {
     #[default]
     Tls12,
     Tls13,
-}
-
-/// libpq's channel_binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "the names are libpq's")]
-pub enum ChannelBinding {
-    Disable,
-    #[default]
-    Prefer,
-    Require,
 }
 
 /// TCP keepalive of backend and client sockets.

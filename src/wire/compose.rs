@@ -5,8 +5,8 @@ use pgwire::messages::Message;
 use pgwire::messages::cancel::CancelRequest;
 use pgwire::messages::response::{ErrorResponse, GssEncResponse, NoticeResponse, ReadyForQuery, SslResponse};
 use pgwire::messages::startup::{
-    Authentication, BackendKeyData, GssEncRequest, NegotiateProtocolVersion, ParameterStatus, Password,
-    SASLInitialResponse, SASLResponse, SecretKey, SslRequest, Startup,
+    Authentication, BackendKeyData, GssEncRequest, NegotiateProtocolVersion, ParameterStatus, SASLInitialResponse,
+    SASLResponse, SecretKey, SslRequest, Startup,
 };
 
 use super::backend_message::TransactionStatus;
@@ -104,9 +104,10 @@ pub fn cancel_request(out: &mut BytesMut, key: &CancelKey) {
     encode(out, &CancelRequest::new(process_id, secret_key(key)));
 }
 
-/// Appends a PasswordMessage.
+/// Appends a PasswordMessage, of up to 64 kB: pgwire's encoder stops at 10 000 bytes (trap 87).
 pub fn password(out: &mut BytesMut, password: &str) {
-    encode(out, &Password::new(without_zero(password)));
+    let password = password.split('\0').next().unwrap_or_default();
+    frame(out, FrontendTag::Authentication.byte(), &[password.as_bytes(), b"\0"]);
 }
 
 /// Appends a SASLInitialResponse.
@@ -155,9 +156,13 @@ pub fn frame(out: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
 }
 
 fn encode(out: &mut BytesMut, message: &impl Message) {
-    // pgwire's encoders write into memory and have no failing path.
+    // pgwire's encoders write into memory and fail only for a message over its limit, behind the type byte.
+    let len_before = out.len();
     let encoded = message.encode(out);
     debug_assert!(encoded.is_ok());
+    if encoded.is_err() {
+        out.truncate(len_before);
+    }
 }
 
 fn secret_key(key: &CancelKey) -> SecretKey {
