@@ -7,11 +7,10 @@ pub mod backend_login;
 pub mod client_auth;
 pub mod handshake;
 pub mod md5;
+pub mod pipeline;
 pub mod scram;
 
 use crate::wire::Malformed;
-
-pub mod pipeline;
 
 /// A peer broke the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
