@@ -1,0 +1,16 @@
+//! The behaviour of pgsidecar as its users see it: the built program as a child process between real clients and a real
+//! PostgreSQL, or a scripted one for what PostgreSQL won't do on request. One binary, one module per behaviour.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
+
+mod architecture;
+mod auth;
+mod cancel;
+mod copy;
+mod drain;
+mod limits;
+mod metrics;
+mod prepared_statements;
+mod startup;
+mod support;
+mod transaction_pooling;
