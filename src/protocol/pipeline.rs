@@ -338,6 +338,13 @@ impl<N> Pipeline<N> {
         }
     }
 
+    /// What a client that is gone leaves owed: ReadyForQuery messages to come, whether a Sync of ours must end its last
+    /// group, and whether a COPY waits for data.
+    pub fn owed(&self) -> (usize, bool, bool) {
+        let readies = self.items.iter().filter(|item| matches!(item, Item::Entry(entry) if entry.request.ends_with_ready() && !entry.fate.is_answer()));
+        (readies.count(), self.unsynced || self.skipping, matches!(self.copy_in, CopyIn::Open { .. }))
+    }
+
     /// The client's group was refused by us without a backend: what it still says before its Sync is thrown away.
     pub const fn refuse_until_sync(&mut self) {
         self.refusing = true;

@@ -167,5 +167,5 @@ impl Exchange {
 /// ROLLBACK, ABORT, COMMIT and END leave a failed block; ROLLBACK TO can't, because its savepoint is gone.
 fn ends_block(sql: &[u8], parties: &Parties<'_>) -> bool {
     let effects = classify(sql, parties.session.lexing(), &parties.rules.suspects);
-    effects.exits_failed_block() && effects.ends_transaction() && effects.statement_count() == 1
+    effects.exits_failed_block && effects.ends_transaction && effects.statement_count == 1
 }

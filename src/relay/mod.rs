@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use crate::backend::{Owed, ServerParameters};
 use crate::config::PoolMode;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
@@ -52,6 +53,8 @@ pub struct Parties<'a> {
     pub session: &'a mut VirtualSession,
     /// Bounds and mode.
     pub rules: &'a Rules,
+    /// What a backend of the pool reports by itself.
+    pub neutral: &'a ServerParameters,
 }
 
 /// Why the relay stopped.
@@ -98,7 +101,7 @@ pub enum Aftermath {
 /// What is on its way between one client and one backend.
 #[derive(Debug)]
 pub struct Exchange {
-    lease: Option<Box<Lease>>,
+    lease: Option<Lease>,
     up: Flow,
     down: Flow,
     pipeline: Pipeline<Note>,
@@ -111,6 +114,8 @@ pub struct Exchange {
     tag_seen: Option<crate::virtual_session::Watched>,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
+    /// The client was tied to its backend for one reason more.
+    pub new_pins: bool,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
     /// Bytes of the lease's exchange that the kernel took.
@@ -154,6 +159,7 @@ impl Default for Exchange {
             prelude_owed: false,
             tag_seen: None,
             last_words: None,
+            new_pins: false,
             catalog_changed: false,
             sent_to_backend: 0,
             lost: None,
@@ -167,20 +173,27 @@ impl Default for Exchange {
 
 impl Exchange {
     /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
-    pub fn attach(&mut self, lease: Box<Lease>) {
+    pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.up.mark();
         self.lease = Some(lease);
     }
 
     /// Takes the backend back: to give it up, to clean it, or to look at it.
-    pub fn detach(&mut self) -> Option<Box<Lease>> {
+    pub fn detach(&mut self) -> Option<Lease> {
         self.lease.take()
     }
 
     /// The backend, while there is one.
     pub fn lease(&mut self) -> Option<&mut Lease> {
-        self.lease.as_deref_mut()
+        self.lease.as_mut()
+    }
+
+    /// What the backend owes a client that is gone; `None` when a message to it was cut, so that only closing helps.
+    pub fn owed(&self) -> Option<Owed> {
+        let whole = self.up.is_written() && !self.up.is_amid_message() && !self.pipeline.is_streaming_both_ways();
+        let (ready, sync_missing, copy_in) = self.pipeline.owed();
+        (whole && !self.pipeline.is_doubtful()).then_some(Owed { ready, sync_missing, copy_in })
     }
 
     /// The status that the client believes its transaction has.
@@ -278,7 +291,7 @@ impl Exchange {
     }
 
     fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return Step::Waiting;
         };
         let written = self.up.poll_write(cx, &mut lease.stream);
@@ -298,7 +311,7 @@ impl Exchange {
 
     /// After a failed write: a FATAL may stand in the socket.
     fn drain_last_words(&mut self, cx: &mut Context<'_>) -> Option<Step> {
-        let lease = self.lease.as_deref_mut()?;
+        let lease = self.lease.as_mut()?;
         if self.sent_to_backend == 0 || !self.down.is_written() {
             return None;
         }
@@ -322,7 +335,7 @@ impl Exchange {
         if !self.down.is_written() {
             return self.poll_write_down(cx, parties);
         }
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return Step::Waiting;
         };
         match self.down.poll_read(cx, &mut lease.stream, whole) {
@@ -439,7 +452,7 @@ impl Exchange {
             return;
         }
         for note in self.pipeline.take_dropped() {
-            parties.session.undo(note, self.lease.as_deref_mut().map(|lease| &mut lease.state));
+            parties.session.undo(note, self.lease.as_mut().map(|lease| &mut lease.state));
         }
     }
 }

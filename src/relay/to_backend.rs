@@ -3,10 +3,9 @@
 use bytes::Bytes;
 
 use super::{Exchange, Parties};
-use crate::pool::Lease;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::statement_effects::Effects;
+use crate::virtual_session::statement_effects::{Action, Effects, Step};
 use crate::virtual_session::statements::Statement;
 use crate::virtual_session::{Note, UnnamedStep, VirtualSession, Watched};
 use crate::wire::backend_message::TransactionStatus;
@@ -139,7 +138,8 @@ impl Exchange {
             return stop;
         }
         if !LARGE_OBJECT_FUNCTIONS.contains(&oid) && !LARGE_OBJECT_FUNCTIONS_64.contains(&oid) {
-            parties.session.pin(PinReason::Unknown);
+            parties.session.pin(PinReason::Routine);
+            self.new_pins = true;
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
         self.pipeline.expect(Request::FunctionCall, Fate::Forward, Note::None);
@@ -166,7 +166,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
-        parties.session.forget_unnamed(self.lease.as_deref_mut().map(|lease| &mut lease.state));
+        parties.session.forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         let watched = self.apply(&effects, parties);
         self.pipeline.expect(Request::Query, Fate::Forward, watched);
         self.up.pass(header);
@@ -180,7 +180,8 @@ impl Exchange {
             return stop;
         }
         parties.session.pin(PinReason::LargeStatement);
-        parties.session.forget_unnamed(self.lease.as_deref_mut().map(|lease| &mut lease.state));
+                self.new_pins = true;
+        parties.session.forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.commit_at_risk = true;
         self.pipeline.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
@@ -190,7 +191,10 @@ impl Exchange {
 
     /// `DEALLOCATE name` of a statement that was prepared by protocol (PHP's PDO says so): no backend knows that name.
     fn answer_deallocate(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
-        let name = effects.sole_deallocate()?;
+        let name = match effects.steps.as_slice() {
+            [Step { action: Action::Deallocate(Some(name)), .. }] if effects.statement_count == 1 => name,
+            _ => return None,
+        };
         parties.session.statement(name)?;
         if self.pipeline.is_failed() {
             return None;
@@ -222,7 +226,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return Ok(Next::NeedsBackend);
         };
         let body = self.up.whole_body(header).unwrap_or_default();
@@ -239,6 +243,7 @@ impl Exchange {
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
                 parties.session.pin(PinReason::LargeStatement);
+                self.new_pins = true;
                 self.pipeline.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
@@ -248,13 +253,13 @@ impl Exchange {
     }
 
     fn parse_shared(&mut self, header: Header, effects: Effects, parties: &mut Parties<'_>) {
-        let (Some(lease), Some(body)) = (self.lease.as_deref_mut(), self.up.whole_body(header)) else {
+        let (Some(lease), Some(body)) = (self.lease.as_mut(), self.up.whole_body(header)) else {
             return;
         };
         let Ok(parse) = Parse::parse(body) else {
             return;
         };
-        let exits = effects.exits_failed_block();
+        let exits = effects.exits_failed_block;
         let statement = parties.session.prepare(parse.name, parse.definition, || effects);
         let held = lease.state.statements.touch(&statement);
         let note = VirtualSession::prepared_note(parse.name, statement.clone(), !held);
@@ -363,7 +368,7 @@ impl Exchange {
                 return Ok(Next::Done);
             }
             if named.name.is_empty() {
-                parties.session.forget_unnamed(self.lease.as_deref_mut().map(|lease| &mut lease.state));
+                parties.session.forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
             }
         }
         let tied = self.lease.is_some();
@@ -385,7 +390,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return Next::NeedsBackend;
         };
         let effects = match parties.session.unnamed_for(&mut lease.state) {
@@ -398,11 +403,11 @@ impl Exchange {
             UnnamedStep::Close => {
                 self.pipeline.expect(Request::Close, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::close_statement(out, b""));
-                Effects::default()
+                Effects::NONE
             }
-            UnnamedStep::Unknown => Effects::default(),
+            UnnamedStep::Unknown => Effects::NONE,
         };
-        if self.prelude_owed && effects.exits_failed_block() {
+        if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;
         }
         let note = if request == Request::Bind { self.apply(&effects, parties) } else { Note::None };
@@ -441,7 +446,7 @@ impl Exchange {
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
         let settled = self.pipeline.is_settled();
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return Some(Next::NeedsBackend);
         };
         if settled {
@@ -453,7 +458,7 @@ impl Exchange {
             }
             self.request_begins();
         }
-        let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block() || effects.is_unknown());
+        let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
     }
 
@@ -466,28 +471,28 @@ impl Exchange {
     /// Records what a statement may do to the session, and returns the note of its request.
     fn apply(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Note {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
-        self.commit_at_risk |= effects.ends_transaction() || (outside && !effects.is_read_only());
+        self.commit_at_risk |= effects.ends_transaction || (outside && effects.may_commit());
         if effects.is_none() {
             return Note::None;
         }
-        if let Some(lease) = self.lease.as_deref_mut() {
-            let Lease { .. } = lease;
-            let reported = lease.neutral_parameters();
-            parties.session.apply(effects, &mut lease.state, |name| reported.contains(name));
+        let pinned = parties.session.pins();
+        if let Some(lease) = self.lease.as_mut() {
+            let reported = parties.neutral;
+            let follows = |name: &str| reported.is_reported(name);
+            parties.session.apply(effects, &mut lease.state, follows);
         }
-        self.catalog_changed |= effects.changes_catalog();
-        if effects.discards_all() {
-            Note::Watched(Watched::DiscardAll)
-        } else if effects.deallocates_all() {
-            Note::Watched(Watched::DeallocateAll)
-        } else {
-            Note::None
+        self.new_pins |= parties.session.pins() != pinned;
+        self.catalog_changed |= effects.catalog_change;
+        match effects.steps.first().map(|step| &step.action) {
+            Some(Action::DiscardAll) if effects.statement_count == 1 => Note::Watched(Watched::DiscardAll),
+            Some(Action::DeallocateAll) if effects.statement_count == 1 => Note::Watched(Watched::DeallocateAll),
+            _ => Note::None,
         }
     }
 
     /// Sees to it that the backend holds a shared statement: its Parse travels ahead of the message that uses it.
     fn ensure_parsed(&mut self, statement: &std::sync::Arc<Statement>, parties: &mut Parties<'_>) {
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return;
         };
         if lease.state.statements.touch(statement) {
@@ -500,7 +505,7 @@ impl Exchange {
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
     fn make_room_for(&mut self, statement: &std::sync::Arc<Statement>, bytes_max: usize) {
-        let Some(lease) = self.lease.as_deref_mut() else {
+        let Some(lease) = self.lease.as_mut() else {
             return;
         };
         lease.state.statements.insert(statement.clone());

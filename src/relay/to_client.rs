@@ -122,7 +122,7 @@ impl Exchange {
     /// The request whose effect waited for its command tag is answered.
     fn on_watched(&mut self, watched: Watched, parties: &mut Parties<'_>) {
         let proven = self.tag_seen.take() == Some(watched);
-        if let (true, Some(lease)) = (proven, self.lease.as_deref_mut()) {
+        if let (true, Some(lease)) = (proven, self.lease.as_mut()) {
             match watched {
                 Watched::DiscardAll => parties.session.discarded_all(&mut lease.state),
                 Watched::DeallocateAll => parties.session.deallocated_all(&mut lease.state),
@@ -140,10 +140,10 @@ impl Exchange {
         let Some((name, value)) = parsed else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
-        if let Some(lease) = self.lease.as_deref_mut() {
+        if let Some(lease) = self.lease.as_mut() {
             lease.parameters.set(&name, &value);
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
-                let neutral = lease.neutral_parameters().get(&name).map(str::to_owned);
+                let neutral = parties.neutral.value(&name).map(str::to_owned);
                 parties.session.reported(&mut lease.state, &name, &value, neutral.as_deref());
             }
         }

@@ -7,20 +7,26 @@
 
 pub mod builtin_functions;
 pub mod effects_cache;
+mod keywords;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
+mod session_functions;
+pub mod setting_change;
 pub mod sql_lexer;
 pub mod statement_effects;
+mod statement_scan;
 pub mod statements;
 pub mod suspects;
+mod word_table;
 
 use std::sync::Arc;
 
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
-use sql_lexer::Lexing;
-use statement_effects::{Effects, SettingChange};
+use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
+use setting_change::{SettingChange, SettingName, SettingScope};
+use statement_effects::{Action, Effects};
 use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
 
 /// What the clients of one pool share: statements and settings that are equal are one.
@@ -170,7 +176,7 @@ impl VirtualSession {
     }
 
     fn relex(&mut self) {
-        self.lexing = Lexing::of_settings(
+        self.lexing = lexing_of(
             self.neutral_lexing,
             self.wanted.value("standard_conforming_strings"),
             self.wanted.value("client_encoding"),
@@ -221,33 +227,49 @@ impl VirtualSession {
         if effects.is_none() {
             return;
         }
-        let mut pins = effects.pins();
-        for change in effects.settings() {
-            match change {
-                // What is local, or reported and so known, ends or is known at the end of the transaction.
-                SettingChange::Set { local: true, .. } => self.see_not(Until::Ready),
-                SettingChange::Set { name, .. } if follows(name) => self.see_not(Until::Ready),
-                SettingChange::Set { name, .. } => {
-                    pins.insert(PinReason::Setting);
-                    self.forget_setting(name, backend);
-                    self.see_not(Until::Discard);
-                }
-                SettingChange::Reset { name } => {
-                    if self.baseline.value(name).is_some() {
-                        self.forget_setting(name, backend);
-                        let baseline = self.baseline.value(name).map(str::to_owned);
-                        self.want(self.wanted.with(name, baseline.as_deref()));
-                        self.rebase = true;
-                    }
-                    self.see_not(Until::Ready);
-                }
-                SettingChange::ResetAll => self.reset_all(backend),
-            }
-        }
-        if pins.contains(PinReason::Unknown) {
+        self.pins.extend(effects.pins);
+        if !effects.pins.is_empty() {
             self.see_not(Until::Discard);
         }
-        self.pins |= pins;
+        for step in &effects.steps {
+            match &step.action {
+                Action::Setting(change) => self.apply_setting(change, backend, &follows),
+                Action::Listen(_) => self.pins.insert(PinReason::Listen),
+                Action::Prepare(_) | Action::Execute(_) => self.pins.insert(PinReason::Prepare),
+                Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
+                _ => {}
+            }
+        }
+    }
+
+    fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        match change {
+            // What is local, or reported and so known, ends or is known at the end of the transaction.
+            SettingChange::Set { scope: SettingScope::Local, .. } => self.see_not(Until::Ready),
+            SettingChange::Set { name: SettingName::Known(name), .. } => {
+                let name = String::from_utf8_lossy(name);
+                if follows(&name) {
+                    return self.see_not(Until::Ready);
+                }
+                self.pins.insert(if name.contains('.') { PinReason::CustomSetting } else { PinReason::Setting });
+                self.forget_setting(&name, backend);
+                self.see_not(Until::Discard);
+            }
+            SettingChange::Set { .. } => {
+                self.pins.insert(PinReason::CustomSetting);
+                self.see_not(Until::Discard);
+            }
+            SettingChange::Reset(name) => {
+                let name = String::from_utf8_lossy(name);
+                if let Some(baseline) = self.baseline.value(&name).map(str::to_owned) {
+                    self.forget_setting(&name, backend);
+                    self.want(self.wanted.with(&name, Some(&baseline)));
+                    self.rebase = true;
+                }
+                self.see_not(Until::Ready);
+            }
+            SettingChange::ResetAll => self.reset_all(backend),
+        }
     }
 
     fn see_not(&mut self, until: Until) {
@@ -350,7 +372,7 @@ impl VirtualSession {
         self.reset_all(backend);
         self.unseen_settings = 0;
         self.unseen_until_ready = false;
-        self.pins.remove_all_that_discard_all_ends();
+        self.pins = self.pins.iter().filter(|reason| !reason.ends_with_discard_all()).collect();
     }
 
     // --- the unnamed statement ---
@@ -359,7 +381,7 @@ impl VirtualSession {
     pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) {
         self.serial += 1;
         let unnamed = self.unnamed.get_or_insert_with(|| {
-            Box::new(Unnamed { serial: 0, definition: Vec::new(), effects: Effects::default() })
+            Box::new(Unnamed { serial: 0, definition: Vec::new(), effects: Effects::NONE })
         });
         unnamed.serial = self.serial;
         unnamed.definition.clear();
@@ -429,6 +451,18 @@ impl VirtualSession {
             }
             Note::ClientUnnamed => self.forget_unnamed(backend),
         }
+    }
+}
+
+/// How texts are read under these values of standard_conforming_strings and client_encoding; `neutral` where one is not
+/// given.
+pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>) -> Lexing {
+    Lexing {
+        strings: strings.map_or(neutral.strings, |value| match value {
+            "on" => StandardConformingStrings::On,
+            _ => StandardConformingStrings::Off,
+        }),
+        encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
     }
 }
 

@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn share(of: &SharedStatements, text: &[u8], key: u64) -> Arc<Statement> {
-        of.share(text, key, Effects::default)
+        of.share(text, key, || Effects::NONE)
     }
 
     /// Trap 27: the key is the whole text, the types and the settings; a name is never used twice.
