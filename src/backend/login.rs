@@ -296,7 +296,7 @@ impl Connector {
         Ok(LoginRequest {
             version: LOGIN_PROTOCOL_VERSION,
             parameters,
-            password: secret,
+            secret,
             user: self.user.clone(),
             channel_binding: self.upstream.channel_binding,
             tls_server_end_point: stream.tls_server_end_point().map(<[u8]>::to_vec),
@@ -330,12 +330,12 @@ struct LoginStop {
 }
 
 async fn log_in(stream: &mut Stream, buffer: &mut BytesMut, request: LoginRequest) -> Result<Established, LoginStop> {
-    let (first, mut login) = BackendLogin::start(request);
     let mut password_asked = false;
     let stop = |failure, password_asked| LoginStop {
         failure,
         password_asked,
     };
+    let (first, mut login) = BackendLogin::start(request).map_err(|failure| stop(failed(failure), false))?;
     stream
         .write_all(&first)
         .await
@@ -362,12 +362,16 @@ async fn log_in(stream: &mut Stream, buffer: &mut BytesMut, request: LoginReques
             }
             Ok(LoginStep::Next(next)) => login = next,
             Ok(LoginStep::Done(established)) => return Ok(established),
-            Err(LoginFailure::Refused(report)) => {
-                return Err(stop(ConnectFailure::from_report(report), password_asked));
-            }
-            Err(LoginFailure::Policy(report)) => return Err(stop(ConnectFailure::Refused(report), password_asked)),
-            Err(LoginFailure::Violation(violation)) => return Err(stop(violated(&violation), password_asked)),
+            Err(failure) => return Err(stop(failed(failure), password_asked)),
         }
+    }
+}
+
+fn failed(failure: LoginFailure) -> ConnectFailure {
+    match failure {
+        LoginFailure::Refused(report) => ConnectFailure::from_report(report),
+        LoginFailure::Policy(report) => ConnectFailure::Refused(report),
+        LoginFailure::Violation(violation) => violated(&violation),
     }
 }
 
@@ -419,7 +423,7 @@ fn passes(wanted: TargetSessionAttrs) -> &'static [TargetSessionAttrs] {
 fn is_same(one: &LoginSecret, other: &LoginSecret) -> bool {
     match (one, other) {
         (LoginSecret::None, LoginSecret::None) => true,
-        (LoginSecret::Password(one), LoginSecret::Password(other)) => one == other,
+        (LoginSecret::Password { password: one, .. }, LoginSecret::Password { password: other, .. }) => one == other,
         _ => false,
     }
 }

@@ -29,6 +29,11 @@ impl ServerParameters {
             .map(|(_, value)| &**value)
     }
 
+    /// Whether PostgreSQL reports this setting, whatever the capitals of the name.
+    pub fn is_reported(&self, name: &str) -> bool {
+        self.entries.iter().any(|(key, _)| key.eq_ignore_ascii_case(name))
+    }
+
     /// Keeps a report. Says whether it was news.
     pub fn set(&mut self, name: &str, value: &str) -> bool {
         if value.len() > VALUE_LEN_MAX {

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::context::{ClientContext, Door, Snapshot};
 use super::credentials::KnownUser;
-use crate::config::{AuthMethod, PasswordSource, PoolOverride};
+use crate::config::{AuthMethod, PasswordSource};
 use crate::net::{PeerAddress, Stream, user_name};
 use crate::protocol::backend_login::LoginSecret;
 use crate::protocol::client_auth::{AuthRandom, AuthRequest, AuthStep, ClientAuth, Exchange, Learned, StoredCredential};
@@ -21,10 +21,16 @@ pub struct Authenticated {
     pub password: PasswordSource,
     /// What the client's own login brought, where the configuration knows no password.
     pub passed: LoginSecret,
-    /// The user's pool settings.
-    pub pool: PoolOverride,
     /// The last message of the exchange; AuthenticationOk follows in the same write.
     pub last_words: bytes::Bytes,
+}
+
+impl Authenticated {
+    /// What the client's own login opens at PostgreSQL, where the configuration knows nothing that does.
+    pub fn secret_to_pass(&self) -> Option<LoginSecret> {
+        let unknown = matches!(self.password, PasswordSource::None);
+        (unknown && !matches!(self.passed, LoginSecret::None)).then(|| self.passed.clone())
+    }
 }
 
 /// Why nobody is logged in.
@@ -72,12 +78,10 @@ pub async fn authenticate(
     let user = looked_up.unwrap_or_else(|| KnownUser {
         stored: StoredCredential::Unknown,
         upstream: None,
-        pool: PoolOverride::default(),
     });
     Ok(Authenticated {
         passed: passed_secret(&stored, &learned),
         password: user.upstream.unwrap_or_default(),
-        pool: user.pool,
         last_words,
     })
 }
@@ -95,20 +99,11 @@ fn immediate(
         AuthMethod::Cert => stream.peer_certificate_common_name() == Some(login.user.as_str()),
         _ => true,
     };
-    let configured = known.or_else(|| {
-        let own = login.user == snapshot.config.upstream.user;
-        own.then(|| KnownUser {
-            stored: StoredCredential::Unknown,
-            upstream: Some(snapshot.config.upstream.password.clone()),
-            pool: PoolOverride::default(),
-        })
-    });
-    match (proven, configured) {
+    match (proven, known) {
         (true, Some(user)) => Ok(Authenticated {
             password: user.upstream.unwrap_or_default(),
             passed: LoginSecret::None,
-            pool: user.pool,
-            last_words: bytes::Bytes::new(),
+                last_words: bytes::Bytes::new(),
         }),
         _ => Err(Denied::Refused(failed(method, &login.user))),
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::{AuthMethod, Config, Credential, PasswordSource, PoolOverride, Secret};
+use crate::config::{Config, Credential, PasswordSource, Secret};
 use crate::protocol::client_auth::StoredCredential;
 use crate::protocol::md5::Md5Hash;
 use crate::protocol::scram::Verifier;
@@ -21,8 +21,6 @@ pub struct KnownUser {
     pub stored: StoredCredential,
     /// What PostgreSQL is told; `None` where only a verifier is known, so that the client's own ClientKey is passed on.
     pub upstream: Option<PasswordSource>,
-    /// The user's own pool settings.
-    pub pool: PoolOverride,
 }
 
 /// Why the credentials can't be made.
@@ -40,22 +38,6 @@ impl Credentials {
     /// Derives what each user is checked against. Costs `auth.scram_iterations` HMACs per plaintext password.
     pub fn derive(config: &Config) -> Result<Self, BadCredential> {
         let mut users = HashMap::new();
-        let upstream = &config.upstream;
-        if let PasswordSource::Literal(password) = &upstream.password {
-            let known = KnownUser {
-                stored: derive(password, config.auth.scram_iterations)?,
-                upstream: Some(upstream.password.clone()),
-                pool: PoolOverride::default(),
-            };
-            users.insert(upstream.user.clone(), known);
-        } else if let Some(password) = crate::config::password_at_start(upstream) {
-            let known = KnownUser {
-                stored: derive(&password, config.auth.scram_iterations)?,
-                upstream: Some(upstream.password.clone()),
-                pool: PoolOverride::default(),
-            };
-            users.insert(upstream.user.clone(), known);
-        }
         for user in &config.users {
             let (stored, password) = match &user.credential {
                 Credential::Password(secret) => {
@@ -75,8 +57,8 @@ impl Credentials {
                 Credential::None => (StoredCredential::Unknown, None),
             };
             // The upstream's own user keeps the upstream's own way to a password where users: gives none.
-            let own = (user.name == upstream.user).then(|| upstream.password.clone());
-            let known = KnownUser { stored, upstream: password.or(own), pool: user.pool.clone() };
+            let own = (user.name == config.upstream.user).then(|| config.upstream.password.clone());
+            let known = KnownUser { stored, upstream: password.or(own) };
             users.insert(user.name.clone(), known);
         }
         Ok(Self { users })
@@ -85,11 +67,6 @@ impl Credentials {
     /// A user that the configuration names.
     pub fn find(&self, name: &str) -> Option<&KnownUser> {
         self.users.get(name)
-    }
-
-    /// The users that can be logged in to PostgreSQL without a client's help: what warm pools can be opened for.
-    pub fn with_password(&self) -> impl Iterator<Item = (&str, &PasswordSource)> {
-        self.users.iter().filter_map(|(name, user)| Some((name.as_str(), user.upstream.as_ref()?)))
     }
 }
 
@@ -104,14 +81,8 @@ fn derive(password: &Secret, iterations: u32) -> Result<StoredCredential, getran
 }
 
 /// What a verifier text of pg_authid, looked up by auth.query, is.
-pub fn parse_verifier(text: &str, user: &str) -> Option<StoredCredential> {
-    let _ = user;
+pub fn parse_verifier(text: &str) -> Option<StoredCredential> {
     Md5Hash::parse(text)
         .map(StoredCredential::Md5)
         .or_else(|| Verifier::parse(text).map(StoredCredential::Verifier))
-}
-
-/// Whether a method needs no message exchange.
-pub const fn is_immediate(method: AuthMethod) -> bool {
-    method.exchange().is_none()
 }

@@ -12,6 +12,7 @@ use super::connect_failures::ConnectFailures;
 use super::demand::Demand;
 use super::lock;
 use super::record::{NEVER, Record};
+use super::knowledge::Knowledge;
 use super::registry::PoolKey;
 use super::total_cap::{TotalCap, TotalPlace, Want};
 use crate::backend::login::LoginOptions;
@@ -44,6 +45,7 @@ pub(crate) struct PoolCore {
     pub(crate) demand: Arc<Demand>,
     pub(crate) total_cap: Arc<TotalCap>,
     pub(crate) parameters: ArcSwapOption<ServerParameters>,
+    pub(crate) knowledge: Knowledge,
     records: Mutex<Vec<Arc<Record>>>,
     connecting: AtomicUsize,
     generation: AtomicU64,
@@ -124,6 +126,7 @@ impl PoolCore {
             demand: Arc::default(),
             total_cap,
             parameters: ArcSwapOption::empty(),
+            knowledge: Knowledge::new(),
             records: Mutex::default(),
             connecting: AtomicUsize::new(0),
             generation: AtomicU64::new(0),

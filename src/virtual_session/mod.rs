@@ -6,7 +6,6 @@
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
 pub mod builtin_functions;
-pub mod effects_cache;
 mod keywords;
 pub mod parameters;
 pub mod pins;

@@ -128,14 +128,18 @@ impl SettingsInterner {
 /// The SQL that brings a backend from `applied` to `wanted`: one transaction, so that a failure in it leaves the status
 /// failed and the client's message gets 25P02 instead of running under another role or tenant. `None` when they agree.
 pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
-    let stale = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none());
+    let mut stale: Vec<_> = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none()).collect();
+    // Who one is comes back first and goes last: under another role a setting might not be allowed.
+    stale.sort_by_key(|(name, _)| !is_identity(name));
     let mut sql = String::new();
     for (name, _) in stale {
         sql.push_str("RESET ");
         push_name(&mut sql, name);
         sql.push(';');
     }
-    let changed = wanted.entries.iter().filter(|(name, value)| applied.value(name) != Some(value));
+    let mut changed: Vec<_> =
+        wanted.entries.iter().filter(|(name, value)| applied.value(name) != Some(value)).collect();
+    changed.sort_by_key(|(name, _)| is_identity(name));
     let mut separator = "SELECT ";
     for (name, value) in changed {
         sql.push_str(separator);
@@ -149,6 +153,10 @@ pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
     (!sql.is_empty()).then(|| format!("BEGIN;{};COMMIT", sql.trim_end_matches(';')).into_bytes())
 }
 
+fn is_identity(name: &str) -> bool {
+    name.eq_ignore_ascii_case("role") || name.eq_ignore_ascii_case("session_authorization")
+}
+
 /// A setting's name as SQL: each part of `a.b` quoted.
 fn push_name(sql: &mut String, name: &str) {
     for (index, part) in name.split('.').enumerate() {
@@ -159,6 +167,13 @@ fn push_name(sql: &mut String, name: &str) {
         sql.push_str(&part.replace('"', "\"\""));
         sql.push('"');
     }
+}
+
+/// A value as a string literal.
+pub fn literal(value: &str) -> String {
+    let mut sql = String::new();
+    push_literal(&mut sql, value);
+    sql
 }
 
 /// A string literal that reads the same under either setting of standard_conforming_strings.

@@ -34,6 +34,11 @@ pub fn authentication(out: &mut BytesMut, message: &Authentication) {
     encode(out, message);
 }
 
+/// Appends AuthenticationOk.
+pub fn authentication_ok(out: &mut BytesMut) {
+    encode(out, &Authentication::Ok);
+}
+
 /// Appends a ParameterStatus. The strings must hold no zero byte; bytes after one are left out.
 pub fn parameter_status(out: &mut BytesMut, name: &str, value: &str) {
     encode(out, &ParameterStatus::new(without_zero(name), without_zero(value)));
