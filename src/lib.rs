@@ -16,6 +16,8 @@ pub mod config;
 pub mod drain;
 pub mod error;
 pub mod logging;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod net;
 pub mod pool;

@@ -338,6 +338,12 @@ impl<N> Pipeline<N> {
         }
     }
 
+    /// Requests are outstanding whose notes nothing has confirmed. Requests without an effect on a ledger don't count.
+    pub fn has_notes(&self) -> bool {
+        let keeps = |request: Request| matches!(request, Request::Parse | Request::Close | Request::Query);
+        self.items.iter().any(|item| matches!(item, Item::Entry(entry) if keeps(entry.request)))
+    }
+
     /// What a client that is gone leaves owed: ReadyForQuery messages to come, whether a Sync of ours must end its last
     /// group, and whether a COPY waits for data.
     pub fn owed(&self) -> (usize, bool, bool) {

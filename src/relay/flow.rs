@@ -187,6 +187,20 @@ impl Flow {
         true
     }
 
+    /// Takes what was read and not decided on, as whole messages: what is missing of a half decided one is announced as
+    /// a notice, which nobody has to answer.
+    pub fn hand_over(&mut self) -> BytesMut {
+        let mut unread = BytesMut::new();
+        if self.rest.0 > 0 {
+            let len = u32::try_from(self.rest.0 + 4).unwrap_or(u32::MAX);
+            unread.extend_from_slice(&[crate::wire::BackendTag::NoticeResponse.byte()]);
+            unread.extend_from_slice(&len.to_be_bytes());
+        }
+        unread.extend_from_slice(self.undecided());
+        self.forget_undecided();
+        unread
+    }
+
     /// The peer written to is gone: what waits for it is thrown away, and the rest of a half passed message with it.
     pub fn forget_pieces(&mut self) {
         self.pieces.clear();

@@ -128,6 +128,11 @@ pub struct Exchange {
     pub query_since: Option<Instant>,
     /// When the transaction at hand began.
     pub transaction_since: Option<Instant>,
+    /// When the last reply was complete: since then the client has been the one to speak.
+    pub answered_at: Option<Instant>,
+    /// When a cancel was sent for the query at hand because it ran too long.
+    pub cancel_sent_at: Option<Instant>,
+    stalled_since: Option<Instant>,
     /// Durations of finished queries and transactions, in seconds, to be observed at release.
     pub finished: Finished,
 }
@@ -166,6 +171,9 @@ impl Default for Exchange {
             tally: SessionTally::default(),
             query_since: None,
             transaction_since: None,
+            answered_at: None,
+            cancel_sent_at: None,
+            stalled_since: None,
             finished: Finished::default(),
         }
     }
@@ -194,6 +202,26 @@ impl Exchange {
         let whole = self.up.is_written() && !self.up.is_amid_message() && !self.pipeline.is_streaming_both_ways();
         let (ready, sync_missing, copy_in) = self.pipeline.owed();
         (whole && !self.pipeline.is_doubtful()).then_some(Owed { ready, sync_missing, copy_in })
+    }
+
+    /// The status that the backend had at its last ReadyForQuery.
+    pub const fn backend_status(&self) -> TransactionStatus {
+        self.pipeline.status()
+    }
+
+    /// What was read from the backend and not decided on, from a message's start: for whoever drains it.
+    pub fn hand_over_unread(&mut self) -> bytes::BytesMut {
+        self.down.hand_over()
+    }
+
+    /// Something was promised to a ledger that no reply has confirmed.
+    pub fn has_unconfirmed_notes(&self) -> bool {
+        self.pipeline.has_notes()
+    }
+
+    /// Since when the client has not taken a byte of what waits for it.
+    pub const fn stalled_since(&self) -> Option<Instant> {
+        self.stalled_since
     }
 
     /// The status that the client believes its transaction has.
@@ -348,9 +376,16 @@ impl Exchange {
 
     fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
         let written = self.down.poll_write(cx, parties.client);
-        self.tally.bytes_to_client += self.down.take_written();
+        let bytes = self.down.take_written();
+        self.tally.bytes_to_client += bytes;
+        if bytes > 0 {
+            self.stalled_since = None;
+        }
         match written {
-            Poll::Pending => Step::Waiting,
+            Poll::Pending => {
+                self.stalled_since.get_or_insert_with(Instant::now);
+                Step::Waiting
+            }
             Poll::Ready(Ok(())) => Step::Moved,
             Poll::Ready(Err(_)) => Step::Stop(Outcome::ClientGone),
         }

@@ -111,6 +111,8 @@ impl Exchange {
             return;
         }
         self.commit_at_risk = false;
+        self.cancel_sent_at = None;
+        self.answered_at = self.query_since.map(|_| std::time::Instant::now());
         self.finished.query = self.query_since.take().map(|since| since.elapsed());
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;

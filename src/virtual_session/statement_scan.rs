@@ -83,6 +83,10 @@ pub(super) struct Statement {
     call_behind_paren: bool,
     /// The select list may be evaluated never, or often.
     pub(super) has_clause: bool,
+    /// A name before a parenthesis is a relation with columns.
+    pub(super) calls_nothing: bool,
+    /// It has a SELECT somewhere.
+    has_select: bool,
     /// The statement has a word that writes.
     pub(super) writes: bool,
     /// It names a table on which writing is suspicious.
@@ -103,6 +107,8 @@ impl Statement {
             atomic: 0,
             call_behind_paren: false,
             has_clause: false,
+            calls_nothing: false,
+            has_select: false,
             writes: false,
             write_suspect: false,
             drops_on_commit: false,
@@ -123,6 +129,7 @@ pub(super) struct Scan<'t> {
     last: Before,
     before_last: Before,
     chain: Option<NameChain>,
+    at_end: bool,
 }
 
 impl<'t> Scan<'t> {
@@ -137,28 +144,27 @@ impl<'t> Scan<'t> {
             last: Before::Start,
             before_last: Before::Start,
             chain: None,
+            at_end: false,
         };
-        loop {
+        while !scan.at_end {
             if let Some(first) = scan.item()? {
+                scan.effects.statement_count = scan.effects.statement_count.checked_add(1).ok_or(Unreadable)?;
                 scan.statement(first)?;
                 scan.drain()?;
                 scan.end_statement();
-            }
-            if scan.last == Before::Start && scan.statement.ended {
-                // item() leaves `Start` only at the end of the text: see there.
-                break;
             }
             scan.statement = Statement::new(scan.effects.steps.len());
             scan.last = Before::Start;
             scan.before_last = Before::Start;
             scan.chain = None;
         }
+        scan.effects.is_begin_only &= scan.effects.statement_count == 1;
         Ok(scan.effects)
     }
 
     /// The number of the statement that is being read.
     pub(super) fn index(&self) -> u32 {
-        self.effects.statement_count - 1
+        self.effects.statement_count.saturating_sub(1)
     }
 
     /// Notes what the statement does.
@@ -185,7 +191,7 @@ impl<'t> Scan<'t> {
         if self.statement.writes {
             self.effects.is_read_only_shape = false;
         }
-        if self.statement.has_clause {
+        if self.statement.has_clause && self.statement.lead != Some(Keyword::Set) {
             set_config::make_uncertain(&mut self.effects.steps[self.statement.first_step..]);
         }
     }
@@ -197,7 +203,7 @@ impl<'t> Scan<'t> {
         }
         let Some(token) = self.lexer.next_token()? else {
             self.statement.ended = true;
-            self.last = Before::Start;
+            self.at_end = true;
             return if self.statement.depth == 0 { Ok(None) } else { Err(Unreadable) };
         };
         let mut meaning = None;
@@ -228,7 +234,6 @@ impl<'t> Scan<'t> {
             }
             TokenKind::Semicolon if self.statement.depth == 0 && self.statement.atomic == 0 => {
                 self.statement.ended = true;
-                self.last = Before::Other;
                 return Ok(None);
             }
             TokenKind::Operator => {
@@ -319,6 +324,14 @@ impl<'t> Scan<'t> {
         }
     }
 
+    pub(super) fn suspects_statements(&self) -> bool {
+        self.suspects.suspects_statements()
+    }
+
+    pub(super) fn suspects_definitions(&self) -> bool {
+        self.suspects.suspects_definitions()
+    }
+
     fn executes(&self) -> bool {
         self.statement.execution != Execution::Definition
     }
@@ -341,6 +354,7 @@ impl<'t> Scan<'t> {
                 self.statement.writes = true;
                 self.statement.has_clause = true;
             }
+            Keyword::Select => self.statement.has_select = true,
             Keyword::From | Keyword::Where | Keyword::Limit | Keyword::Offset | Keyword::Fetch | Keyword::Having => {
                 self.statement.has_clause = true;
             }
@@ -390,7 +404,7 @@ impl<'t> Scan<'t> {
     /// An opening parenthesis right behind a name: a call, unless the grammar says otherwise.
     fn on_call(&mut self) -> Result<(), Unreadable> {
         let Some(chain) = self.chain else { return Ok(()) };
-        if !self.executes() {
+        if !self.executes() || self.statement.calls_nothing {
             return Ok(());
         }
         if chain.qualifier.is_none() && chain.meaning.is_some_and(|meaning| meaning.class == Class::Grammar) {
@@ -406,10 +420,9 @@ impl<'t> Scan<'t> {
         if let Some(function) = session_function(name) {
             return self.on_session_function(function, chain);
         }
-        if self.is_own(chain) && builtin_functions::is_harmless(name) {
-            return Ok(());
-        }
-        if self.is_no_call(chain)? {
+        // A function may return no row, and then the other expressions of the select list are not evaluated.
+        self.statement.has_clause |= !name.eq_ignore_ascii_case(b"current_setting");
+        if (self.is_own(chain) && builtin_functions::is_harmless(name)) || self.is_no_call(chain, name)? {
             return Ok(());
         }
         // A user's own routine may write.
@@ -430,22 +443,40 @@ impl<'t> Scan<'t> {
     }
 
     /// Whether a name before a parenthesis is a target with columns, an alias, a type or a common table expression.
-    fn is_no_call(&self, chain: NameChain) -> Result<bool, Unreadable> {
+    fn is_no_call(&self, chain: NameChain, name: &[u8]) -> Result<bool, Unreadable> {
         Ok(match chain.before {
             Before::Name | Before::Typecast => true,
             Before::CloseParen => !self.statement.call_behind_paren,
-            Before::Comma => self.is_common_table_expression()?,
-            Before::Keyword(keyword) => match keyword {
-                Keyword::Into | Keyword::As | Keyword::References | Keyword::With | Keyword::Recursive => true,
-                Keyword::Copy => self.statement.lead == Some(Keyword::Copy),
-                Keyword::Table | Keyword::View | Keyword::Exists | Keyword::Only | Keyword::Index => {
-                    matches!(self.statement.lead, Some(Keyword::Create | Keyword::Alter))
-                }
-                Keyword::On => self.statement.lead == Some(Keyword::Create),
-                _ => false,
-            },
-            Before::Start | Before::Dot | Before::Other => false,
+            Before::Comma => self.is_common_table_expression()? || self.is_copy_option(name),
+            Before::Other => self.is_copy_option(name),
+            Before::Keyword(keyword) => self.introduces_no_call(keyword),
+            Before::Start | Before::Dot => false,
         })
+    }
+
+    /// Whether no expression can stand behind this keyword, in the statement as far as it was read.
+    fn introduces_no_call(&self, keyword: Keyword) -> bool {
+        let lead = self.statement.lead;
+        match keyword {
+            Keyword::Into | Keyword::As | Keyword::References | Keyword::With | Keyword::Recursive => true,
+            Keyword::Execute | Keyword::Prepare | Keyword::Tablesample => true,
+            Keyword::Copy => lead == Some(Keyword::Copy),
+            Keyword::Type => lead == Some(Keyword::Alter),
+            Keyword::Table | Keyword::View | Keyword::Exists | Keyword::Only => {
+                matches!(lead, Some(Keyword::Create | Keyword::Alter)) && !self.statement.has_select
+            }
+            Keyword::On | Keyword::Using | Keyword::Of => {
+                lead == Some(Keyword::Create) && !self.statement.has_select
+            }
+            _ => false,
+        }
+    }
+
+    /// COPY … WITH (FORCE_QUOTE (a, b)).
+    fn is_copy_option(&self, name: &[u8]) -> bool {
+        self.statement.lead == Some(Keyword::Copy)
+            && !self.statement.has_select
+            && [&b"force_quote"[..], b"force_null", b"force_not_null"].iter().any(|word| word.eq_ignore_ascii_case(name))
     }
 
     /// Whether `, name (a, b)` goes on with `AS (SELECT`, as no call does. The lexer stands behind the `(`.

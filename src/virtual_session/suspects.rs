@@ -155,6 +155,11 @@ impl Suspects {
         self.names.find(name)
     }
 
+    /// Whether the catalog itself warned of a name, at whatever reach.
+    pub(super) fn lists(&self, name: &[u8]) -> bool {
+        self.names.find(name).is_some()
+    }
+
     /// Whether every user routine of this name is known to be harmless.
     pub fn knows_routine(&self, name: &[u8]) -> bool {
         self.harmless_routines.find(name.get(..NAME_BYTES_MAX).unwrap_or(name)).is_some()
