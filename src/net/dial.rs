@@ -242,7 +242,11 @@ async fn connect_address(address: SocketAddr, options: SocketOptions) -> Result<
     }
     .map_err(failed)?;
     options.apply(&socket).map_err(failed)?;
-    socket.connect(address).await.and_then(Stream::from_tcp).map_err(failed)
+    socket
+        .connect(address)
+        .await
+        .map(|socket| Stream::from_tcp_peer(socket, address))
+        .map_err(failed)
 }
 
 async fn connect_unix(path: &Path) -> Result<Stream, DialError> {

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -35,12 +36,17 @@ enum Kind {
 impl Stream {
     /// Takes over a connected TCP socket. Its options are the caller's business.
     pub fn from_tcp(socket: TcpStream) -> io::Result<Self> {
-        let peer = PeerAddress::Tcp(socket.peer_addr()?);
-        Ok(Self {
+        let address = socket.peer_addr()?;
+        Ok(Self::from_tcp_peer(socket, address))
+    }
+
+    /// The same where the address is known already: one system call less.
+    pub(super) fn from_tcp_peer(socket: TcpStream, address: SocketAddr) -> Self {
+        Self {
             probed: ProbedFd::default(),
             kind: Kind::Tcp(socket),
-            peer,
-        })
+            peer: PeerAddress::Tcp(address),
+        }
     }
 
     /// Takes over a connected unix socket.
