@@ -10,8 +10,7 @@ use super::credentials::{BadCredential, Credentials};
 use crate::config::{AuthMethod, ClientTlsMode, Config, ListenerConfig};
 use crate::metrics::Metrics;
 use crate::net::tls::{ClientTls, TlsConfigError};
-use crate::pool::Pools;
-use crate::pool::cancel_keys::CancelKeys;
+use crate::pool::{CancelKeys, Pools};
 use crate::protocol::scram::MockSecret;
 
 /// What a reload replaces as one: no client sees half of an old and half of a new configuration.

@@ -10,6 +10,7 @@ use crate::wire::startup_packet::{CancelKey, StartupPacket};
 use crate::wire::{Report, STARTUP_PACKET_LEN_MAX, compose};
 
 /// How a connection's opening ended.
+#[derive(Debug)]
 pub enum Arrival {
     /// A client that wants to log in, and the bytes that it sent behind its StartupMessage.
     Login(Stream, Box<Login>, BytesMut),

@@ -117,12 +117,12 @@ impl Pool {
     }
 
     /// What the pool's clients share, and what was learned of its database.
-    pub fn knowledge(&self) -> &Knowledge {
+    pub fn knowledge(&self) -> &super::Knowledge {
         &self.core.knowledge
     }
 
     /// Its figures.
-    pub fn metrics(&self) -> &Arc<PoolMetrics> {
+    pub fn metrics(&self) -> &Arc<crate::metrics::PoolMetrics> {
         &self.core.pool_metrics
     }
 

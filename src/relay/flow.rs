@@ -314,7 +314,7 @@ impl Flow {
             let step = count.min(range.len());
             range.start += step;
             count -= step;
-            if !range.is_empty() {
+            if range.start < range.end {
                 break;
             }
             self.pieces.pop_front();

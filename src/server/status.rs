@@ -43,7 +43,7 @@ fn pools(context: &ClientContext) -> Vec<PoolStatus> {
                 pinned: metrics.backends_in(BackendState::Pinned),
                 idle: metrics.backends_in(BackendState::Idle),
                 connecting: metrics.backends_in(BackendState::Connecting),
-                max_size: u64::from(status.max_size),
+                max_size: status.max_size,
                 waiting: status.waiting as u64,
                 oldest_wait: status.oldest_wait,
             }

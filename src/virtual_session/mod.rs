@@ -5,15 +5,20 @@
 //! [`reset`] is what is owed to a backend before anyone else has it. [`VirtualSession`] is the ledger of one client,
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
-pub mod builtin_functions;
+mod builtin_functions;
+mod definitions;
+pub mod effects_cache;
 mod keywords;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
 mod session_functions;
+mod set_config;
+mod set_statement;
 pub mod setting_change;
 pub mod sql_lexer;
 pub mod statement_effects;
+mod statement_kinds;
 mod statement_scan;
 pub mod statements;
 pub mod suspects;
