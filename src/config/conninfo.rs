@@ -443,15 +443,14 @@ fn url_password_spans(text: &str, start: usize) -> Vec<Range<usize>> {
 }
 
 fn keyword_password_spans(text: &str) -> Vec<Range<usize>> {
-    let mut spans = Vec::new();
-    for pair in KeywordPairs::of(text) {
-        match pair {
-            Ok(pair) if is_secret(pair.name) => spans.push(pair.span),
-            Ok(_) => {}
-            Err(_) => return vec![0..text.len()],
-        }
-    }
-    spans
+    let whole = 0..text.len();
+    KeywordPairs::of(text)
+        .filter_map(|pair| match pair {
+            Ok(pair) => is_secret(pair.name).then_some(Ok(pair.span)),
+            Err(_) => Some(Err(())),
+        })
+        .collect::<Result<Vec<_>, ()>>()
+        .unwrap_or_else(|()| Vec::from_iter([whole]))
 }
 
 fn is_secret(keyword: &str) -> bool {

@@ -1,0 +1,3 @@
+//! What pgsidecar does, one module per behaviour.
+
+mod config_file;
