@@ -2,11 +2,10 @@
 //!
 //! Nothing below this module reads a file, a variable or a flag, and nothing is checked twice after it.
 //! Durations are [`Duration`]; `None` in a field whose key can be `off` or `none` means just that.
-
 //!
-//! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what they
-//! mean), with `listen`, `login`, `users`, `databases`, `upstream` and `conninfo` for the parts that need more words; `describe` shows the
-//! result and `reload` compares two.
+//! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what
+//! they mean), with `listen`, `login`, `users`, `databases`, `upstream` and `conninfo` for the parts that need more words;
+//! `describe` shows the result and `reload` compares two.
 
 mod conninfo;
 mod databases;
