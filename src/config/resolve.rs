@@ -1,25 +1,20 @@
 //! From what was written to what it means: each key read once, checked once, with its default beside it.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::databases::{refuse_loop, upstreams};
 use super::error::{ConfigError, Problem};
-use super::file::{
-    AuthQueryFile, DatabaseFile, File, KeepaliveFile, LimitsFile, LogFile, OverrideFile, PoolFile, ScalarOr, TlsFile,
-    UpstreamFile,
-};
-use super::listen::{self, Security, requires_tls};
+use super::file::{File, LimitsFile, LogFile, OverrideFile, PoolFile};
+use super::listen::{self, Security};
+use super::login::{auth, check_client_tls, client_tls, who_may_log_in};
 use super::path::KeyPath;
-use super::scalar::{Scalar, is_off};
+use super::scalar::Scalar;
+use super::section::Section;
 use super::sources::{Layers, Sources};
-use super::upstream::{self, Resolved, Scope, UpstreamKeys};
-use super::users;
 use super::{
-    AuthConfig, AuthMethod, AuthQueryConfig, ClientTlsConfig, ClientTlsMode, Config, DatabaseConfig, DrainConfig,
-    DrainMode, Host, LimitsConfig, ListenAddress, ListenerConfig, LogConfig, LogFormat, MetricsConfig, PoolConfig,
-    PoolMode, PoolOverride, RuntimeConfig, TcpKeepalive, UserConfig,
+    Config, DrainConfig, DrainMode, LimitsConfig, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolMode,
+    PoolOverride, RuntimeConfig, UserConfig,
 };
 
 /// A configuration, and what is odd about it without being wrong: for the log, once there is one.
@@ -101,64 +96,6 @@ fn resolve(file: &File, sources: &Sources, warnings: &mut Vec<String>) -> Result
     Ok(config)
 }
 
-/// A section and the way to it; reads its keys.
-pub(super) struct Section {
-    path: KeyPath,
-}
-
-impl Section {
-    fn top() -> Self {
-        Self {
-            path: KeyPath::default(),
-        }
-    }
-
-    fn at(path: KeyPath) -> Self {
-        Self { path }
-    }
-
-    fn named(name: &str) -> Self {
-        Self {
-            path: KeyPath::dotted(name),
-        }
-    }
-
-    fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
-        Problem::new(self.path.key(key), message)
-    }
-
-    /// The key's value, or `default` where the key isn't there.
-    fn read<T>(
-        &self,
-        key: &str,
-        value: &Option<Scalar>,
-        parse: impl Fn(&Scalar) -> Result<T, String>,
-        default: T,
-    ) -> Result<T, Problem> {
-        self.read_if(key, value, parse).map(|read| read.unwrap_or(default))
-    }
-
-    /// The key's value, if it is there.
-    fn read_if<T>(
-        &self,
-        key: &str,
-        value: &Option<Scalar>,
-        parse: impl Fn(&Scalar) -> Result<T, String>,
-    ) -> Result<Option<T>, Problem> {
-        value
-            .as_ref()
-            .map(parse)
-            .transpose()
-            .map_err(|message| self.problem(key, message))
-    }
-
-    /// A path, if it is there.
-    fn path_if(&self, key: &str, value: &Option<Scalar>) -> Result<Option<PathBuf>, Problem> {
-        self.read_if(key, value, Scalar::text)
-            .map(|path| path.map(PathBuf::from))
-    }
-}
-
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -211,7 +148,7 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
     Ok(pool)
 }
 
-fn check_sizes(pool: &PoolConfig) -> Result<(), String> {
+pub(super) fn check_sizes(pool: &PoolConfig) -> Result<(), String> {
     if pool.min_idle > pool.max_size {
         return Err(format!(
             "{} is above max_size, which is {}",
@@ -242,382 +179,6 @@ fn check_overrides(pool: &PoolConfig, users: &[UserConfig]) -> Result<(), Proble
         check_sizes(&pool.overridden(&user.pool)).map_err(|message| Problem::new(path.key("min_idle"), message))?;
     }
     Ok(())
-}
-
-/// An entry of `databases:`, and the login of its own upstream if it has one.
-struct Database {
-    config: DatabaseConfig,
-    own: Option<Resolved>,
-}
-
-type Databases = Option<BTreeMap<String, Database>>;
-
-/// The general upstream and those of `databases:`.
-fn upstreams(
-    file: &File,
-    pool: &PoolConfig,
-    sources: &Sources,
-    warnings: &mut Vec<String>,
-) -> Result<(Resolved, Databases), Problem> {
-    let path = KeyPath::dotted("upstream");
-    let keys = upstream_keys(file.upstream.as_ref().unwrap_or(&UpstreamFile::default()), &path)?;
-    let databases = databases(file, &keys, pool, sources, warnings)?;
-    let is_named = keys.url.is_some()
-        || ["PGHOST", "PGHOSTADDR", "PGSERVICE"]
-            .into_iter()
-            .any(|name| sources.variable(name).is_some());
-    let url = path.key("url");
-    if is_named {
-        let general = upstream::resolve(&keys, Scope::General, sources, warnings);
-        return general
-            .map(|general| (general, databases))
-            .map_err(|message| blame(&path, message));
-    }
-    // Where every database has an upstream of its own, no name leads to the general one; the first stands in for it.
-    let mut own = databases
-        .iter()
-        .flat_map(BTreeMap::values)
-        .map(|database| database.own.as_ref());
-    let first = own.next().flatten().filter(|_| own.all(|it| it.is_some()));
-    let general = first.map(|first| Resolved {
-        upstream: first.upstream.clone(),
-        names_dbname: first.names_dbname,
-        known_password: first.known_password.clone(),
-    });
-    let missing = "no upstream is given; set --upstream, PGSIDECAR_UPSTREAM, PGSIDECAR_UPSTREAM_FILE or upstream.url to the \
-                   database's URL, such as postgres://app:secret@db.example:5432/app";
-    Ok((general.ok_or_else(|| Problem::new(url, missing))?, databases))
-}
-
-/// A problem of an upstream belongs to one of our keys, or to the URL.
-fn blame(path: &KeyPath, message: String) -> Problem {
-    for key in ["password_file", "password_command"] {
-        if let Some(message) = message.strip_prefix(key).and_then(|rest| rest.strip_prefix(": ")) {
-            return Problem::new(path.key(key), message);
-        }
-    }
-    Problem::new(path.key("url"), message)
-}
-
-fn upstream_keys(file: &UpstreamFile, path: &KeyPath) -> Result<UpstreamKeys, Problem> {
-    let at = Section::at(path.clone());
-    let keys = UpstreamKeys {
-        url: at.read_if("url", &file.url, Scalar::text)?,
-        password_file: at.path_if("password_file", &file.password_file)?,
-        password_command: at.read_if("password_command", &file.password_command, Scalar::text)?,
-        connect_timeout: at.read_if("connect_timeout", &file.connect_timeout, Scalar::duration_or_off)?,
-        tcp_keepalive: tcp_keepalive(file.tcp_keepalive.as_ref(), &path.key("tcp_keepalive"))?,
-        tcp_user_timeout: at.read_if("tcp_user_timeout", &file.tcp_user_timeout, Scalar::duration_or_off)?,
-    };
-    if keys.password_file.is_some() && keys.password_command.is_some() {
-        return Err(at.problem("password_command", "password_file is set as well; set one of them"));
-    }
-    Ok(keys)
-}
-
-fn tcp_keepalive(
-    file: Option<&ScalarOr<KeepaliveFile>>,
-    path: &KeyPath,
-) -> Result<Option<Option<TcpKeepalive>>, Problem> {
-    let at = Section::at(path.clone());
-    match file {
-        None => Ok(None),
-        Some(ScalarOr::Scalar(Scalar::Bool(false) | Scalar::Integer(0))) => Ok(Some(None)),
-        Some(ScalarOr::Scalar(Scalar::Text(text))) if is_off(text) => Ok(Some(None)),
-        Some(ScalarOr::Scalar(_)) => Err(Problem::new(
-            path.clone(),
-            "must be off, or a mapping such as {idle: 30s, interval: 10s, count: 3}",
-        )),
-        Some(ScalarOr::Full(file)) => Ok(Some(Some(TcpKeepalive {
-            idle: at.read("idle", &file.idle, Scalar::duration, upstream::TCP_KEEPALIVE.idle)?,
-            interval: at.read(
-                "interval",
-                &file.interval,
-                Scalar::duration,
-                upstream::TCP_KEEPALIVE.interval,
-            )?,
-            count: at.read(
-                "count",
-                &file.count,
-                |it| it.count(1, 127),
-                upstream::TCP_KEEPALIVE.count,
-            )?,
-        }))),
-    }
-}
-
-fn databases(
-    file: &File,
-    general: &UpstreamKeys,
-    pool: &PoolConfig,
-    sources: &Sources,
-    warnings: &mut Vec<String>,
-) -> Result<Databases, Problem> {
-    let path = KeyPath::dotted("databases");
-    let Some(entries) = &file.databases else {
-        return Ok(None);
-    };
-    if entries.is_empty() {
-        return Err(Problem::new(
-            path,
-            "is empty, so no database could be reached; leave it out for all of the upstream's",
-        ));
-    }
-    let mut databases = BTreeMap::new();
-    for (name, entry) in entries {
-        let path = path.key(name);
-        let entry = entry.clone().unwrap_or_default();
-        let database = database(&entry, &path, general, sources, warnings)?;
-        check_sizes(&pool.overridden(&database.config.pool))
-            .map_err(|message| Problem::new(path.key("pool").key("min_idle"), message))?;
-        databases.insert(name.clone(), database);
-    }
-    Ok(Some(databases))
-}
-
-fn database(
-    file: &DatabaseFile,
-    path: &KeyPath,
-    general: &UpstreamKeys,
-    sources: &Sources,
-    warnings: &mut Vec<String>,
-) -> Result<Database, Problem> {
-    let at = Section::at(path.clone());
-    let own_path = path.key("upstream");
-    let own_keys = match &file.upstream {
-        None => None,
-        Some(ScalarOr::Scalar(url)) => {
-            let url = url.text().map_err(|message| at.problem("upstream", message))?;
-            Some(UpstreamKeys {
-                url: Some(url),
-                ..UpstreamKeys::default()
-            })
-        }
-        Some(ScalarOr::Full(file)) => Some(upstream_keys(file, &own_path)?),
-    };
-    let own = own_keys.map(|keys| {
-        if keys.url.is_none() {
-            return Err(Problem::new(own_path.key("url"), "is missing"));
-        }
-        let keys = UpstreamKeys {
-            connect_timeout: keys.connect_timeout.or(general.connect_timeout),
-            tcp_keepalive: keys.tcp_keepalive.or(general.tcp_keepalive),
-            tcp_user_timeout: keys.tcp_user_timeout.or(general.tcp_user_timeout),
-            ..keys
-        };
-        upstream::resolve(&keys, Scope::Database, sources, warnings).map_err(|message| match &file.upstream {
-            Some(ScalarOr::Scalar(_)) => at.problem("upstream", message),
-            _ => blame(&own_path, message),
-        })
-    });
-    let own = own.transpose()?;
-    let named = own
-        .as_ref()
-        .filter(|own| own.names_dbname)
-        .map(|own| own.upstream.dbname.clone());
-    let pool = file
-        .pool
-        .as_ref()
-        .map(|pool| pool_override(pool, &path.key("pool")))
-        .transpose()?;
-    let config = DatabaseConfig {
-        upstream: own.as_ref().map(|own| own.upstream.clone()),
-        dbname: at.read_if("dbname", &file.dbname, Scalar::text)?.or(named),
-        user: at.read_if("user", &file.user, Scalar::text)?,
-        pool: pool.unwrap_or_default(),
-    };
-    Ok(Database { config, own })
-}
-
-/// `users:`; without it, and without `auth_query:`, the logins of the upstreams.
-fn who_may_log_in(
-    file: &File,
-    listeners: &[ListenerConfig],
-    auth: &AuthConfig,
-    general: &Resolved,
-    databases: &Databases,
-    sources: &Sources,
-) -> Result<Vec<UserConfig>, Problem> {
-    if let Some(entries) = file.users.as_ref().filter(|entries| !entries.is_empty()) {
-        return users::resolve(entries, listeners, sources);
-    }
-    if auth.query.is_some() {
-        return Ok(Vec::new());
-    }
-    let user = &general.upstream.user;
-    if general.known_password.is_none() && users::needs_password(listeners) {
-        return Err(Problem::new(
-            KeyPath::dotted("users"),
-            format!(
-                "the upstream has no password that is known at start, so clients can't prove that they are {user:?}; say who \
-                 may log in, such as users: [{{name: {user}, password_file: /run/secrets/{user}}}], or set auth_query"
-            ),
-        ));
-    }
-    let mut users: Vec<UserConfig> = Vec::new();
-    let own = databases
-        .iter()
-        .flat_map(BTreeMap::values)
-        .filter_map(|database| database.own.as_ref());
-    for login in [general]
-        .into_iter()
-        .chain(own.filter(|own| own.known_password.is_some()))
-    {
-        let Resolved {
-            upstream,
-            known_password,
-            ..
-        } = login;
-        if !users.iter().any(|user| user.name == upstream.user) {
-            users.push(users::of_upstream(
-                &upstream.user,
-                &upstream.password,
-                known_password.as_ref(),
-            ));
-        }
-    }
-    Ok(users)
-}
-
-fn auth(file: &File, listeners: &[ListenerConfig], tls: &ClientTlsConfig) -> Result<AuthConfig, Problem> {
-    let at = Section::named("auth");
-    let section = file.auth.clone().unwrap_or_default();
-    let scram_iterations = at.read(
-        "scram_iterations",
-        &section.scram_iterations,
-        |it| it.count(1, 10_000_000),
-        4096,
-    )?;
-    let overheard = listeners.iter().find(|listener| {
-        let is_private = listener.address.is_private() || requires_tls(listener.tls.unwrap_or(tls.mode));
-        listener.auth == AuthMethod::ScramSha256 && !is_private
-    });
-    if let Some(listener) = overheard.filter(|_| scram_iterations < 4096) {
-        let address = &listener.address;
-        return Err(at.problem("scram_iterations", format!("below 4096 is for exchanges that no one can overhear, but {address} is neither loopback, a unix socket, nor TLS only")));
-    }
-    if section.query.is_some() && file.auth_query.is_some() {
-        return Err(at.problem("query", "auth_query is set as well; they are the same key"));
-    }
-    if section.peer_users.is_some() && file.peer_users.is_some() {
-        return Err(at.problem(
-            "peer_users",
-            "the top-level peer_users is set as well; they are the same key",
-        ));
-    }
-    let (query_path, query) = match &section.query {
-        Some(query) => (KeyPath::dotted("auth.query"), query.clone()),
-        None => (
-            KeyPath::dotted("auth_query"),
-            file.auth_query.clone().unwrap_or_default(),
-        ),
-    };
-    let (peers_path, peers) = match section.peer_users {
-        Some(peers) => (KeyPath::dotted("auth.peer_users"), peers),
-        None => (
-            KeyPath::dotted("peer_users"),
-            file.peer_users.clone().unwrap_or_default(),
-        ),
-    };
-    Ok(AuthConfig {
-        scram_iterations,
-        scram_iterations_max: at.read(
-            "scram_iterations_max",
-            &section.scram_iterations_max,
-            |it| it.count(1, 10_000_000),
-            100_000,
-        )?,
-        query: auth_query(&query, query_path)?,
-        peer_users: peer_users(&peers, &peers_path)?,
-    })
-}
-
-fn auth_query(file: &AuthQueryFile, path: KeyPath) -> Result<Option<AuthQueryConfig>, Problem> {
-    let at = Section::at(path);
-    let database = at.read_if("database", &file.database, Scalar::text)?;
-    let user = at.read_if("user", &file.user, Scalar::text)?;
-    let cache_ttl = at.read("cache_ttl", &file.cache_ttl, Scalar::duration_or_zero, seconds(60))?;
-    let negative_ttl = at.read("negative_ttl", &file.negative_ttl, Scalar::duration_or_zero, seconds(5))?;
-    let Some(query) = at.read("query", &file.query, Scalar::text_or_none, None)? else {
-        return match database.or(user) {
-            Some(_) => Err(at.problem("query", "is missing")),
-            None => Ok(None),
-        };
-    };
-    if !query.contains("$1") {
-        return Err(at.problem("query", "must have $1 in it, for the user's name"));
-    }
-    Ok(Some(AuthQueryConfig {
-        query,
-        database,
-        user,
-        cache_ttl,
-        negative_ttl,
-    }))
-}
-
-fn peer_users(
-    file: &BTreeMap<String, ScalarOr<Vec<Scalar>>>,
-    path: &KeyPath,
-) -> Result<BTreeMap<String, Vec<String>>, Problem> {
-    let names = |(system_user, names): (&String, &ScalarOr<Vec<Scalar>>)| {
-        let names = match names {
-            ScalarOr::Scalar(name) => vec![name.text()],
-            ScalarOr::Full(names) => names.iter().map(Scalar::text).collect(),
-        };
-        let names: Result<Vec<String>, String> = names.into_iter().collect();
-        let names = names.map_err(|message| Problem::new(path.key(system_user), message))?;
-        Ok((system_user.clone(), names))
-    };
-    file.iter().map(names).collect()
-}
-
-fn client_tls(file: &TlsFile, sources: &Sources) -> Result<ClientTlsConfig, Problem> {
-    let at = Section::named("tls");
-    let readable = |key: &str, value: &Option<Scalar>| -> Result<Option<PathBuf>, Problem> {
-        let path = at.path_if(key, value)?;
-        let read = path.as_deref().map(|path: &Path| sources.read(path)).transpose();
-        read.map(|_| path).map_err(|message| at.problem(key, message))
-    };
-    Ok(ClientTlsConfig {
-        mode: at.read(
-            "mode",
-            &file.mode,
-            |it| it.word(listen::TLS_MODES),
-            ClientTlsMode::Disable,
-        )?,
-        cert: readable("cert", &file.cert)?,
-        key: readable("key", &file.key)?,
-        client_ca: readable("client_ca", &file.client_ca)?,
-    })
-}
-
-/// Files that the modes in use can't do without.
-fn check_client_tls(tls: &ClientTlsConfig, listeners: &[ListenerConfig]) -> Result<(), Problem> {
-    let at = Section::named("tls");
-    let modes = || {
-        listeners
-            .iter()
-            .map(|listener| listener.tls.unwrap_or(tls.mode))
-            .chain([tls.mode])
-    };
-    let needs = |key: &str, value: &Option<PathBuf>, is_needed: bool, why: &str| {
-        if is_needed && value.is_none() {
-            Err(at.problem(key, format!("is needed for {why}")))
-        } else {
-            Ok(())
-        }
-    };
-    let is_any = modes().any(|mode| mode != ClientTlsMode::Disable);
-    needs("cert", &tls.cert, is_any, "TLS towards clients")?;
-    needs("key", &tls.key, is_any, "TLS towards clients")?;
-    let verifies = modes().any(|mode| mode == ClientTlsMode::VerifyFull);
-    needs(
-        "client_ca",
-        &tls.client_ca,
-        verifies,
-        "mode verify-full: it vouches for the clients' certificates",
-    )
 }
 
 fn limits(file: &LimitsFile) -> Result<LimitsConfig, Problem> {
@@ -725,53 +286,515 @@ fn runtime(file: &File) -> Result<RuntimeConfig, Problem> {
     })
 }
 
-/// An upstream that is our own listener would have us connect to ourselves without end: easily done where PGHOST and
-/// PGPORT, meant for the app, are in our environment too.
-fn refuse_loop(config: &Config) -> Result<(), Problem> {
-    let own = config
-        .databases
-        .iter()
-        .flatten()
-        .filter_map(|(_, database)| database.upstream.as_ref());
-    for upstream in [&config.upstream].into_iter().chain(own) {
-        for listener in &config.listen {
-            if upstream.hosts.iter().any(|host| is_same(host, &listener.address)) {
-                let message = format!(
-                    "is pgsidecar's own address ({}); it must be the database's",
-                    listener.address
-                );
-                return Err(Problem::new(KeyPath::dotted("upstream.url"), message));
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, URL};
+    use super::super::{AuthMethod, Credential, DatabaseConfig, PasswordSource, Secret, reload_difference};
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_interface() {
+        let config = Fixture::new().config();
+        assert_eq!(config.listen.len(), 1);
+        assert_eq!(config.listen[0].address.to_string(), "127.0.0.1:6432");
+        assert_eq!(config.listen[0].auth, AuthMethod::ScramSha256);
+        assert_eq!(config.metrics.listen, Some("127.0.0.1:9930".parse().unwrap()));
+        let pool = &config.pool;
+        assert_eq!(
+            (pool.max_size, pool.min_idle, pool.max_total, pool.max_pools),
+            (20, 1, 80, 100)
+        );
+        assert_eq!(
+            (pool.acquire_timeout, pool.idle_timeout),
+            (Some(seconds(30)), Some(seconds(600)))
+        );
+        assert_eq!((pool.max_lifetime, pool.lifetime_jitter), (Some(seconds(3600)), 0.1));
+        assert_eq!(
+            (pool.park, pool.statement_cache_bytes),
+            (Duration::from_millis(50), 4 << 20)
+        );
+        assert_eq!(
+            (config.limits.max_clients, config.limits.max_unauthenticated),
+            (10_000, 1000)
+        );
+        assert_eq!(config.limits.client_login_timeout, Some(seconds(15)));
+        assert_eq!(config.limits.query_timeout, None);
+        assert_eq!(
+            (config.drain.mode, config.drain.deadline),
+            (DrainMode::Sidecar, seconds(8))
+        );
+        assert_eq!(config.auth.scram_iterations, 4096);
+        assert_eq!(config.upstream.connect_timeout, Some(seconds(10)));
+        assert_eq!(config.upstream.tcp_user_timeout, Some(seconds(30)));
+        assert_eq!(
+            (config.log.level.as_str(), config.log.stats_interval),
+            ("info", Some(seconds(60)))
+        );
+        assert_eq!(config.databases, None);
+    }
+
+    #[test]
+    fn no_upstream_is_one_clear_line() {
+        assert!(
+            Fixture::empty()
+                .error()
+                .starts_with("upstream.url: no upstream is given; set --upstream")
+        );
+        assert!(
+            Fixture::empty()
+                .variable("PGPASSWORD", "x")
+                .error()
+                .contains("no upstream")
+        );
+        assert_eq!(
+            Fixture::empty()
+                .variable("PGHOST", "db")
+                .variable("PGPASSWORD", "x")
+                .config()
+                .upstream
+                .user,
+            "me"
+        );
+    }
+
+    #[test]
+    fn by_default_the_upstreams_own_login_may_log_in() {
+        let config = Fixture::new().config();
+        let expected = Credential::Password(Secret::new("secret"));
+        assert_eq!(
+            (config.users[0].name.as_str(), &config.users[0].credential),
+            ("app", &expected)
+        );
+        let config = Fixture::empty()
+            .yaml("upstream: {url: 'postgres://app@h/d', password_file: /run/pw}")
+            .file("/run/pw", "one\n\n")
+            .config();
+        assert_eq!(config.upstream.password, PasswordSource::File("/run/pw".into()));
+        assert_eq!(
+            config.users[0].credential,
+            Credential::PasswordFile("/run/pw".into(), Secret::new("one\n"))
+        );
+    }
+
+    #[test]
+    fn an_upstream_without_a_known_password_needs_users() {
+        let command = "upstream: {url: 'postgres://app@h/d', password_command: 'echo x'}\n";
+        for yaml in [command, "upstream: {url: 'postgres://app@h/d'}\n"] {
+            let error = Fixture::empty().yaml(yaml).error();
+            assert!(
+                error.starts_with("users: the upstream has no password that is known at start"),
+                "{error}"
+            );
+            for more in [
+                "users: [{name: app, password: x}]",
+                "auth_query: {query: 'SELECT a, b FROM c.d($1)'}",
+                "auth: {query: {query: 'SELECT a, b FROM c.d($1)'}}",
+                "listen: [{address: 'unix:/run', auth: peer}]",
+                "listen: [{address: 'unix:/run', auth: trust}, {address: '127.0.0.1:1', auth: trust}]",
+            ] {
+                Fixture::empty().yaml(&format!("{yaml}{more}")).config();
             }
+        }
+        let error = Fixture::empty()
+            .yaml("upstream: {url: 'postgres://app@h/d', password_file: /none}")
+            .error();
+        assert_eq!(
+            error,
+            "/etc/pgsidecar/config.yaml:1: upstream.password_file: cannot read /none: No such file or directory"
+        );
+        let error = Fixture::new().yaml("upstream: {password_file: /none}").error();
+        assert!(error.contains("the URL has one"), "{error}");
+        let error = Fixture::empty()
+            .yaml("upstream: {url: 'host=h', password_file: /a, password_command: b}")
+            .error();
+        assert!(
+            error.contains("upstream.password_command: password_file is set as well"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn users_have_exactly_one_credential() {
+        let scram = format!("SCRAM-SHA-256$4096:c2FsdA==${0}:{0}", "A".repeat(43) + "=");
+        let yaml = format!(
+            "listen: [{{address: '127.0.0.1:1', auth: md5}}]\nusers:\n- {{name: a, password: x}}\n- {{name: b, password_file: /pw}}\n\
+             - {{name: c, password_env: PW}}\n- {{name: d, verifier: '{scram}'}}\n- {{name: e, verifier: md5{}}}\n\
+             - {{name: f, password_file: /hash, pool: {{mode: session, idle_timeout: off}}}}\n",
+            "0".repeat(32)
+        );
+        let fixture = Fixture::new()
+            .yaml(&yaml)
+            .file("/pw", "y\n")
+            .file("/hash", &scram)
+            .variable("PW", "z");
+        let users = fixture.config().users;
+        assert_eq!(users[0].credential, Credential::Password(Secret::new("x")));
+        assert_eq!(
+            users[1].credential,
+            Credential::PasswordFile("/pw".into(), Secret::new("y"))
+        );
+        assert_eq!(users[2].credential, Credential::Password(Secret::new("z")));
+        assert_eq!(users[3].credential, Credential::Verifier(Secret::new(scram.clone())));
+        assert!(matches!(users[4].credential, Credential::Md5(_)));
+        assert_eq!(users[5].credential, Credential::Verifier(Secret::new(scram)));
+        assert_eq!(
+            (users[5].pool.mode, users[5].pool.idle_timeout),
+            (Some(PoolMode::Session), Some(None))
+        );
+    }
+
+    #[test]
+    fn a_user_that_could_not_log_in_is_refused() {
+        let hash = format!("md5{}", "0".repeat(32));
+        for (entry, words) in [
+            ("{password: x}", "users[0].name: is missing"),
+            ("{name: a}", "users[0]: one of password, password_file"),
+            (
+                "{name: a, password: x, verifier: y}",
+                "users[0].verifier: password is given as well",
+            ),
+            ("{name: a, password: ''}", "users[0].password: must not be empty"),
+            ("{name: a, verifier: x}", "users[0].verifier: must be md5 and 32"),
+            (
+                "{name: a, password_env: NONE}",
+                "users[0].password_env: the variable NONE is not set",
+            ),
+            (
+                "{name: a, password_file: /none}",
+                "users[0].password_file: cannot read /none",
+            ),
+            (
+                "{name: a, password_file: /empty}",
+                "users[0].password_file: holds an empty password",
+            ),
+            ("{name: a, password_file: /long}", "more than 64 kB"),
+            (&format!("{{name: a, verifier: {hash}}}"), "an md5 hash can't prove"),
+            (&format!("{{name: a, password: {hash}}}"), "give it as verifier"),
+            (
+                "{name: a, password: x, pool: {max_size: 3, min_idle: 4}}",
+                "users[0].pool.min_idle: 4 is above max_size",
+            ),
+            (
+                "{name: a, password: x}, {name: a, password: y}",
+                "users[1].name: \"a\" is given twice",
+            ),
+        ] {
+            let fixture = Fixture::new().yaml(&format!("users: [{entry}]")).file("/empty", "\n");
+            let error = fixture.file("/long", &"x".repeat(65_537)).error();
+            assert!(error.contains(words), "{entry}: {error}");
         }
     }
-    Ok(())
-}
 
-fn is_same(host: &Host, address: &ListenAddress) -> bool {
-    match (host, address) {
-        (
-            Host::Unix { directory, port },
-            ListenAddress::Unix {
-                directory: own,
-                port: own_port,
-            },
-        ) => directory == own && port == own_port,
-        (
-            Host::Tcp { host, hostaddr, port },
-            ListenAddress::Tcp {
-                host: own,
-                port: own_port,
-            },
-        ) => {
-            let host = hostaddr.map_or_else(|| host.clone(), |address| address.to_string());
-            let is_local = ListenAddress::Tcp {
-                host: host.clone(),
-                port: *port,
-            }
-            .is_private();
-            let listens_locally = ["0.0.0.0", "::", "localhost", "127.0.0.1"].contains(&own.as_str());
-            port == own_port && (host == *own || is_local && listens_locally)
+    #[test]
+    fn trap_87_a_secret_file_loses_one_newline_and_may_be_long() {
+        let long = "x".repeat(65_536);
+        let fixture = Fixture::new()
+            .yaml("users: [{name: a, password_file: /long}]")
+            .file("/long", &format!("{long}\r\n"));
+        assert_eq!(
+            fixture.config().users[0].credential,
+            Credential::PasswordFile("/long".into(), Secret::new(long))
+        );
+    }
+
+    #[test]
+    fn databases_restrict_rename_and_lead_elsewhere() {
+        let config = Fixture::new()
+            .yaml(
+                "databases:\n  app:\n  reports: {dbname: rep, user: reader, pool: {max_size: 2}}\n  far: {upstream: 'postgres://u:p@far:1/there'}\n\
+                 \x20 near: {upstream: {url: 'postgres://u:p@near', connect_timeout: 1s}}\n",
+            )
+            .variable("PGPASSWORD", "elsewhere")
+            .variable("PGSSLMODE", "disable")
+            .config();
+        let databases = config.databases.unwrap();
+        assert_eq!(databases["app"], DatabaseConfig::default());
+        assert_eq!(databases["reports"].dbname.as_deref(), Some("rep"));
+        assert_eq!(databases["reports"].user.as_deref(), Some("reader"));
+        assert_eq!(databases["reports"].pool.max_size, Some(2));
+        assert_eq!(databases["far"].dbname.as_deref(), Some("there"));
+        let near = databases["near"].upstream.as_ref().unwrap();
+        assert_eq!(
+            (databases["near"].dbname.as_deref(), near.connect_timeout),
+            (None, Some(seconds(1)))
+        );
+        assert_eq!(near.tls.sslmode, super::super::SslMode::Disable);
+        let names: Vec<&str> = config.users.iter().map(|user| user.name.as_str()).collect();
+        assert_eq!(names, ["app", "u"]);
+    }
+
+    #[test]
+    fn a_password_in_the_environment_is_for_the_general_upstream_alone() {
+        let fixture = Fixture::new()
+            .variable("PGPASSWORD", "elsewhere")
+            .variable("PGUSER", "x");
+        let config = fixture
+            .yaml("databases: {far: {upstream: 'postgres://far/there'}}")
+            .config();
+        let far = config.databases.unwrap()["far"].upstream.clone().unwrap();
+        assert_eq!((far.user.as_str(), far.password), ("me", PasswordSource::None));
+    }
+
+    #[test]
+    fn databases_with_upstreams_of_their_own_need_no_general_one() {
+        let config = Fixture::empty()
+            .yaml("databases: {a: {upstream: 'postgres://u:p@h/x'}}")
+            .config();
+        assert_eq!(config.upstream.dbname, "x");
+        assert!(
+            Fixture::empty()
+                .yaml("databases: {a: {upstream: 'postgres://u:p@h/x'}, b: {}}")
+                .error()
+                .contains("no upstream")
+        );
+        assert!(
+            Fixture::new()
+                .yaml("databases: {}")
+                .error()
+                .contains("databases: is empty")
+        );
+        assert!(
+            Fixture::new()
+                .yaml("databases: {a: {upstream: {}}}")
+                .error()
+                .contains("databases.a.upstream.url: is missing")
+        );
+        let error = Fixture::new()
+            .yaml("databases:\n  a:\n    upstream: postgres://h?x=y\n")
+            .error();
+        assert!(
+            error.starts_with("/etc/pgsidecar/config.yaml:3: databases.a.upstream: invalid connection option"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn few_scram_iterations_are_for_private_exchanges() {
+        let with = |listen: &str| Fixture::new().yaml(&format!("auth: {{scram_iterations: 1}}\n{listen}"));
+        with("listen: ['127.0.0.1:1', 'unix:/run']").config();
+        assert!(
+            with("listen: ['127.0.0.1:1', '0.0.0.0:2']")
+                .error()
+                .contains(":1: auth.scram_iterations: below 4096")
+        );
+        with("listen: [{address: '0.0.0.0:2', auth: md5}]").config();
+        let tls = "listen: ['0.0.0.0:2']\ntls: {mode: require, cert: /c, key: /k}";
+        with(tls).file("/c", "").file("/k", "").config();
+        assert!(
+            with("")
+                .variable("PGSIDECAR__AUTH__SCRAM_ITERATIONS", "0")
+                .error()
+                .contains("from 1 to")
+        );
+    }
+
+    #[test]
+    fn tls_needs_its_files() {
+        for (yaml, words) in [
+            ("tls: {mode: require}", "tls.cert: is needed"),
+            ("tls: {mode: require, cert: /c}", "tls.key: is needed"),
+            (
+                "tls: {mode: verify-full, cert: /c, key: /c}",
+                "tls.client_ca: is needed",
+            ),
+            ("tls: {cert: /none}", "tls.cert: cannot read /none"),
+            ("listen: [{address: 'h:1', tls: allow}]", "tls.cert: is needed"),
+            (
+                "tls: {mode: prefer}",
+                "tls.mode: must be one of disable, allow, require, verify-full, not \"prefer\"",
+            ),
+        ] {
+            let error = Fixture::new().yaml(yaml).file("/c", "").error();
+            assert!(error.contains(words), "{yaml}: {error}");
         }
-        _ => false,
+    }
+
+    #[test]
+    fn values_out_of_bounds_name_their_key() {
+        for (yaml, words) in [
+            (
+                "pool: {mode: txn}",
+                "pool.mode: must be one of transaction, session, statement",
+            ),
+            (
+                "pool: {max_size: 2, min_idle: 3}",
+                "pool.min_idle: 3 is above max_size, which is 2",
+            ),
+            (
+                "pool: {idle_timeout: 10}",
+                "pool.idle_timeout: must be a duration with its unit",
+            ),
+            (
+                "pool: {lifetime_jitter: 10}",
+                "pool.lifetime_jitter: must be a percentage",
+            ),
+            ("pool: {cancel_timeout: off}", "pool.cancel_timeout: can't be off"),
+            ("drain: {deadline: 0}", "drain.deadline: can't be off or 0"),
+            ("drain: {mode: k8s}", "drain.mode: must be one of sidecar, server"),
+            ("limits: {max_clients: 0}", "limits.max_clients: must be a whole number"),
+            (
+                "limits: {statement_bytes: lots}",
+                "limits.statement_bytes: must be a size",
+            ),
+            (
+                "metrics: {listen: somewhere:1}",
+                "metrics.listen: \"somewhere:1\" is no address",
+            ),
+            ("log: {level: loud}", "log.level: \"loud\" is no level"),
+            ("log: {format: xml}", "log.format: must be one of text, json"),
+            ("log: {connections: 3}", "log.connections: must be true or false"),
+            ("runtime: {threads: 0}", "runtime.threads: must be a whole number"),
+            ("auth_query: {query: 'SELECT 1'}", "auth_query.query: must have $1"),
+            ("auth_query: {user: x}", "auth_query.query: is missing"),
+            (
+                "auth_query: {query: '$1'}\nauth: {query: {query: '$1'}}",
+                "auth.query: auth_query is set as well",
+            ),
+            (
+                "peer_users: {a: b}\nauth: {peer_users: {a: b}}",
+                "auth.peer_users: the top-level",
+            ),
+            ("upstream: {tcp_keepalive: 30s}", "upstream.tcp_keepalive: must be off"),
+            (
+                "allow_insecure_listen: maybe",
+                "allow_insecure_listen: must be true or false",
+            ),
+        ] {
+            let error = Fixture::new().yaml(yaml).error();
+            assert!(error.contains(words), "{yaml}: {error}");
+        }
+    }
+
+    #[test]
+    fn off_is_off() {
+        let config = Fixture::new()
+            .yaml(
+                "pool: {acquire_timeout: off, idle_timeout: none, max_lifetime: 0, lifetime_jitter: off, park: off}\n\
+                 metrics: {listen: off}\nlog: {stats_interval: false, level: off}\nupstream: {tcp_keepalive: off, tcp_user_timeout: off, connect_timeout: 0}",
+            )
+            .config();
+        assert_eq!(
+            (
+                config.pool.acquire_timeout,
+                config.pool.idle_timeout,
+                config.pool.max_lifetime
+            ),
+            (None, None, None)
+        );
+        assert_eq!((config.pool.lifetime_jitter, config.pool.park), (0.0, Duration::ZERO));
+        assert_eq!(
+            (
+                config.metrics.listen,
+                config.log.stats_interval,
+                config.log.level.as_str()
+            ),
+            (None, None, "off")
+        );
+        assert_eq!(
+            (
+                config.upstream.tcp_keepalive,
+                config.upstream.tcp_user_timeout,
+                config.upstream.connect_timeout
+            ),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn peers_and_queries() {
+        let config = Fixture::new()
+            .yaml("peer_users: {root: app, www: [a, b]}\nauth_query: {query: 'SELECT u, p FROM s.f($1)', database: d, negative_ttl: off}")
+            .config();
+        assert_eq!(config.auth.peer_users["www"], ["a", "b"]);
+        assert_eq!(config.auth.peer_users["root"], ["app"]);
+        let query = config.auth.query.unwrap();
+        assert_eq!(
+            (query.database.as_deref(), query.cache_ttl, query.negative_ttl),
+            (Some("d"), seconds(60), Duration::ZERO)
+        );
+        assert!(config.users.is_empty());
+    }
+
+    #[test]
+    fn an_upstream_that_is_our_own_listener_is_refused() {
+        for (url, listen, is_refused) in [
+            ("postgres://a:b@127.0.0.1:6432/d", "127.0.0.1:6432", true),
+            ("postgres://a:b@localhost:6432/d", "0.0.0.0:6432", true),
+            ("postgres://a:b@other:1,localhost:6432/d", "[::]:6432", true),
+            ("postgres://a:b@/d?host=/run&port=6432", "unix:/run", true),
+            ("postgres://a:b@/d?host=/run", "unix:/run", false),
+            ("postgres://a:b@127.0.0.1:5432/d", "127.0.0.1:6432", false),
+            ("postgres://a:b@db:6432/d", "0.0.0.0:6432", false),
+        ] {
+            let loaded = Fixture::empty()
+                .variable("PGSIDECAR_UPSTREAM", url)
+                .variable("PGSIDECAR_LISTEN", listen)
+                .load();
+            assert_eq!(
+                loaded.is_err_and(|error| error.contains("pgsidecar's own address")),
+                is_refused,
+                "{url} {listen}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reload_tells_what_needs_a_restart() {
+        let old = Fixture::new().config();
+        assert!(reload_difference(&old, &Fixture::new().yaml("pool: {max_size: 2}").config()).is_empty());
+        let new = Fixture::new()
+            .yaml("listen: 'localhost:1'\nmetrics: {listen: off}\nruntime: {threads: 2}")
+            .config();
+        assert_eq!(
+            reload_difference(&old, &new),
+            ["listen", "metrics.listen", "runtime.threads"]
+        );
+    }
+
+    #[test]
+    fn a_pool_larger_than_the_total_is_warned_of() {
+        let warnings = Fixture::new().yaml("pool: {max_size: 100}").load().unwrap().warnings;
+        assert_eq!(
+            warnings,
+            ["pool.max_size (100) is above pool.max_total (80), which caps it"]
+        );
+    }
+
+    #[test]
+    fn a_probe_does_not_fail_for_another_key() {
+        let fixture = Fixture::empty().yaml("pool: {max_size: 0}\nmetrics: {listen: 127.0.0.1:7}");
+        assert_eq!(
+            metrics_listen(&fixture.sources),
+            Ok(Some("127.0.0.1:7".parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn the_listing_masks_secrets_and_can_be_read_again() {
+        let yaml = "users:\n- {name: a, password: hunter2, pool: {mode: session, connect_query: none}}\n\
+                    databases: {x: {upstream: 'postgres://u:hunter2@[::1]:7/d?target_session_attrs=primary', pool: {lifetime_jitter: 7%}}}\n\
+                    listen: [{address: 'unix:/run', unix_socket_mode: '0770'}, {address: 'localhost:1', auth: password}]\n\
+                    limits: {query_timeout: 90s}\nauth_query: {query: 'SELECT a, b FROM s.f($1)'}\n";
+        let url = "postgres://app:hunter2@%2Frun%2Fx,db:7/a%2Fb?application_name=x%20y&hostaddr=,10.0.0.1&ssl_max_protocol_version=TLSv1.3";
+        let config = Fixture::empty().variable("PGSIDECAR_UPSTREAM", url).yaml(yaml).config();
+        let listing = config.describe();
+        assert!(!listing.contains("hunter2"), "{listing}");
+        for words in [
+            "postgresql://app:***@%2Frun%2Fx:5432,db:7/a%2Fb?sslmode=prefer",
+            "unix_socket_mode: '0770'",
+            "query_timeout: 90s",
+            "lifetime_jitter: 7%",
+        ] {
+            assert!(listing.contains(words), "{words} in {listing}");
+        }
+        let again = Fixture::empty().yaml(&listing).config();
+        assert_eq!(again.describe(), listing);
+        assert_eq!(
+            (again.upstream.hosts, again.pool, again.limits),
+            (config.upstream.hosts, config.pool, config.limits)
+        );
+        let listing = Fixture::new().config().describe();
+        assert_eq!(Fixture::empty().yaml(&listing).config().describe(), listing);
+        assert!(!listing.contains(URL));
     }
 }

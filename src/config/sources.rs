@@ -420,3 +420,173 @@ fn merge(under: &mut Value, over: &Value, shape: &Shape) {
         (_, under, over) => *under = over.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Fixture, URL};
+    use super::*;
+
+    #[test]
+    fn flags_beat_environment_beat_file_beat_defaults() {
+        let mut fixture =
+            Fixture::new().yaml("pool: {max_size: 5, min_idle: 2}\nlisten: 'a:1'\nmetrics: {listen: 127.0.0.1:1}");
+        let config = fixture.config();
+        assert_eq!(
+            (config.pool.max_size, config.pool.min_idle, config.pool.max_total),
+            (5, 2, 80)
+        );
+        assert_eq!(config.listen[0].address.to_string(), "a:1");
+        fixture = fixture
+            .variable("PGSIDECAR__POOL__MAX_SIZE", "7")
+            .variable("PGSIDECAR_LISTEN", "b:1,unix:/run")
+            .variable("PGSIDECAR_METRICS_LISTEN", "127.0.0.1:2");
+        let config = fixture.config();
+        assert_eq!((config.pool.max_size, config.pool.min_idle), (7, 2));
+        assert_eq!(config.listen.len(), 2);
+        fixture.sources.flags.listen = vec!["c:1".into()];
+        fixture.sources.flags.metrics_listen = Some("127.0.0.1:3".into());
+        fixture.sources.flags.upstream = Some("postgres://u:p@flag/d".into());
+        let config = fixture.config();
+        assert_eq!(
+            (config.listen.len(), config.listen[0].address.to_string()),
+            (1, "c:1".into())
+        );
+        assert_eq!(config.metrics.listen, Some("127.0.0.1:3".parse().unwrap()));
+        assert_eq!(config.upstream.dbname, "d");
+        let address = super::super::metrics_listen(&fixture.sources);
+        assert_eq!(address, Ok(config.metrics.listen));
+    }
+
+    #[test]
+    fn a_short_variable_beats_the_long_one() {
+        let fixture = Fixture::new().variable("PGSIDECAR__UPSTREAM__URL", "postgres://x:y@other/o");
+        assert_eq!(fixture.config().upstream.dbname, "app");
+    }
+
+    #[test]
+    fn lists_and_maps_are_yaml_values_in_variables() {
+        let config = Fixture::new()
+            .variable("PGSIDECAR__USERS", "[{name: app, password_file: /run/secrets/app}]")
+            .variable("PGSIDECAR__DATABASES", "{app: {pool: {mode: session}}, other: }")
+            .variable("PGSIDECAR__POOL", "{max_size: 3}")
+            .variable("PGSIDECAR__UPSTREAM__TCP_KEEPALIVE", "{idle: 5s}")
+            .variable("PGSIDECAR__LISTEN", "[::1]:6432")
+            .variable("PGSIDECAR__POOL__CONNECT_QUERY", "SET a.b = 'c: d' # e")
+            .variable("PGSIDECAR__POOL__MIN_IDLE", "")
+            .file("/run/secrets/app", "s3cret\n")
+            .config();
+        assert_eq!(config.users[0].name, "app");
+        assert_eq!(config.databases.unwrap().len(), 2);
+        assert_eq!((config.pool.max_size, config.pool.min_idle), (3, 1));
+        assert_eq!(config.upstream.tcp_keepalive.unwrap().idle.as_secs(), 5);
+        assert_eq!(config.listen[0].address.to_string(), "[::1]:6432");
+        assert_eq!(config.pool.connect_query.as_deref(), Some("SET a.b = 'c: d' # e"));
+        let error = Fixture::new().variable("PGSIDECAR__USERS", "[{").error();
+        assert_eq!(error, "PGSIDECAR__USERS: is not a YAML value such as [a, b] or {a: b}");
+    }
+
+    #[test]
+    fn only_long_variables_are_checked_for_misspelling() {
+        let fixture = Fixture::new()
+            .variable("PGSIDECAR_PORT", "tcp://10.0.0.1:6432")
+            .variable("PGSIDECAR_SERVICE_HOST", "x");
+        fixture.config();
+        let error = fixture.variable("PGSIDECAR__POOL__MAX_SIZ", "3").error();
+        assert_eq!(
+            error,
+            "PGSIDECAR__POOL__MAX_SIZ: no such key; did you mean PGSIDECAR__POOL__MAX_SIZE?"
+        );
+    }
+
+    #[test]
+    fn an_error_says_where() {
+        let fixture = Fixture::new().yaml("# one\npool:\n  max_size: 3\n  max_sise: 4\n");
+        let expected = "/etc/pgsidecar/config.yaml:4: pool.max_sise: no such key; did you mean pool.max_size?";
+        assert_eq!(fixture.error(), expected);
+        let fixture = Fixture::new().yaml("pool:\n  mode: transaction\n  max_size: none\n");
+        assert!(
+            fixture
+                .error()
+                .starts_with("/etc/pgsidecar/config.yaml:3: pool.max_size: must be a whole number")
+        );
+        let fixture = fixture.variable("PGSIDECAR__POOL__MAX_SIZE", "0");
+        assert!(
+            fixture
+                .error()
+                .starts_with("PGSIDECAR__POOL__MAX_SIZE: pool.max_size: must be a whole number")
+        );
+        let fixture = Fixture::new().yaml("users:\n- name: a\n  password: x\n- name: b\n  password: 12\n");
+        assert_eq!(
+            fixture.error(),
+            "/etc/pgsidecar/config.yaml:5: users[1].password: must be text; put it in quotes"
+        );
+        let mut fixture = Fixture::empty();
+        fixture.sources.flags.upstream = Some("postgres://app:hunter2@h/d?sslmod=x".into());
+        let error = fixture.error();
+        assert!(
+            error.starts_with("--upstream: upstream.url: invalid connection option \"sslmod\""),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_yaml_or_not_there_is_one_clear_line() {
+        assert!(
+            Fixture::new()
+                .yaml("pool: {a: b")
+                .error()
+                .starts_with("/etc/pgsidecar/config.yaml:")
+        );
+        assert!(
+            Fixture::new()
+                .yaml("pool: {}\npool: {}")
+                .error()
+                .contains("duplicate entry")
+        );
+        let mut fixture = Fixture::new();
+        fixture.sources.flags.config = Some("/nowhere.yaml".into());
+        assert_eq!(
+            fixture.error(),
+            "--config: cannot read /nowhere.yaml: No such file or directory"
+        );
+        let fixture = Fixture::new().variable("PGSIDECAR_CONFIG", "/nowhere.yaml");
+        assert_eq!(
+            fixture.error(),
+            "PGSIDECAR_CONFIG: cannot read /nowhere.yaml: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn an_empty_file_and_empty_sections_are_the_defaults() {
+        for yaml in ["", "# nothing\n", "pool:\nlimits: {}\nusers: []\nlisten: ~\n", "---\n"] {
+            assert_eq!(Fixture::new().yaml(yaml).config(), Fixture::new().config(), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn the_url_may_be_in_a_file() {
+        let fixture = Fixture::empty().variable("PGSIDECAR_UPSTREAM_FILE", "/run/url");
+        assert_eq!(
+            fixture.error(),
+            "PGSIDECAR_UPSTREAM_FILE: cannot read /run/url: No such file or directory"
+        );
+        let fixture = fixture.file("/run/url", &format!("{URL}\n"));
+        assert_eq!(fixture.config().upstream, Fixture::new().config().upstream);
+        let error = fixture.variable("PGSIDECAR_UPSTREAM", URL).error();
+        assert!(error.contains("set one of the two"), "{error}");
+    }
+
+    #[test]
+    fn a_variable_of_ours_that_is_not_text_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let pair = |name: &str| (OsString::from(name), OsString::from_vec(vec![0xff]));
+        assert!(readable_environment([pair("OTHER")].into_iter()).unwrap().is_empty());
+        let error = readable_environment([pair("PGPASSWORD")].into_iter()).unwrap_err();
+        assert_eq!(error.to_string(), "PGPASSWORD: its value is not UTF-8");
+    }
+
+    #[test]
+    fn debug_shows_no_value() {
+        assert!(!format!("{:?}", Fixture::new().sources).contains("secret"));
+    }
+}

@@ -553,3 +553,455 @@ fn startup_parameters(parameters: &Lookup<'_>, sources: &Sources) -> Result<Vec<
     }
     Ok(startup)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::Fixture;
+    use super::super::{RootCert, SslMode, TlsVersion};
+    use super::*;
+
+    fn fixture(url: &str) -> Fixture {
+        Fixture::empty()
+            .variable("PGSIDECAR_UPSTREAM", url)
+            .yaml("listen: [{address: 'unix:/l', auth: trust}]")
+    }
+
+    fn upstream(url: &str) -> UpstreamConfig {
+        fixture(url).config().upstream
+    }
+
+    fn error(url: &str) -> String {
+        fixture(url).error()
+    }
+
+    fn tcp(host: &str, port: u16) -> Host {
+        Host::Tcp {
+            host: host.into(),
+            hostaddr: None,
+            port,
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports_are_lists() {
+        for (url, hosts) in [
+            ("postgres://h", vec![tcp("h", 5432)]),
+            ("postgres://a:1,b", vec![tcp("a", 1), tcp("b", 5432)]),
+            ("host=a,b port=7", vec![tcp("a", 7), tcp("b", 7)]),
+            ("host=a,b port=7,8", vec![tcp("a", 7), tcp("b", 8)]),
+            ("postgres://[::1]:9", vec![tcp("::1", 9)]),
+            (
+                "postgres://%2Frun%2Fpg/d",
+                vec![Host::Unix {
+                    directory: "/run/pg".into(),
+                    port: 5432,
+                }],
+            ),
+            (
+                "postgres:///d?host=/a,b&port=1,2",
+                vec![
+                    Host::Unix {
+                        directory: "/a".into(),
+                        port: 1,
+                    },
+                    tcp("b", 2),
+                ],
+            ),
+            (
+                "postgres:///d",
+                vec![Host::Unix {
+                    directory: "/tmp".into(),
+                    port: 5432,
+                }],
+            ),
+            (
+                "host=a hostaddr=10.0.0.1",
+                vec![Host::Tcp {
+                    host: "a".into(),
+                    hostaddr: Some("10.0.0.1".parse().unwrap()),
+                    port: 5432,
+                }],
+            ),
+            (
+                "hostaddr=::1",
+                vec![Host::Tcp {
+                    host: "::1".into(),
+                    hostaddr: Some("::1".parse().unwrap()),
+                    port: 5432,
+                }],
+            ),
+        ] {
+            assert_eq!(upstream(url).hosts, hosts, "{url}");
+        }
+        let debian = fixture("postgres:///d")
+            .file("/var/run/postgresql/x", "")
+            .config()
+            .upstream;
+        assert_eq!(
+            debian.hosts,
+            [Host::Unix {
+                directory: "/var/run/postgresql".into(),
+                port: 5432
+            }]
+        );
+        for (url, words) in [
+            (
+                "host=a,b hostaddr=10.0.0.1",
+                "could not match 2 host names to 1 hostaddr",
+            ),
+            ("host=a,b,c port=1,2", "could not match 2 port numbers to 3 hosts"),
+            ("hostaddr=db", "hostaddr: is not an IP address"),
+            ("host=@abstract", "abstract unix sockets"),
+            ("postgres://h:0", "port: must be a number from 1 to 65535"),
+            ("postgres://h:65536", "port: must be"),
+        ] {
+            assert!(error(url).contains(words), "{url}: {}", error(url));
+        }
+    }
+
+    #[test]
+    fn a_password_that_was_not_encoded_is_not_repeated() {
+        let error = error("postgres://app:hunter2/hunter2@h/d");
+        assert!(
+            error.contains("percent-encoded") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn user_and_database_have_libpqs_defaults() {
+        let it = upstream("postgres://h");
+        assert_eq!((it.user.as_str(), it.dbname.as_str()), ("me", "me"));
+        let it = upstream("postgres://joe@h");
+        assert_eq!((it.user.as_str(), it.dbname.as_str()), ("joe", "joe"));
+        let it = fixture("postgres://h")
+            .variable("PGUSER", "u")
+            .variable("PGDATABASE", "d")
+            .config()
+            .upstream;
+        assert_eq!((it.user.as_str(), it.dbname.as_str()), ("u", "d"));
+        let it = fixture("postgres://joe@h/x")
+            .variable("PGUSER", "u")
+            .variable("PGDATABASE", "d")
+            .config()
+            .upstream;
+        assert_eq!((it.user.as_str(), it.dbname.as_str()), ("joe", "x"));
+    }
+
+    #[test]
+    fn words_have_their_values() {
+        let it =
+            upstream("host=h target_session_attrs=prefer-standby load_balance_hosts=random channel_binding=require");
+        assert_eq!(it.target_session_attrs, TargetSessionAttrs::PreferStandby);
+        assert_eq!(
+            (it.load_balance_hosts, it.channel_binding),
+            (true, ChannelBinding::Require)
+        );
+        for keyword in [
+            "target_session_attrs",
+            "load_balance_hosts",
+            "channel_binding",
+            "sslmode",
+            "sslnegotiation",
+            "sslsni",
+        ] {
+            let error = error(&format!("host=h {keyword}=x"));
+            assert!(
+                error.contains(&format!("{keyword}: invalid value \"x\"; it must be one of")),
+                "{error}"
+            );
+        }
+        let error = fixture("host=h").variable("PGSSLMODE", "x").error();
+        assert!(error.contains("upstream.url: PGSSLMODE: invalid value"), "{error}");
+    }
+
+    #[test]
+    fn what_can_not_be_honoured_is_refused_by_name() {
+        for (parameter, words) in [
+            ("gssencmode=require", "gssencmode: GSSAPI encryption is not supported"),
+            ("gssdelegation=1", "gssdelegation:"),
+            ("sslcompression=1", "sslcompression:"),
+            ("min_protocol_version=3.2", "min_protocol_version:"),
+            ("max_protocol_version=2.0", "max_protocol_version:"),
+            ("krbsrvname=x", "krbsrvname:"),
+            ("gsslib=x", "gsslib:"),
+            ("sslpassword=x", "sslpassword:"),
+            ("sslkeylogfile=x", "sslkeylogfile:"),
+            ("requirepeer=x", "requirepeer:"),
+            ("replication=true", "replication:"),
+            ("scram_client_key=x", "scram_client_key:"),
+            ("oauth_issuer=x", "oauth_issuer:"),
+            ("client_encoding=auto", "client_encoding: auto"),
+            ("sslcertmode=require", "sslcertmode:"),
+            (
+                "ssl_min_protocol_version=TLSv1",
+                "ssl_min_protocol_version: TLSv1 is not supported",
+            ),
+            (
+                "ssl_max_protocol_version=TLSv1.1",
+                "ssl_max_protocol_version: TLSv1.1 is not supported",
+            ),
+            (
+                "ssl_max_protocol_version=SSLv3",
+                "ssl_max_protocol_version: invalid value",
+            ),
+            ("connect_timeout=x", "connect_timeout: invalid integer value"),
+            ("keepalives=2", "keepalives: must be 0 or 1"),
+        ] {
+            let error = error(&format!("host=h {parameter}"));
+            assert!(error.contains(words), "{parameter}: {error}");
+        }
+        for harmless in [
+            "gssencmode=prefer",
+            "gssencmode=disable",
+            "sslcompression=0",
+            "max_protocol_version=latest",
+            "krbsrvname=''",
+        ] {
+            upstream(&format!("host=h {harmless}"));
+        }
+        assert!(
+            fixture("host=h")
+                .variable("PGREQUIREPEER", "x")
+                .error()
+                .contains("PGREQUIREPEER: ")
+        );
+    }
+
+    #[test]
+    fn timeouts_come_from_the_url_then_our_key_then_the_variable() {
+        let seconds = |it: u64| Some(Duration::from_secs(it));
+        let timeout = |fixture: Fixture| fixture.config().upstream.connect_timeout;
+        assert_eq!(timeout(fixture("host=h")), seconds(10));
+        let with_variable = || fixture("host=h").variable("PGCONNECT_TIMEOUT", "3");
+        assert_eq!(timeout(with_variable()), seconds(3));
+        assert_eq!(
+            timeout(with_variable().variable("PGSIDECAR__UPSTREAM__CONNECT_TIMEOUT", "4s")),
+            seconds(4)
+        );
+        let url = fixture("host=h connect_timeout=5").variable("PGSIDECAR__UPSTREAM__CONNECT_TIMEOUT", "4s");
+        assert_eq!(timeout(url), seconds(5));
+        assert_eq!(timeout(fixture("host=h connect_timeout=0")), None);
+        assert_eq!(timeout(fixture("host=h connect_timeout=-1")), None);
+        assert_eq!(
+            upstream("host=h tcp_user_timeout=1500").tcp_user_timeout,
+            Some(Duration::from_millis(1500))
+        );
+        assert_eq!(upstream("host=h tcp_user_timeout=0").tcp_user_timeout, None);
+        assert_eq!(upstream("host=h keepalives=0").tcp_keepalive, None);
+        let keepalive = upstream("host=h keepalives_idle=7 keepalives_count=0")
+            .tcp_keepalive
+            .unwrap();
+        assert_eq!((keepalive.idle, keepalive.count), (Duration::from_secs(7), 3));
+        let off = fixture("host=h").variable("PGSIDECAR__UPSTREAM__TCP_KEEPALIVE", "off");
+        assert_eq!(off.config().upstream.tcp_keepalive, None);
+        let on = fixture("host=h keepalives=1").variable("PGSIDECAR__UPSTREAM__TCP_KEEPALIVE", "off");
+        assert_eq!(on.config().upstream.tcp_keepalive, Some(TCP_KEEPALIVE));
+    }
+
+    #[test]
+    fn settings_go_into_the_startup_message() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let it = upstream("postgres://h?options=-c%20geqo%3Doff&fallback_application_name=f&client_encoding=UTF8");
+        let expected = [
+            pair("options", "-c geqo=off"),
+            pair("application_name", "f"),
+            pair("client_encoding", "UTF8"),
+        ];
+        assert_eq!(it.startup_parameters, expected);
+        let it = fixture("host=h fallback_application_name=f")
+            .variable("PGAPPNAME", "n")
+            .variable("PGTZ", "UTC");
+        assert_eq!(
+            it.config().upstream.startup_parameters,
+            [pair("application_name", "n"), pair("timezone", "UTC")]
+        );
+    }
+
+    #[test]
+    fn require_auth_is_a_list_or_what_is_left() {
+        let methods = |text: &str| upstream(&format!("host=h require_auth={text}")).require_auth.unwrap();
+        assert_eq!(methods("scram-sha-256,md5"), ["md5", "scram-sha-256"]);
+        assert_eq!(methods("!password,!md5"), ["gss", "sspi", "scram-sha-256", "none"]);
+        assert_eq!(methods("none"), ["none"]);
+        assert_eq!(upstream("host=h require_auth=''").require_auth, None);
+        for bad in ["md5,!password", "md5,md5", "nonsense", "oauth", "md5,"] {
+            assert!(
+                error(&format!("host=h require_auth={bad}")).contains("require_auth: "),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn passwords_come_from_the_url_the_variable_or_the_password_file() {
+        let source = |fixture: &Fixture| fixture.config().upstream.password;
+        let both = fixture("postgres://u:one@h").variable("PGPASSWORD", "two");
+        assert_eq!(source(&both), PasswordSource::Literal(Secret::new("one")));
+        let variable = fixture("postgres://u@h").variable("PGPASSWORD", "two");
+        assert_eq!(source(&variable), PasswordSource::Literal(Secret::new("two")));
+        let home = fixture("postgres://u@x,h/d").file("/home/me/.pgpass", "h:5432:d:u:three\n");
+        assert_eq!(source(&home), PasswordSource::Passfile("/home/me/.pgpass".into()));
+        assert_eq!(
+            home.config().users,
+            [super::super::UserConfig {
+                name: "u".into(),
+                credential: super::super::Credential::Password(Secret::new("three")),
+                pool: Default::default(),
+            }]
+        );
+        let other = fixture("postgres://other@h/d").file("/home/me/.pgpass", "h:5432:d:u:three\n");
+        assert_eq!(source(&other), PasswordSource::None);
+        let named = fixture("postgres://u@h?passfile=/pw")
+            .variable("PGPASSFILE", "/no")
+            .file("/pw", "*:*:*:*:four");
+        assert_eq!(source(&named), PasswordSource::Passfile("/pw".into()));
+        let socket = fixture("postgres://u@/d?passfile=/pw").file("/pw", "localhost:*:*:*:five");
+        assert_eq!(source(&socket), PasswordSource::Passfile("/pw".into()));
+    }
+
+    #[test]
+    fn a_password_file_that_others_can_read_is_passed_over() {
+        let loaded = fixture("postgres://u@h/d")
+            .file_with_mode("/home/me/.pgpass", "*:*:*:*:x", 0o640)
+            .load()
+            .unwrap();
+        assert_eq!(loaded.config.upstream.password, PasswordSource::None);
+        assert!(
+            loaded.warnings[0].contains("/home/me/.pgpass has group or world access"),
+            "{:?}",
+            loaded.warnings
+        );
+    }
+
+    #[test]
+    fn a_service_supplies_what_the_url_leaves_out() {
+        let file = "[prod]\nhost=prod.example\nuser=svc\nsslmode=disable\n";
+        let it = fixture("postgres://u@/d?service=prod")
+            .file("/home/me/.pg_service.conf", file)
+            .config()
+            .upstream;
+        assert_eq!(
+            (it.hosts, it.user.as_str(), it.tls.sslmode),
+            (vec![tcp("prod.example", 5432)], "u", SslMode::Disable)
+        );
+        let it = fixture("service=prod")
+            .file("/etc/postgresql-common/pg_service.conf", file)
+            .config()
+            .upstream;
+        assert_eq!(it.user, "svc");
+        let it = fixture("dbname=d")
+            .variable("PGSERVICE", "prod")
+            .variable("PGSERVICEFILE", "/s")
+            .file("/s", file)
+            .config();
+        assert_eq!((it.upstream.user.as_str(), it.upstream.dbname.as_str()), ("svc", "d"));
+        assert!(error("service=nosuch").contains("definition of service \"nosuch\" not found"));
+        assert!(error("service=prod servicefile=/none").contains("service: cannot read /none"));
+        let bad = fixture("service=prod")
+            .file("/home/me/.pg_service.conf", "[prod]\nhosst=x\n")
+            .error();
+        assert!(
+            bad.contains("/home/me/.pg_service.conf: invalid connection option \"hosst\""),
+            "{bad}"
+        );
+    }
+
+    #[test]
+    fn verification_needs_a_root_certificate() {
+        for mode in ["verify-ca", "verify-full"] {
+            let url = format!("postgres://h?sslmode={mode}");
+            let message = error(&url);
+            assert!(
+                message.contains("sslrootcert: root certificate file \"/home/me/.postgresql/root.crt\" does not exist"),
+                "{message}"
+            );
+            let found = fixture(&url)
+                .file("/home/me/.postgresql/root.crt", "")
+                .config()
+                .upstream
+                .tls;
+            assert_eq!(
+                found.sslrootcert,
+                RootCert::File("/home/me/.postgresql/root.crt".into())
+            );
+            assert!(error(&format!("{url}&sslrootcert=/none")).contains("sslrootcert: cannot read /none"));
+            fixture(&format!("{url}&sslrootcert=/ca")).file("/ca", "").config();
+        }
+        assert!(
+            fixture("hostaddr=10.0.0.1 sslmode=verify-full sslrootcert=/ca")
+                .file("/ca", "")
+                .error()
+                .contains("host: ")
+        );
+        assert!(
+            fixture("postgres://h")
+                .variable("PGSSLROOTCERT", "/none")
+                .error()
+                .contains("PGSSLROOTCERT: cannot read")
+        );
+        assert_eq!(upstream("postgres://h?sslmode=require").tls.sslrootcert, RootCert::None);
+        // Without TLS no file is looked at.
+        upstream("postgres://h?sslmode=disable&sslrootcert=/none&sslcert=/none&sslkey=/none&sslcrldir=/none");
+    }
+
+    #[test]
+    fn the_systems_roots_force_verify_full() {
+        let tls = upstream("postgres://h?sslrootcert=system").tls;
+        assert_eq!((tls.sslmode, tls.sslrootcert), (SslMode::VerifyFull, RootCert::System));
+        upstream("postgres://h?sslrootcert=system&sslmode=verify-full");
+        assert!(error("postgres://h?sslrootcert=system&sslmode=verify-ca").contains("weak sslmode"));
+        assert!(error("postgres://h?sslnegotiation=direct").contains("weak sslmode"));
+        assert!(
+            upstream("postgres://h?sslnegotiation=direct&sslmode=require")
+                .tls
+                .direct
+        );
+        let required = fixture("postgres://h")
+            .variable("PGREQUIRESSL", "1")
+            .config()
+            .upstream
+            .tls;
+        assert_eq!(required.sslmode, SslMode::Require);
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let url = "postgres://h?sslcert=/c&sslkey=/k";
+        let it = fixture(url).file("/c", "").file("/k", "").config().upstream.tls;
+        assert_eq!((it.sslcert, it.sslkey), (Some("/c".into()), Some("/k".into())));
+        assert!(
+            fixture("postgres://h?sslcert=/c")
+                .file("/c", "")
+                .error()
+                .contains("sslkey: a client certificate is present")
+        );
+        let open = fixture(url).file("/c", "").file_with_mode("/k", "", 0o644).error();
+        assert!(open.contains("sslkey: /k has group or world access"), "{open}");
+        assert!(error(url).contains("sslcert: cannot read /c"));
+        let none = fixture("postgres://h?sslcert=/c&sslcertmode=disable")
+            .config()
+            .upstream
+            .tls;
+        assert_eq!((none.sslcert, none.sslkey), (None, None));
+        let engine = fixture("postgres://h?sslcert=/c&sslkey=pkcs11:x")
+            .file("/c", "")
+            .error();
+        assert!(engine.contains("OpenSSL engines"), "{engine}");
+        let home = fixture("postgres://h")
+            .file("/home/me/.postgresql/postgresql.crt", "")
+            .file("/home/me/.postgresql/postgresql.key", "");
+        assert!(home.config().upstream.tls.sslkey.is_some());
+    }
+
+    #[test]
+    fn tls_versions_are_ordered() {
+        let tls = upstream("host=h ssl_min_protocol_version=TLSv1.3 sslsni=0").tls;
+        assert_eq!(
+            (tls.ssl_min_protocol_version, tls.ssl_max_protocol_version, tls.sslsni),
+            (TlsVersion::Tls13, None, false)
+        );
+        let message = error("host=h ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2");
+        assert!(message.contains("is above ssl_max_protocol_version"), "{message}");
+    }
+}
