@@ -15,9 +15,9 @@ pub mod client;
 pub mod config;
 pub mod drain;
 pub mod error;
-pub mod logging;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod logging;
 pub mod metrics;
 pub mod net;
 pub mod pool;

@@ -68,7 +68,10 @@ pub async fn read(source: &PasswordSource, login: Login<'_>) -> Result<LoginSecr
     let secret = timeout(READ_TIMEOUT, reading)
         .await
         .map_err(|_| PasswordError::TimedOut)??;
-    Ok(secret.map_or(LoginSecret::None, |password| LoginSecret::Password { password, salted: None }))
+    Ok(secret.map_or(LoginSecret::None, |password| LoginSecret::Password {
+        password,
+        salted: None,
+    }))
 }
 
 /// Whether a second reading may bring another secret.

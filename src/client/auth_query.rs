@@ -62,7 +62,11 @@ impl AuthQueryCache {
     fn remembered(&self, user: &str, query: &AuthQueryConfig) -> Option<Option<KnownUser>> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, answer) = answers.get(user)?;
-        let ttl: Duration = if answer.is_some() { query.cache_ttl } else { query.negative_ttl };
+        let ttl: Duration = if answer.is_some() {
+            query.cache_ttl
+        } else {
+            query.negative_ttl
+        };
         (since.elapsed() < ttl).then(|| answer.clone())
     }
 }
@@ -96,8 +100,10 @@ async fn ask(user: &str, query: &AuthQueryConfig, context: &Arc<ClientContext>) 
     if let Some(report) = outcome.error {
         tracing::error!(%report, "auth_query failed");
         lease.release(crate::virtual_session::reset::ResetPlan::Nothing).await;
-        return Err(Report::fatal(crate::wire::SqlState::INTERNAL_ERROR, "auth_query failed")
-            .with_hint("pgsidecar's log tells why."));
+        return Err(
+            Report::fatal(crate::wire::SqlState::INTERNAL_ERROR, "auth_query failed")
+                .with_hint("pgsidecar's log tells why."),
+        );
     }
     lease.park();
     let text = outcome.first_column.into_iter().flatten().next();

@@ -9,7 +9,9 @@ use super::credentials::KnownUser;
 use crate::config::{AuthMethod, PasswordSource};
 use crate::net::{PeerAddress, Stream, user_name};
 use crate::protocol::backend_login::LoginSecret;
-use crate::protocol::client_auth::{AuthRandom, AuthRequest, AuthStep, ClientAuth, Exchange, Learned, StoredCredential};
+use crate::protocol::client_auth::{
+    AuthRandom, AuthRequest, AuthStep, ClientAuth, Exchange, Learned, StoredCredential,
+};
 use crate::protocol::handshake::Login;
 use crate::protocol::scram::ScramKeys;
 use crate::wire::{HEADER_LEN, Header, Report, SqlState};
@@ -63,9 +65,15 @@ pub async fn authenticate(
     };
     let looked_up = match &known {
         Some(user) => Some(user.clone()),
-        None => context.auth_query.find(&login.user, snapshot, context).await.map_err(Denied::Refused)?,
+        None => context
+            .auth_query
+            .find(&login.user, snapshot, context)
+            .await
+            .map_err(Denied::Refused)?,
     };
-    let stored = looked_up.as_ref().map_or(StoredCredential::Unknown, |user| user.stored.clone());
+    let stored = looked_up
+        .as_ref()
+        .map_or(StoredCredential::Unknown, |user| user.stored.clone());
     let attempt = run_exchange(stream, read, login, exchange, &stored, snapshot).await?;
     let (last_words, learned) = match attempt {
         Ok(accepted) => accepted,
@@ -103,7 +111,7 @@ fn immediate(
         (true, Some(user)) => Ok(Authenticated {
             password: user.upstream.unwrap_or_default(),
             passed: LoginSecret::None,
-                last_words: bytes::Bytes::new(),
+            last_words: bytes::Bytes::new(),
         }),
         _ => Err(Denied::Refused(failed(method, &login.user))),
     }
@@ -162,18 +170,27 @@ async fn run_exchange(
             Ok(AuthStep::Accepted { send, learned }) => return Ok(Ok((send, learned))),
             Ok(AuthStep::Refused(report)) => return Ok(Err(report)),
             Err(violation) => {
-                return Err(Denied::Refused(Report::fatal(SqlState::PROTOCOL_VIOLATION, violation.to_string())));
+                return Err(Denied::Refused(Report::fatal(
+                    SqlState::PROTOCOL_VIOLATION,
+                    violation.to_string(),
+                )));
             }
         }
     }
 }
 
 fn random() -> Result<AuthRandom, Denied> {
-    let mut random = AuthRandom { nonce: [0; 18], md5_salt: [0; 4] };
+    let mut random = AuthRandom {
+        nonce: [0; 18],
+        md5_salt: [0; 4],
+    };
     let filled = getrandom::fill(&mut random.nonce).and_then(|()| getrandom::fill(&mut random.md5_salt));
     filled.map_err(|error| {
         tracing::error!(%error, "the system's random generator failed");
-        Denied::Refused(Report::fatal(SqlState::INTERNAL_ERROR, "could not generate random salt"))
+        Denied::Refused(Report::fatal(
+            SqlState::INTERNAL_ERROR,
+            "could not generate random salt",
+        ))
     })?;
     Ok(random)
 }
@@ -203,7 +220,10 @@ async fn read_message(stream: &mut Stream, read: &mut BytesMut, len_max: usize) 
 /// Where only a verifier is stored, the client's own proof opens PostgreSQL too.
 fn passed_secret(stored: &StoredCredential, learned: &Learned) -> LoginSecret {
     if let Some(password) = &learned.password {
-        return LoginSecret::Password { password: password.clone(), salted: None };
+        return LoginSecret::Password {
+            password: password.clone(),
+            salted: None,
+        };
     }
     match (stored, &learned.client_key) {
         (StoredCredential::Verifier(verifier), Some(client_key)) => LoginSecret::Keys(ScramKeys {

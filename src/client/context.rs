@@ -44,11 +44,23 @@ impl Snapshot {
     /// Loads certificates and derives verifiers.
     pub fn new(config: Arc<Config>, mock_key: [u8; 32]) -> Result<Self, BadSnapshot> {
         let wants_tls = config.tls.mode != ClientTlsMode::Disable
-            || config.listen.iter().any(|listener| listener.tls.is_some_and(|mode| mode != ClientTlsMode::Disable));
-        let client_tls = if wants_tls { Some(ClientTls::new(&config.tls)?) } else { None };
+            || config
+                .listen
+                .iter()
+                .any(|listener| listener.tls.is_some_and(|mode| mode != ClientTlsMode::Disable));
+        let client_tls = if wants_tls {
+            Some(ClientTls::new(&config.tls)?)
+        } else {
+            None
+        };
         let credentials = Credentials::derive(&config)?;
         let mock = MockSecret::new(mock_key, config.auth.scram_iterations);
-        Ok(Self { config, credentials, client_tls, mock })
+        Ok(Self {
+            config,
+            credentials,
+            client_tls,
+            mock,
+        })
     }
 }
 
@@ -82,8 +94,15 @@ pub struct Door {
 impl Door {
     /// A listener's own settings over the general ones. Unix sockets have no TLS.
     pub fn new(listener: &ListenerConfig, config: &Config, is_unix: bool) -> Self {
-        let tls = if is_unix { ClientTlsMode::Disable } else { listener.tls.unwrap_or(config.tls.mode) };
-        Self { auth: listener.auth, tls }
+        let tls = if is_unix {
+            ClientTlsMode::Disable
+        } else {
+            listener.tls.unwrap_or(config.tls.mode)
+        };
+        Self {
+            auth: listener.auth,
+            tls,
+        }
     }
 }
 
@@ -151,7 +170,10 @@ impl ClientContext {
     fn place(self: &Arc<Self>, counter: fn(&Self) -> &AtomicUsize, max: u32) -> Option<Place> {
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let taken = counter(self).fetch_add(1, Ordering::Relaxed);
-        let place = Place { context: self.clone(), counter };
+        let place = Place {
+            context: self.clone(),
+            counter,
+        };
         (taken < max).then_some(place)
     }
 }

@@ -40,25 +40,36 @@ impl Credentials {
         let mut users = HashMap::new();
         for user in &config.users {
             let (stored, password) = match &user.credential {
-                Credential::Password(secret) => {
-                    (derive(secret, config.auth.scram_iterations)?, Some(PasswordSource::Literal(secret.clone())))
-                }
-                Credential::PasswordFile(path, secret) => {
-                    (derive(secret, config.auth.scram_iterations)?, Some(PasswordSource::File(path.clone())))
-                }
+                Credential::Password(secret) => (
+                    derive(secret, config.auth.scram_iterations)?,
+                    Some(PasswordSource::Literal(secret.clone())),
+                ),
+                Credential::PasswordFile(path, secret) => (
+                    derive(secret, config.auth.scram_iterations)?,
+                    Some(PasswordSource::File(path.clone())),
+                ),
                 Credential::Md5(hash) => {
                     let hash = Md5Hash::parse(hash.expose());
-                    (StoredCredential::Md5(hash.ok_or_else(|| BadCredential::Verifier(user.name.clone()))?), None)
+                    (
+                        StoredCredential::Md5(hash.ok_or_else(|| BadCredential::Verifier(user.name.clone()))?),
+                        None,
+                    )
                 }
                 Credential::Verifier(text) => {
                     let verifier = Verifier::parse(text.expose());
-                    (StoredCredential::Verifier(verifier.ok_or_else(|| BadCredential::Verifier(user.name.clone()))?), None)
+                    (
+                        StoredCredential::Verifier(verifier.ok_or_else(|| BadCredential::Verifier(user.name.clone()))?),
+                        None,
+                    )
                 }
                 Credential::None => (StoredCredential::Unknown, None),
             };
             // The upstream's own user keeps the upstream's own way to a password where users: gives none.
             let own = (user.name == config.upstream.user).then(|| config.upstream.password.clone());
-            let known = KnownUser { stored, upstream: password.or(own) };
+            let known = KnownUser {
+                stored,
+                upstream: password.or(own),
+            };
             users.insert(user.name.clone(), known);
         }
         Ok(Self { users })

@@ -43,13 +43,20 @@ pub async fn greet(
     address: String,
 ) -> Result<Greeted, Report> {
     let number = context.next_client();
-    let length = if login.version >= PROTOCOL_3_2 { SecretLength::Long } else { SecretLength::Short };
+    let length = if login.version >= PROTOCOL_3_2 {
+        SecretLength::Long
+    } else {
+        SecretLength::Short
+    };
     let cancel = context.cancel_keys.register(length).map_err(|error| {
         tracing::error!(%error, "the system's random generator failed");
         Report::fatal(SqlState::INTERNAL_ERROR, "could not generate random cancel key")
     })?;
     let holder = Holder::new(number, address, cancel.slot.clone());
-    let key = PoolKey { database: login.database.clone(), user: login.user.clone() };
+    let key = PoolKey {
+        database: login.database.clone(),
+        user: login.user.clone(),
+    };
     if let Some(secret) = authenticated.secret_to_pass() {
         context.pools.pass_secret(&login.user, secret);
     }
@@ -66,7 +73,11 @@ pub async fn greet(
         }
         Err(report) => return Err(report.with_severity(Severity::Fatal)),
     };
-    let startup = Settings::new(settings.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())));
+    let startup = Settings::new(
+        settings
+            .iter()
+            .map(|(name, value)| (name.as_str().into(), value.as_str().into())),
+    );
     if let Some(name) = startup.value("application_name") {
         holder.set_application_name(name);
     }
@@ -78,12 +89,28 @@ pub async fn greet(
     let own: Vec<_> = startup
         .entries()
         .iter()
-        .filter(|(name, value)| !neutral.iter().any(|(other, same)| other.eq_ignore_ascii_case(name) && same == &**value))
+        .filter(|(name, value)| {
+            !neutral
+                .iter()
+                .any(|(other, same)| other.eq_ignore_ascii_case(name) && same == &**value)
+        })
         .cloned()
         .collect();
-    let session =
-        VirtualSession::new(number, pool.knowledge().ledger().clone(), Settings::new(own), neutral_lexing(&neutral));
-    Ok(Greeted { pool, session, holder, cancel, neutral, dedicated: None, words })
+    let session = VirtualSession::new(
+        number,
+        pool.knowledge().ledger().clone(),
+        Settings::new(own),
+        neutral_lexing(&neutral),
+    );
+    Ok(Greeted {
+        pool,
+        session,
+        holder,
+        cancel,
+        neutral,
+        dedicated: None,
+        words,
+    })
 }
 
 /// Replication, and parameters that only a connection's start can set: PostgreSQL itself greets, by way of a backend
@@ -96,9 +123,16 @@ async fn with_own_backend(
     authenticated: Authenticated,
 ) -> Result<Greeted, Report> {
     let own = ["user", "database"];
-    let parameters: Vec<_> =
-        login.parameters.iter().filter(|(name, _)| !own.contains(&name.as_str())).cloned().collect();
-    let lease = pool.dedicated(&holder, parameters).await.map_err(|error| fatal(&error))?;
+    let parameters: Vec<_> = login
+        .parameters
+        .iter()
+        .filter(|(name, _)| !own.contains(&name.as_str()))
+        .cloned()
+        .collect();
+    let lease = pool
+        .dedicated(&holder, parameters)
+        .await
+        .map_err(|error| fatal(&error))?;
     let neutral = Arc::new(lease.parameters.clone());
     let mut words = opening_words(&authenticated);
     for (name, value) in neutral.iter() {
@@ -109,9 +143,22 @@ async fn with_own_backend(
         holder.set_application_name(name);
     }
     let ledger = pool.knowledge().ledger().clone();
-    let mut session = VirtualSession::new(holder.client_id(), ledger, Settings::default(), neutral_lexing(&neutral));
+    let mut session = VirtualSession::new(
+        holder.client_id(),
+        ledger,
+        Settings::default(),
+        neutral_lexing(&neutral),
+    );
     session.pin(PinReason::Replication);
-    Ok(Greeted { pool, session, holder, cancel, neutral, dedicated: Some(lease), words })
+    Ok(Greeted {
+        pool,
+        session,
+        holder,
+        cancel,
+        neutral,
+        dedicated: Some(lease),
+        words,
+    })
 }
 
 fn opening_words(authenticated: &Authenticated) -> BytesMut {
@@ -127,7 +174,11 @@ fn closing_words(words: &mut BytesMut, cancel: &ClientCancel) {
 }
 
 fn neutral_lexing(neutral: &ServerParameters) -> Lexing {
-    lexing_of(Lexing::default(), neutral.value("standard_conforming_strings"), neutral.value("client_encoding"))
+    lexing_of(
+        Lexing::default(),
+        neutral.value("standard_conforming_strings"),
+        neutral.value("client_encoding"),
+    )
 }
 
 /// At a login every refusal ends the connection.

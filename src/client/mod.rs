@@ -18,9 +18,10 @@ use std::time::Instant;
 use bytes::BytesMut;
 
 use crate::drain::{DrainSignal, Phase};
+use crate::error;
 use crate::metrics::ClientState;
 use crate::net::Stream;
-use crate::wire::{Report, SqlState, compose};
+use crate::wire::{Report, compose};
 use authenticate::{Denied, authenticate};
 use context::{ClientContext, Door, Snapshot};
 use greeting::{Greeted, greet};
@@ -60,7 +61,12 @@ async fn arrive(
 ) -> Option<Arrived> {
     let limits = &snapshot.config.limits;
     let Some(_waiting) = context.unauthenticated_place(limits.max_unauthenticated) else {
-        last_words(&mut stream, &too_many("limits.max_unauthenticated"), context).await;
+        last_words(
+            &mut stream,
+            &error::too_many_clients("limits.max_unauthenticated"),
+            context,
+        )
+        .await;
         return None;
     };
     let started = Instant::now();
@@ -73,8 +79,7 @@ async fn arrive(
     let (stream, greeted, early, place) = arrived?;
     context.metrics.observe_client_login(started.elapsed());
     let gauge = context.metrics.client(ClientState::Idle);
-    let (session, dedicated) =
-        Session::new(stream, greeted, context.clone(), snapshot.clone(), gauge, session_drain);
+    let (session, dedicated) = Session::new(stream, greeted, context.clone(), snapshot.clone(), gauge, session_drain);
     Some(((session, place), early, dedicated))
 }
 
@@ -95,7 +100,10 @@ async fn log_in(
     let (mut stream, login, mut read) = match receive(stream, door, snapshot).await {
         Ok(Arrival::Login(stream, login, read)) => (stream, login, read),
         Ok(Arrival::Cancel(key)) => {
-            let outcome = context.cancel_keys.cancel(&key, snapshot.config.pool.cancel_timeout).await;
+            let outcome = context
+                .cancel_keys
+                .cancel(&key, snapshot.config.pool.cancel_timeout)
+                .await;
             context.metrics.cancel_handled(outcome);
             return None;
         }
@@ -107,7 +115,7 @@ async fn log_in(
     };
     context.metrics.client_connected();
     let Some(place) = context.client_place(snapshot.config.limits.max_clients) else {
-        last_words(&mut stream, &too_many("limits.max_clients"), context).await;
+        last_words(&mut stream, &error::too_many_clients("limits.max_clients"), context).await;
         return None;
     };
     if let Some(words) = &login.negotiate {
@@ -145,9 +153,4 @@ async fn last_words(stream: &mut Stream, report: &Report, context: &ClientContex
         stream.shutdown().await
     };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
-}
-
-fn too_many(key: &str) -> Report {
-    Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
-        .with_hint(format!("{key} of pgsidecar is reached."))
 }

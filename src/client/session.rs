@@ -13,6 +13,7 @@ use super::greeting::Greeted;
 use crate::backend::ServerParameters;
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, Phase};
+use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
 use crate::net::{IdleState, Stream};
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
@@ -20,7 +21,7 @@ use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::backend_message::TransactionStatus;
-use crate::wire::{Report, Severity, SqlState};
+use crate::wire::{Report, Severity};
 
 /// How often the limits of a busy client are looked at, at most.
 const LIMIT_TICK: Duration = Duration::from_millis(100);
@@ -72,7 +73,15 @@ impl Session {
         gauge: ClientGauge,
         drain: DrainSignal,
     ) -> (Self, Option<Lease>) {
-        let Greeted { pool, session, holder, cancel, neutral, dedicated, words: _ } = greeted;
+        let Greeted {
+            pool,
+            session,
+            holder,
+            cancel,
+            neutral,
+            dedicated,
+            words: _,
+        } = greeted;
         let settings = pool.settings();
         let session = Self {
             stream,
@@ -147,7 +156,7 @@ impl Session {
             let interruption = self.next_interruption(&mut exchange, &rules).await;
             let then = match interruption {
                 Interruption::Tick => self.enforce_limits(&mut exchange).await,
-                Interruption::Drain => self.leave(&mut exchange, &shutting_down()).await,
+                Interruption::Drain => self.leave(&mut exchange, &error::shutting_down()).await,
                 Interruption::Outcome(outcome) => match outcome {
                     Outcome::NeedsBackend => self.acquire(&mut exchange, &rules).await,
                     Outcome::Settled => self.give_back(&mut exchange).await,
@@ -159,7 +168,7 @@ impl Session {
                     }
                     Outcome::PreludeFailed(report) => self.on_prelude_failure(&mut exchange, &rules, report).await,
                     Outcome::ClientViolation(report) => self.leave(&mut exchange, &report).await,
-                    Outcome::TransactionRefused => self.leave(&mut exchange, &no_transactions()).await,
+                    Outcome::TransactionRefused => self.leave(&mut exchange, &error::transactions_not_allowed()).await,
                 },
             };
             if exchange.new_pins {
@@ -185,8 +194,11 @@ impl Session {
 
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
         let has_limits = has_limits(&self.snapshot.config.limits);
-        let leave_at =
-            if exchange.is_between_transactions() { self.drain_phase_between_transactions() } else { Phase::ClosingAll };
+        let leave_at = if exchange.is_between_transactions() {
+            self.drain_phase_between_transactions()
+        } else {
+            Phase::ClosingAll
+        };
         let mut drain = self.drain.clone();
         let parties = Parties {
             client: &mut self.stream,
@@ -216,7 +228,7 @@ impl Session {
             leased = self.pool.lease(&self.holder) => leased,
             () = client_left(&mut self.stream) => return Some(Then::End),
             _ = drain.changed_to(Phase::ClosingAll) => {
-                return self.leave(exchange, &shutting_down()).await;
+                return self.leave(exchange, &error::shutting_down()).await;
             }
         };
         self.gauge.set(ClientState::Active);
@@ -230,8 +242,12 @@ impl Session {
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
         let report = error.report().with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
-        let mut parties =
-            Parties { client: &mut self.stream, session: &mut self.ledger, rules, neutral: &self.neutral };
+        let mut parties = Parties {
+            client: &mut self.stream,
+            session: &mut self.ledger,
+            rules,
+            neutral: &self.neutral,
+        };
         exchange.refuse_next(&report, &mut parties);
     }
 
@@ -285,24 +301,22 @@ impl Session {
 
     // --- when things break ---
 
-    async fn on_loss(
-        &mut self,
-        exchange: &mut Exchange,
-        rules: &Rules,
-        loss: Loss,
-        retries: u32,
-    ) -> Option<Then> {
+    async fn on_loss(&mut self, exchange: &mut Exchange, rules: &Rules, loss: Loss, retries: u32) -> Option<Then> {
         if let Some(lease) = exchange.detach() {
             lease.discard(CloseReason::Broken);
         }
         let tied = !self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session;
-        let mut parties =
-            Parties { client: &mut self.stream, session: &mut self.ledger, rules, neutral: &self.neutral };
+        let mut parties = Parties {
+            client: &mut self.stream,
+            session: &mut self.ledger,
+            rules,
+            neutral: &self.neutral,
+        };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             return None;
         }
         tracing::warn!(pool = %self.pool.key(), cause = %loss.cause, last_words = ?loss.last_words, "a client lost its backend");
-        let report = loss_report(loss, exchange.commit_at_risk());
+        let report = error::backend_lost(loss.last_words, exchange.commit_at_risk());
         self.context.metrics.error_sent(report.sqlstate);
         if tied {
             return self.leave(exchange, &report.with_severity(Severity::Fatal)).await;
@@ -320,8 +334,12 @@ impl Session {
         tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings were refused; none of its statements was run");
         let report = report.with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
-        let mut parties =
-            Parties { client: &mut self.stream, session: &mut self.ledger, rules, neutral: &self.neutral };
+        let mut parties = Parties {
+            client: &mut self.stream,
+            session: &mut self.ledger,
+            rules,
+            neutral: &self.neutral,
+        };
         match exchange.tell_loss(&report, &mut parties) {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),
@@ -355,29 +373,19 @@ impl Session {
 
     async fn enforce_limits(&mut self, exchange: &mut Exchange) -> Option<Then> {
         let limits = &self.snapshot.config.limits;
-        let passed = |limit: Option<Duration>, since: Option<Instant>| {
-            matches!((limit, since), (Some(limit), Some(since)) if since.elapsed() >= limit)
-        };
+        let passed = |limit: Option<Duration>, since: Option<Instant>| matches!((limit, since), (Some(limit), Some(since)) if since.elapsed() >= limit);
         if exchange.owes_reply() && passed(limits.query_timeout, exchange.query_since) {
             return self.end_query(exchange).await;
         }
         if passed(limits.transaction_timeout, exchange.transaction_since) {
-            let report =
-                Report::fatal(SqlState::TRANSACTION_TIMEOUT, "terminating connection due to transaction timeout")
-                    .with_hint("limits.transaction_timeout of pgsidecar was exceeded.");
-            return self.leave(exchange, &report).await;
+            return self.leave(exchange, &error::transaction_too_long()).await;
         }
         let idle_in_block = exchange.status() != TransactionStatus::Idle && !exchange.owes_reply();
         if idle_in_block && passed(limits.idle_transaction_timeout, exchange.answered_at) {
-            let report = Report::fatal(
-                SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-                "terminating connection due to idle-in-transaction timeout",
-            )
-            .with_hint("limits.idle_transaction_timeout of pgsidecar was exceeded.");
-            return self.leave(exchange, &report).await;
+            return self.leave(exchange, &error::idle_in_transaction_too_long()).await;
         }
         if exchange.is_between_transactions() && passed(limits.client_idle_timeout, exchange.answered_at) {
-            return self.leave(exchange, &idle_too_long()).await;
+            return self.leave(exchange, &error::idle_too_long()).await;
         }
         if passed(limits.client_write_timeout, exchange.stalled_since()) {
             tracing::info!(client = %self.stream.peer(), "a client left its reply unread for limits.client_write_timeout");
@@ -403,9 +411,7 @@ impl Session {
         if exchange.cancel_sent_at.is_some_and(|since| since.elapsed() < limit) {
             return None;
         }
-        let report = Report::fatal(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
-            .with_hint("limits.query_timeout of pgsidecar was exceeded, and the database did not cancel the query.");
-        self.leave(exchange, &report).await
+        self.leave(exchange, &error::query_not_cancelled()).await
     }
 
     // --- figures ---
@@ -445,10 +451,10 @@ async fn idle_race(
             return Poll::Ready(None);
         }
         if draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(shutting_down()));
+            return Poll::Ready(Some(error::shutting_down()));
         }
         match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Some(idle_too_long())),
+            Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
             _ => Poll::Pending,
         }
     })
@@ -475,38 +481,4 @@ const fn has_limits(limits: &LimitsConfig) -> bool {
         || limits.idle_transaction_timeout.is_some()
         || limits.client_idle_timeout.is_some()
         || limits.client_write_timeout.is_some()
-}
-
-fn shutting_down() -> Report {
-    Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-        .with_hint("pgsidecar is shutting down.")
-}
-
-fn idle_too_long() -> Report {
-    Report::fatal(SqlState::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout")
-        .with_hint("limits.client_idle_timeout of pgsidecar was exceeded.")
-}
-
-fn no_transactions() -> Report {
-    Report::fatal(SqlState::FEATURE_NOT_SUPPORTED, "transaction blocks are not allowed in statement pooling mode")
-        .with_hint("Set pool.mode to transaction or session.")
-}
-
-/// What a client is told when its backend died: PostgreSQL's own words, or what is known.
-fn loss_report(loss: Loss, commit_at_risk: bool) -> Report {
-    if let Some(report) = loss.last_words {
-        return report.with_severity(Severity::Error);
-    }
-    if commit_at_risk {
-        Report::error(
-            SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
-            "the connection to the database was lost before it confirmed the transaction",
-        )
-        .with_detail("The transaction may have taken effect.")
-        .with_hint("Check before you repeat it.")
-    } else {
-        Report::error(SqlState::CONNECTION_FAILURE, "the connection to the database was lost")
-            .with_detail("The transaction did not take effect.")
-            .with_hint("Repeat the transaction.")
-    }
 }

@@ -120,7 +120,11 @@ impl Pool {
     ) -> Result<StartupSettings, Report> {
         let unknown: Vec<_> = {
             let proven = lock(&self.knowledge().proven);
-            settings.iter().filter(|pair| !is_custom(&pair.0) && !proven.contains_key(&key(pair))).cloned().collect()
+            settings
+                .iter()
+                .filter(|pair| !is_custom(&pair.0) && !proven.contains_key(&key(pair)))
+                .cloned()
+                .collect()
         };
         if !unknown.is_empty() {
             self.try_settings(holder, &unknown).await?;
@@ -142,7 +146,10 @@ impl Pool {
         for pair in unknown {
             let tried = try_setting(&mut lease, pair).await.map_err(|error| {
                 tracing::info!(%error, "a backend was lost while a startup parameter was tried");
-                Report::fatal(SqlState::CONNECTION_FAILURE, "the connection to the database was lost during the login")
+                Report::fatal(
+                    SqlState::CONNECTION_FAILURE,
+                    "the connection to the database was lost during the login",
+                )
             })?;
             match tried {
                 Ok(proof) => {

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::connect_failures::ConnectFailures;
 use super::demand::Demand;
+use super::knowledge::Knowledge;
 use super::lock;
 use super::record::{NEVER, Record};
-use super::knowledge::Knowledge;
 use super::registry::PoolKey;
 use super::total_cap::{TotalCap, TotalPlace, Want};
 use crate::backend::login::LoginOptions;

@@ -243,7 +243,13 @@ impl<N> Pipeline<N> {
 
     /// Rows, copy data and notices of the request at the head go to the client unseen.
     pub fn head_is_forwarded(&self) -> bool {
-        matches!(self.items.front(), Some(Item::Entry(Entry { fate: Fate::Forward | Fate::Substitute(..), .. })))
+        matches!(
+            self.items.front(),
+            Some(Item::Entry(Entry {
+                fate: Fate::Forward | Fate::Substitute(..),
+                ..
+            }))
+        )
     }
 
     /// Records a request that was sent, or that is answered by us. While PostgreSQL skips to Sync the note is dropped
@@ -274,7 +280,11 @@ impl<N> Pipeline<N> {
         self.refusing = false;
         self.unsynced = false;
         let sent = !fate.is_answer();
-        self.items.push_back(Item::Entry(Entry { request: Request::Sync, fate, note }));
+        self.items.push_back(Item::Entry(Entry {
+            request: Request::Sync,
+            fate,
+            note,
+        }));
         sent
     }
 
@@ -294,7 +304,11 @@ impl<N> Pipeline<N> {
     pub fn next_due(&mut self) -> Option<Due<N>> {
         self.pop_stale_copy_ends();
         match self.items.front() {
-            Some(Item::Entry(Entry { request, fate: Fate::AnswerUnlessFailed(_), .. })) if self.is_failed() => {
+            Some(Item::Entry(Entry {
+                request,
+                fate: Fate::AnswerUnlessFailed(_),
+                ..
+            })) if self.is_failed() => {
                 let request = *request;
                 self.refuse(request);
                 return Some(Due::Refusal(request));
@@ -303,9 +317,11 @@ impl<N> Pipeline<N> {
             _ => return None,
         }
         match self.items.pop_front() {
-            Some(Item::Entry(Entry { request, fate: Fate::Answer(bytes) | Fate::AnswerUnlessFailed(bytes), note })) => {
-                Some(Due::Answer(request, bytes, note))
-            }
+            Some(Item::Entry(Entry {
+                request,
+                fate: Fate::Answer(bytes) | Fate::AnswerUnlessFailed(bytes),
+                note,
+            })) => Some(Due::Answer(request, bytes, note)),
             _ => None,
         }
     }
@@ -323,12 +339,17 @@ impl<N> Pipeline<N> {
         let mut sent = VecDeque::new();
         while let Some(item) = self.items.pop_front() {
             match item {
-                Item::Entry(Entry { request: Request::Sync, .. }) => {
+                Item::Entry(Entry {
+                    request: Request::Sync, ..
+                }) => {
                     self.items.push_front(item);
                     break;
                 }
                 Item::Entry(entry) if entry.fate.is_answer() => self.dropped.insert(0, entry.note),
-                Item::Entry(entry) => sent.push_back(Item::Entry(Entry { fate: Fate::Silence, ..entry })),
+                Item::Entry(entry) => sent.push_back(Item::Entry(Entry {
+                    fate: Fate::Silence,
+                    ..entry
+                })),
                 Item::CopyEnd => sent.push_back(item),
             }
         }
@@ -341,14 +362,22 @@ impl<N> Pipeline<N> {
     /// Requests are outstanding whose notes nothing has confirmed. Requests without an effect on a ledger don't count.
     pub fn has_notes(&self) -> bool {
         let keeps = |request: Request| matches!(request, Request::Parse | Request::Close | Request::Query);
-        self.items.iter().any(|item| matches!(item, Item::Entry(entry) if keeps(entry.request)))
+        self.items
+            .iter()
+            .any(|item| matches!(item, Item::Entry(entry) if keeps(entry.request)))
     }
 
     /// What a client that is gone leaves owed: ReadyForQuery messages to come, whether a Sync of ours must end its last
     /// group, and whether a COPY waits for data.
     pub fn owed(&self) -> (usize, bool, bool) {
-        let readies = self.items.iter().filter(|item| matches!(item, Item::Entry(entry) if entry.request.ends_with_ready() && !entry.fate.is_answer()));
-        (readies.count(), self.unsynced || self.skipping, matches!(self.copy_in, CopyIn::Open { .. }))
+        let readies = self.items.iter().filter(
+            |item| matches!(item, Item::Entry(entry) if entry.request.ends_with_ready() && !entry.fate.is_answer()),
+        );
+        (
+            readies.count(),
+            self.unsynced || self.skipping,
+            matches!(self.copy_in, CopyIn::Open { .. }),
+        )
     }
 
     /// The client's group was refused by us without a backend: what it still says before its Sync is thrown away.
@@ -359,7 +388,10 @@ impl<N> Pipeline<N> {
     /// The backend is lost: everything owed is forgotten. Returns how the client's outstanding groups end, oldest first,
     /// and leaves the notes to undo with [`Self::take_dropped`].
     pub fn abandon(&mut self) -> Abandoned {
-        let mut abandoned = Abandoned { readies: 0, mid_group: self.unsynced || self.skipping };
+        let mut abandoned = Abandoned {
+            readies: 0,
+            mid_group: self.unsynced || self.skipping,
+        };
         let items = std::mem::take(&mut self.items);
         for item in items.into_iter().rev() {
             if let Item::Entry(entry) = item {
@@ -368,7 +400,10 @@ impl<N> Pipeline<N> {
             }
         }
         let dropped = std::mem::take(&mut self.dropped);
-        *self = Self { dropped, ..Self::default() };
+        *self = Self {
+            dropped,
+            ..Self::default()
+        };
         abandoned
     }
 
@@ -414,8 +449,10 @@ impl<N> Pipeline<N> {
     }
 
     fn on_ready(&mut self, body: &[u8]) -> Result<Verdict<N>, Violation> {
-        let status = TransactionStatus::parse(body)
-            .map_err(|cause: Malformed| Violation::Malformed { message: "ReadyForQuery", cause })?;
+        let status = TransactionStatus::parse(body).map_err(|cause: Malformed| Violation::Malformed {
+            message: "ReadyForQuery",
+            cause,
+        })?;
         self.copy_both = false;
         let mut verdict = match self.head() {
             Some(request) if request.ends_with_ready() => self.pop(),
@@ -434,9 +471,16 @@ impl<N> Pipeline<N> {
         self.described = false;
         self.copy_both = false;
         let (swallowed, silenced, substitute) = match self.items.front() {
-            Some(Item::Entry(Entry { fate: Fate::Swallow, .. })) => (true, false, None),
-            Some(Item::Entry(Entry { fate: Fate::Silence, .. })) => (false, true, None),
-            Some(Item::Entry(Entry { fate: Fate::Substitute(code, bytes), .. })) => {
+            Some(Item::Entry(Entry {
+                fate: Fate::Swallow, ..
+            })) => (true, false, None),
+            Some(Item::Entry(Entry {
+                fate: Fate::Silence, ..
+            })) => (false, true, None),
+            Some(Item::Entry(Entry {
+                fate: Fate::Substitute(code, bytes),
+                ..
+            })) => {
                 let same = sqlstate(body) == Some(&code[..]);
                 (false, false, same.then(|| bytes.clone()))
             }
@@ -458,7 +502,12 @@ impl<N> Pipeline<N> {
             None if swallowed && !extended => Action::Swallow,
             None => Action::Forward,
         };
-        Verdict { ours_failed: swallowed && action == Action::Swallow, action, completed: None, ready: None }
+        Verdict {
+            ours_failed: swallowed && action == Action::Swallow,
+            action,
+            completed: None,
+            ready: None,
+        }
     }
 
     fn on_parameter_description(&mut self, tag: BackendTag) -> Result<Verdict<N>, Violation> {
@@ -494,7 +543,13 @@ impl<N> Pipeline<N> {
         let verdict = self.of_running_command(tag)?;
         // Syncs sent ahead of the data are read by the COPY and ignored (libpq sends one with each Execute). Behind the
         // client's own CopyDone they count; another message there makes PostgreSQL end the COPY with an error.
-        while matches!(self.items.get(1), Some(Item::Entry(Entry { request: Request::Sync, .. }))) {
+        while matches!(
+            self.items.get(1),
+            Some(Item::Entry(Entry {
+                request: Request::Sync,
+                ..
+            }))
+        ) {
             if let Some(Item::Entry(entry)) = self.items.remove(1) {
                 self.dropped.push(entry.note);
             }
@@ -526,11 +581,21 @@ impl<N> Pipeline<N> {
             Some(Item::Entry(entry)) => Some((entry.request, entry.note)),
             _ => None,
         };
-        Verdict { action, completed, ready: None, ours_failed: false }
+        Verdict {
+            action,
+            completed,
+            ready: None,
+            ours_failed: false,
+        }
     }
 
     fn passing(&self) -> Verdict<N> {
-        Verdict { action: self.action_of_head(), completed: None, ready: None, ours_failed: false }
+        Verdict {
+            action: self.action_of_head(),
+            completed: None,
+            ready: None,
+            ours_failed: false,
+        }
     }
 
     fn action_of_head(&self) -> Action {
@@ -544,7 +609,15 @@ impl<N> Pipeline<N> {
         let keep_from = self
             .items
             .iter()
-            .position(|item| matches!(item, Item::Entry(Entry { request: Request::Sync, .. })))
+            .position(|item| {
+                matches!(
+                    item,
+                    Item::Entry(Entry {
+                        request: Request::Sync,
+                        ..
+                    })
+                )
+            })
             .unwrap_or(self.items.len());
         self.skipping = keep_from == self.items.len();
         let tail = self.items.split_off(keep_from);
@@ -574,12 +647,17 @@ impl<N> Pipeline<N> {
             Some(Request::Query) => "the reply to a Query",
             Some(Request::FunctionCall) => "the reply to a FunctionCall",
         };
-        Violation::Unexpected { expected, got: char::from(tag.byte()) }
+        Violation::Unexpected {
+            expected,
+            got: char::from(tag.byte()),
+        }
     }
 }
 
 fn sqlstate(body: &[u8]) -> Option<&[u8]> {
-    crate::wire::backend_message::ReportFields::parse(body).ok().map(|fields| fields.sqlstate)
+    crate::wire::backend_message::ReportFields::parse(body)
+        .ok()
+        .map(|fields| fields.sqlstate)
 }
 
 #[cfg(test)]

@@ -241,12 +241,7 @@ impl Flow {
 
     /// Reads once into the buffer, which has room for a message of `whole` bytes that must be read as one (0: none).
     /// Must not be called while something waits to be written. Ready with 0 at the end of the stream.
-    pub fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut Stream,
-        whole: usize,
-    ) -> Poll<std::io::Result<usize>> {
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream, whole: usize) -> Poll<std::io::Result<usize>> {
         self.make_room(whole);
         let room = self.read.capacity() - self.read.len();
         let count = ready!(from.poll_read(cx, &mut self.read))?;
@@ -266,7 +261,11 @@ impl Flow {
             self.read.truncate(tail);
         }
         self.decided = 0;
-        let floor = if self.full_reads >= 2 { BULK_BUFFER_LEN } else { BUFFER_LEN };
+        let floor = if self.full_reads >= 2 {
+            BULK_BUFFER_LEN
+        } else {
+            BUFFER_LEN
+        };
         let wanted = floor.max(whole);
         if self.read.capacity() < wanted || self.read.capacity() == self.read.len() {
             let missing = wanted.max(self.read.len() + 1) - self.read.len();

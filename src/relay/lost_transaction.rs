@@ -4,7 +4,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::to_backend::Next;
-use super::{Exchange, Parties, failed_transaction};
+use super::{Exchange, Parties};
+use crate::error::failed_transaction;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::Note;
 use crate::virtual_session::statement_effects::classify;
@@ -52,9 +53,12 @@ impl Exchange {
             FrontendTag::Execute => self.on_lost_execute(),
             FrontendTag::Describe => self.on_lost_describe(&body),
             FrontendTag::Close => {
-                let named = Named::parse(&body).ok().filter(|named| named.target == Target::Statement);
+                let named = Named::parse(&body)
+                    .ok()
+                    .filter(|named| named.target == Target::Statement);
                 named.and_then(|named| parties.session.close(named.name));
-                self.down.say(|out| compose::bare_backend(out, BackendTag::CloseComplete));
+                self.down
+                    .say(|out| compose::bare_backend(out, BackendTag::CloseComplete));
             }
             FrontendTag::FunctionCall => self.refuse_lost(true),
             FrontendTag::Flush
@@ -72,7 +76,8 @@ impl Exchange {
         if ends_block(sql, parties) {
             self.lost = None;
             self.say_rollback();
-            self.down.say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
+            self.down
+                .say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
         } else {
             self.refuse_lost(true);
         }
@@ -93,14 +98,18 @@ impl Exchange {
             let effects = classify(parse.sql, parties.session.lexing(), &parties.rules.suspects);
             parties.session.prepare(parse.name, parse.definition, || effects);
         }
-        self.down.say(|out| compose::bare_backend(out, BackendTag::ParseComplete));
+        self.down
+            .say(|out| compose::bare_backend(out, BackendTag::ParseComplete));
     }
 
     fn on_lost_bind(&mut self, body: &[u8], parties: &Parties<'_>) {
         let statement = BindHead::parse(body).map(|head| head.statement).unwrap_or_default();
         let ends = match statement {
             b"" => self.lost.as_ref().is_some_and(|lost| lost.unnamed_ends),
-            name => parties.session.statement(name).is_some_and(|statement| ends_block(statement.sql(), parties)),
+            name => parties
+                .session
+                .statement(name)
+                .is_some_and(|statement| ends_block(statement.sql(), parties)),
         };
         if !ends {
             return self.refuse_lost(false);
@@ -108,7 +117,8 @@ impl Exchange {
         if let Some(lost) = &mut self.lost {
             lost.portal_ends = true;
         }
-        self.down.say(|out| compose::bare_backend(out, BackendTag::BindComplete));
+        self.down
+            .say(|out| compose::bare_backend(out, BackendTag::BindComplete));
     }
 
     fn on_lost_execute(&mut self) {
@@ -125,12 +135,17 @@ impl Exchange {
             return;
         };
         let target = Named::parse(body).map(|named| named.target).unwrap_or(Target::Portal);
-        let known = if target == Target::Portal { lost.portal_ends } else { lost.unnamed_ends };
+        let known = if target == Target::Portal {
+            lost.portal_ends
+        } else {
+            lost.unnamed_ends
+        };
         if !known {
             return self.refuse_lost(false);
         }
         if target == Target::Statement {
-            self.down.say(|out| compose::frame(out, BackendTag::ParameterDescription.byte(), &[&[0, 0]]));
+            self.down
+                .say(|out| compose::frame(out, BackendTag::ParameterDescription.byte(), &[&[0, 0]]));
         }
         self.down.say(|out| compose::bare_backend(out, BackendTag::NoData));
     }
@@ -141,17 +156,23 @@ impl Exchange {
             self.lost = None;
         }
         let status = self.status();
-        self.pipeline.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
+        self.pipeline
+            .expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
         // The pipeline answers with the backend's status, and there is no backend: the client's own counts.
         while self.pipeline.next_due().is_some() {}
         self.down.say(|out| compose::ready_for_query(out, status));
     }
 
     fn refuse_lost(&mut self, ready: bool) {
-        let report = self.lost.as_mut().and_then(|lost| lost.first_refusal.take()).unwrap_or_else(failed_transaction);
+        let report = self
+            .lost
+            .as_mut()
+            .and_then(|lost| lost.first_refusal.take())
+            .unwrap_or_else(failed_transaction);
         self.down.say(|out| compose::report(out, &report));
         if ready {
-            self.down.say(|out| compose::ready_for_query(out, TransactionStatus::Failed));
+            self.down
+                .say(|out| compose::ready_for_query(out, TransactionStatus::Failed));
         } else {
             self.pipeline.refuse_until_sync();
         }

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use crate::backend::{Owed, ServerParameters};
 use crate::config::PoolMode;
+use crate::error::failed_transaction;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
 use crate::pool::Lease;
@@ -26,7 +27,7 @@ use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::suspects::Suspects;
 use crate::virtual_session::{Note, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
-use crate::wire::{Report, Severity, SqlState, compose};
+use crate::wire::{Report, Severity, compose};
 use flow::Flow;
 
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
@@ -201,7 +202,11 @@ impl Exchange {
     pub fn owed(&self) -> Option<Owed> {
         let whole = self.up.is_written() && !self.up.is_amid_message() && !self.pipeline.is_streaming_both_ways();
         let (ready, sync_missing, copy_in) = self.pipeline.owed();
-        (whole && !self.pipeline.is_doubtful()).then_some(Owed { ready, sync_missing, copy_in })
+        (whole && !self.pipeline.is_doubtful()).then_some(Owed {
+            ready,
+            sync_missing,
+            copy_in,
+        })
     }
 
     /// The status that the backend had at its last ReadyForQuery.
@@ -226,7 +231,11 @@ impl Exchange {
 
     /// The status that the client believes its transaction has.
     pub fn status(&self) -> TransactionStatus {
-        if self.lost.is_some() { TransactionStatus::Failed } else { self.pipeline.status() }
+        if self.lost.is_some() {
+            TransactionStatus::Failed
+        } else {
+            self.pipeline.status()
+        }
     }
 
     /// The client waits for a reply.
@@ -271,7 +280,8 @@ impl Exchange {
     /// Where the exchange may stop between two messages.
     fn resting_place(&self, parties: &Parties<'_>) -> Option<Outcome> {
         if self.lease.is_none() {
-            let drained = self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
+            let drained =
+                self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
             return drained.then_some(Outcome::Drained);
         }
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
@@ -400,7 +410,11 @@ impl Exchange {
     }
 
     fn broken_backend(&mut self, violation: &Violation) -> Outcome {
-        Outcome::BackendLost(Loss { last_words: None, cause: violation.to_string(), untouched: false })
+        Outcome::BackendLost(Loss {
+            last_words: None,
+            cause: violation.to_string(),
+            untouched: false,
+        })
     }
 
     // --- what the session tells the client through the exchange ---
@@ -412,7 +426,11 @@ impl Exchange {
             return Aftermath::Cut;
         }
         let in_block = self.pipeline.status() != TransactionStatus::Idle;
-        let status = if in_block { TransactionStatus::Failed } else { TransactionStatus::Idle };
+        let status = if in_block {
+            TransactionStatus::Failed
+        } else {
+            TransactionStatus::Idle
+        };
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
         self.up.forget_pieces();
@@ -424,7 +442,8 @@ impl Exchange {
         self.prelude_owed = false;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
-            self.down.say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
+            self.down
+                .say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
             self.down.say(|out| compose::ready_for_query(out, status));
         }
         if abandoned.mid_group {
@@ -445,7 +464,8 @@ impl Exchange {
         let report = report.clone().with_severity(Severity::Error);
         self.down.say(|out| compose::report(out, &report));
         if self.skip_refused() {
-            self.down.say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
+            self.down
+                .say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
         } else {
             self.pipeline.refuse_until_sync();
         }
@@ -487,7 +507,9 @@ impl Exchange {
             return;
         }
         for note in self.pipeline.take_dropped() {
-            parties.session.undo(note, self.lease.as_mut().map(|lease| &mut lease.state));
+            parties
+                .session
+                .undo(note, self.lease.as_mut().map(|lease| &mut lease.state));
         }
     }
 }
@@ -496,14 +518,6 @@ impl Parties<'_> {
     fn classify(&self, sql: &[u8]) -> Effects {
         crate::virtual_session::statement_effects::classify(sql, self.session.lexing(), &self.rules.suspects)
     }
-}
-
-/// 25P02 as PostgreSQL says it.
-pub(crate) fn failed_transaction() -> Report {
-    Report::error(
-        SqlState::IN_FAILED_SQL_TRANSACTION,
-        "current transaction is aborted, commands ignored until end of transaction block",
-    )
 }
 
 /// Every reason that a client may be tied for, for the metrics to declare.

@@ -82,7 +82,11 @@ impl Exchange {
                 Ok(Next::Done)
             }
             FrontendTag::Flush => {
-                if self.lease.is_some() { self.up.pass(header) } else { self.up.skip(header) }
+                if self.lease.is_some() {
+                    self.up.pass(header)
+                } else {
+                    self.up.skip(header)
+                }
                 Ok(Next::Done)
             }
             FrontendTag::Close => self.on_close(header, parties),
@@ -103,7 +107,11 @@ impl Exchange {
         }
         // Late data after an error is dropped by PostgreSQL; where nothing is owed, no backend may see it (trap 49).
         let awaited = self.lease.is_some() && !self.pipeline.is_skipping() && !self.pipeline.is_quiet();
-        if awaited { self.up.pass(header) } else { self.up.skip(header) }
+        if awaited {
+            self.up.pass(header)
+        } else {
+            self.up.skip(header)
+        }
         Next::Done
     }
 
@@ -113,7 +121,8 @@ impl Exchange {
             self.pipeline.expect(Request::Sync, Fate::Forward, Note::None);
             self.up.pass(header);
         } else {
-            self.pipeline.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
+            self.pipeline
+                .expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
             self.up.skip(header);
             self.say_due();
         }
@@ -131,7 +140,12 @@ impl Exchange {
     }
 
     fn on_function_call(&mut self, header: Header, parties: &mut Parties<'_>) -> Next {
-        let Some(oid) = self.up.body_prefix(header).first_chunk::<4>().map(|oid| u32::from_be_bytes(*oid)) else {
+        let Some(oid) = self
+            .up
+            .body_prefix(header)
+            .first_chunk::<4>()
+            .map(|oid| u32::from_be_bytes(*oid))
+        else {
             return Next::Wants(HEADER_LEN + 4);
         };
         if let Some(stop) = self.before_backend(parties, None) {
@@ -166,7 +180,9 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
-        parties.session.forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        parties
+            .session
+            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         let watched = self.apply(&effects, parties);
         self.pipeline.expect(Request::Query, Fate::Forward, watched);
         self.up.pass(header);
@@ -180,8 +196,10 @@ impl Exchange {
             return stop;
         }
         parties.session.pin(PinReason::LargeStatement);
-                self.new_pins = true;
-        parties.session.forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        self.new_pins = true;
+        parties
+            .session
+            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.commit_at_risk = true;
         self.pipeline.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
@@ -192,7 +210,12 @@ impl Exchange {
     /// `DEALLOCATE name` of a statement that was prepared by protocol (PHP's PDO says so): no backend knows that name.
     fn answer_deallocate(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
         let name = match effects.steps.as_slice() {
-            [Step { action: Action::Deallocate(Some(name)), .. }] if effects.statement_count == 1 => name,
+            [
+                Step {
+                    action: Action::Deallocate(Some(name)),
+                    ..
+                },
+            ] if effects.statement_count == 1 => name,
             _ => return None,
         };
         parties.session.statement(name)?;
@@ -202,7 +225,8 @@ impl Exchange {
         let note = parties.session.close(name)?;
         let mut tag = bytes::BytesMut::new();
         compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"DEALLOCATE\0"]);
-        self.pipeline.expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
+        self.pipeline
+            .expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
@@ -232,12 +256,15 @@ impl Exchange {
         let body = self.up.whole_body(header).unwrap_or_default();
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         if parse.name.is_empty() {
-            parties.session.parse_unnamed(parse.definition, effects, &mut lease.state);
+            parties
+                .session
+                .parse_unnamed(parse.definition, effects, &mut lease.state);
             self.pipeline.expect(Request::Parse, Fate::Forward, Note::ClientUnnamed);
             self.up.pass(header);
             return Ok(Next::Done);
         }
-        let too_much = parties.session.statement_bytes() + parse.definition.len() > parties.rules.client_statement_bytes;
+        let too_much =
+            parties.session.statement_bytes() + parse.definition.len() > parties.rules.client_statement_bytes;
         match known {
             Some(statement) => self.parse_duplicate(header, &statement, parties),
             None if too_much || parties.session.is_reserved(parse.name) => {
@@ -266,7 +293,11 @@ impl Exchange {
         let replaced = HEADER_LEN + parse.name.len();
         if held && !(self.pipeline.is_failed() && !exits) {
             let complete = Bytes::from_static(b"1\0\0\0\x04");
-            let fate = if exits { Fate::Answer(complete) } else { Fate::AnswerUnlessFailed(complete) };
+            let fate = if exits {
+                Fate::Answer(complete)
+            } else {
+                Fate::AnswerUnlessFailed(complete)
+            };
             self.pipeline.expect(Request::Parse, fate, note);
             self.up.skip(header);
             self.say_due();
@@ -274,29 +305,43 @@ impl Exchange {
         }
         self.make_room_for(&statement, parties.rules.backend_statement_bytes);
         self.pipeline.expect(Request::Parse, Fate::Forward, note);
-        self.up.pass_behind(header, replaced, |out| renamed(out, header, replaced - HEADER_LEN, b"", &statement.name));
+        self.up.pass_behind(header, replaced, |out| {
+            renamed(out, header, replaced - HEADER_LEN, b"", &statement.name)
+        });
     }
 
     /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
     fn parse_duplicate(&mut self, header: Header, statement: &std::sync::Arc<Statement>, parties: &mut Parties<'_>) {
         self.ensure_parsed(statement, parties);
-        let name = self.up.whole_body(header).and_then(|body| Parse::parse(body).ok()).map(|parse| parse.name);
+        let name = self
+            .up
+            .whole_body(header)
+            .and_then(|body| Parse::parse(body).ok())
+            .map(|parse| parse.name);
         let name = name.unwrap_or_default().to_vec();
         let report = Report::error(
             SqlState::DUPLICATE_PREPARED_STATEMENT,
-            format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(&name)),
+            format!(
+                "prepared statement \"{}\" already exists",
+                String::from_utf8_lossy(&name)
+            ),
         );
         let mut words = bytes::BytesMut::new();
         compose::report(&mut words, &report);
-        self.pipeline.expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
+        self.pipeline
+            .expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
         let replaced = HEADER_LEN + name.len();
-        self.up.pass_behind(header, replaced, |out| renamed(out, header, name.len(), b"", &statement.name));
+        self.up.pass_behind(header, replaced, |out| {
+            renamed(out, header, name.len(), b"", &statement.name)
+        });
     }
 
     fn on_bind(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
         let head = match BindHead::parse(self.up.body_prefix(header)) {
             Ok(head) => head,
-            Err(Malformed::Unterminated) if self.up.body_prefix(header).len() < header.body_len.min(SMALL_MESSAGE_LEN_MAX) => {
+            Err(Malformed::Unterminated)
+                if self.up.body_prefix(header).len() < header.body_len.min(SMALL_MESSAGE_LEN_MAX) =>
+            {
                 return Ok(Next::Wants(header.frame_len().min(HEADER_LEN + SMALL_MESSAGE_LEN_MAX)));
             }
             Err(cause) => return Err(invalid_message(header, cause)),
@@ -348,9 +393,12 @@ impl Exchange {
             return Ok(stop);
         }
         self.ensure_parsed(&statement, parties);
-        self.pipeline.expect(Request::DescribeStatement, Fate::Forward, Note::None);
+        self.pipeline
+            .expect(Request::DescribeStatement, Fate::Forward, Note::None);
         let replaced = HEADER_LEN + 1 + name_len;
-        self.up.pass_behind(header, replaced, |out| renamed(out, header, name_len, b"S", &statement.name));
+        self.up.pass_behind(header, replaced, |out| {
+            renamed(out, header, name_len, b"S", &statement.name)
+        });
         Ok(Next::Done)
     }
 
@@ -362,20 +410,27 @@ impl Exchange {
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
                 // The shared statement stays on its backends: only the client's name for it is gone.
-                self.pipeline.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
+                self.pipeline
+                    .expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
                 self.up.skip(header);
                 self.say_due();
                 return Ok(Next::Done);
             }
             if named.name.is_empty() {
-                parties.session.forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+                parties
+                    .session
+                    .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
             }
         }
         let tied = self.lease.is_some();
         let reserved = named.target == Target::Statement && parties.session.is_reserved(named.name);
         if !tied || reserved {
             // Closing what doesn't exist succeeds (trap 23), and without a backend nothing of the client's exists.
-            self.pipeline.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), Note::None);
+            self.pipeline.expect(
+                Request::Close,
+                Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")),
+                Note::None,
+            );
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
@@ -410,7 +465,11 @@ impl Exchange {
         if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;
         }
-        let note = if request == Request::Bind { self.apply(&effects, parties) } else { Note::None };
+        let note = if request == Request::Bind {
+            self.apply(&effects, parties)
+        } else {
+            Note::None
+        };
         self.pipeline.expect(request, Fate::Forward, note);
         self.up.pass(header);
         Next::Done
@@ -436,7 +495,9 @@ impl Exchange {
             return Next::Done;
         }
         let before = self.up.body_prefix(header).get(..offset).unwrap_or_default().to_vec();
-        self.up.pass_behind(header, HEADER_LEN + offset, |out| renamed_behind(out, header, 0, &[&before], b"?"));
+        self.up.pass_behind(header, HEADER_LEN + offset, |out| {
+            renamed_behind(out, header, 0, &[&before], b"?")
+        });
         Next::Done
     }
 
@@ -499,8 +560,10 @@ impl Exchange {
             return;
         }
         self.make_room_for(statement, parties.rules.backend_statement_bytes);
-        self.pipeline.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
-        self.up.say(|out| compose::parse(out, &statement.name, &statement.definition));
+        self.pipeline
+            .expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
+        self.up
+            .say(|out| compose::parse(out, &statement.name, &statement.definition));
     }
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
@@ -511,7 +574,8 @@ impl Exchange {
         lease.state.statements.insert(statement.clone());
         while let Some(evicted) = lease.state.statements.evict(bytes_max) {
             self.up.say(|out| compose::close_statement(out, &evicted.name));
-            self.pipeline.expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
+            self.pipeline
+                .expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
         }
     }
 
@@ -549,10 +613,14 @@ fn invalid_length(_: Malformed) -> Report {
 
 fn invalid_message(header: Header, cause: Malformed) -> Report {
     match header.frontend() {
-        Ok(tag) => Report::fatal(SqlState::PROTOCOL_VIOLATION, format!("invalid {tag:?} message: {cause}")),
+        Ok(tag) => Report::fatal(
+            SqlState::PROTOCOL_VIOLATION,
+            format!("invalid {tag:?} message: {cause}"),
+        ),
         Err(Malformed::Length) => invalid_length(Malformed::Length),
-        Err(_) => {
-            Report::fatal(SqlState::PROTOCOL_VIOLATION, format!("invalid frontend message type {}", header.tag))
-        }
+        Err(_) => Report::fatal(
+            SqlState::PROTOCOL_VIOLATION,
+            format!("invalid frontend message type {}", header.tag),
+        ),
     }
 }

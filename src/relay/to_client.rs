@@ -1,6 +1,7 @@
 //! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
 
-use super::{Exchange, Outcome, Parties, failed_transaction};
+use super::{Exchange, Outcome, Parties};
+use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
 use crate::virtual_session::{Note, Watched};
@@ -19,7 +20,10 @@ impl Exchange {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(0),
                 Err(cause) => {
-                    return Err(self.broken_backend(&Violation::Malformed { message: "message header", cause }));
+                    return Err(self.broken_backend(&Violation::Malformed {
+                        message: "message header",
+                        cause,
+                    }));
                 }
             };
             // Rows and copy data are most of all bytes: they pass with the run before them.
@@ -28,7 +32,10 @@ impl Exchange {
                 continue;
             }
             let Ok(tag) = header.backend() else {
-                let violation = Violation::Unexpected { expected: "a message of the protocol", got: char::from(header.tag) };
+                let violation = Violation::Unexpected {
+                    expected: "a message of the protocol",
+                    got: char::from(header.tag),
+                };
                 return Err(self.broken_backend(&violation));
             };
             if self.must_be_whole(tag, header) && self.down.whole_body(header).is_none() {
@@ -49,7 +56,12 @@ impl Exchange {
         read && header.body_len <= READ_LEN_MAX
     }
 
-    fn on_backend_message(&mut self, tag: BackendTag, header: Header, parties: &mut Parties<'_>) -> Result<(), Outcome> {
+    fn on_backend_message(
+        &mut self,
+        tag: BackendTag,
+        header: Header,
+        parties: &mut Parties<'_>,
+    ) -> Result<(), Outcome> {
         let body = self.down.whole_body(header).unwrap_or_default();
         let mut fatal = None;
         match tag {
@@ -137,7 +149,10 @@ impl Exchange {
     fn on_parameter_status(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<(), Outcome> {
         let body = self.down.whole_body(header).unwrap_or_default();
         let parsed = ParameterStatus::parse(body).ok().and_then(|status| {
-            Some((std::str::from_utf8(status.name).ok()?.to_owned(), String::from_utf8_lossy(status.value).into_owned()))
+            Some((
+                std::str::from_utf8(status.name).ok()?.to_owned(),
+                String::from_utf8_lossy(status.value).into_owned(),
+            ))
         });
         let Some((name, value)) = parsed else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
@@ -146,7 +161,9 @@ impl Exchange {
             lease.parameters.set(&name, &value);
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.value(&name).map(str::to_owned);
-                parties.session.reported(&mut lease.state, &name, &value, neutral.as_deref());
+                parties
+                    .session
+                    .reported(&mut lease.state, &name, &value, neutral.as_deref());
             }
         }
         if self.prelude_owed && !self.tell_prelude {
@@ -185,7 +202,10 @@ impl Exchange {
                 return;
             };
             if header.backend() == Ok(BackendTag::ErrorResponse) {
-                self.last_words = ReportFields::parse(body).ok().filter(ReportFields::is_fatal).map(|f| f.to_report());
+                self.last_words = ReportFields::parse(body)
+                    .ok()
+                    .filter(ReportFields::is_fatal)
+                    .map(|f| f.to_report());
             }
             self.down.skip(header);
         }

@@ -10,10 +10,18 @@ pub(super) fn raise_limit(max_clients: u32) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
     };
-    let raised = if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() } else { true };
+    let raised = if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok()
+    } else {
+        true
+    };
     let limit = if raised { hard } else { soft };
     let wanted = u64::from(max_clients) + RESERVED;
     if limit < wanted {
-        tracing::warn!(limit, wanted, "the limit of file descriptors is too low for limits.max_clients");
+        tracing::warn!(
+            limit,
+            wanted,
+            "the limit of file descriptors is too low for limits.max_clients"
+        );
     }
 }

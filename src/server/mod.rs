@@ -75,7 +75,10 @@ pub async fn run(config: Config, sources: Sources, logging: LoggingHandle) -> Re
     let source = status::source(&config, &context, &listeners, drain.clone());
     let mut tasks = tokio::task::JoinSet::new();
     if let Some(listener) = admin_listener {
-        let state = AdminState { metrics: metrics.clone(), status: source };
+        let state = AdminState {
+            metrics: metrics.clone(),
+            status: source,
+        };
         tasks.spawn(admin::serve(listener, state, until_true(stopped.clone())));
     }
     if let Some(interval) = config.log.stats_interval {
@@ -100,12 +103,16 @@ async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> 
         return Ok(None);
     };
     let bound = TcpListener::bind(address).await;
-    bound.map(Some).map_err(|cause| StartError::MetricsBind { address, cause })
+    bound
+        .map(Some)
+        .map_err(|cause| StartError::MetricsBind { address, cause })
 }
 
 fn announce(config: &Config, listeners: &[listener::Open], admin: Option<&TcpListener>) {
     let addresses: Vec<_> = listeners.iter().map(|open| open.listener.local_address()).collect();
-    let metrics = admin.and_then(|admin| admin.local_addr().ok()).map_or_else(|| "off".to_owned(), |at| at.to_string());
+    let metrics = admin
+        .and_then(|admin| admin.local_addr().ok())
+        .map_or_else(|| "off".to_owned(), |at| at.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %addresses.join(","),

@@ -16,7 +16,11 @@ pub(super) struct Reloader {
 
 impl Reloader {
     pub(super) fn new(sources: Sources, context: Arc<ClientContext>, logging: LoggingHandle) -> Self {
-        Self { sources, context, logging }
+        Self {
+            sources,
+            context,
+            logging,
+        }
     }
 
     /// Reads and applies. What is wrong is logged, and nothing has changed then.

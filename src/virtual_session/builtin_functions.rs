@@ -465,10 +465,24 @@ mod tests {
 
     #[test]
     fn ordinary_functions_are_harmless_and_no_other() {
-        for name in [&b"lower"[..], b"NOW", b"count", b"pg_sleep", b"pg_advisory_xact_lock", b"_pg_expandarray"] {
+        for name in [
+            &b"lower"[..],
+            b"NOW",
+            b"count",
+            b"pg_sleep",
+            b"pg_advisory_xact_lock",
+            b"_pg_expandarray",
+        ] {
             assert!(is_harmless(name), "{}", String::from_utf8_lossy(name));
         }
-        for name in [&b"set_config"[..], b"setseed", b"pg_advisory_lock", b"query_to_xml", b"ts_stat", b"domain_in"] {
+        for name in [
+            &b"set_config"[..],
+            b"setseed",
+            b"pg_advisory_lock",
+            b"query_to_xml",
+            b"ts_stat",
+            b"domain_in",
+        ] {
             assert!(!is_harmless(name), "{}", String::from_utf8_lossy(name));
         }
     }
@@ -476,6 +490,10 @@ mod tests {
     #[test]
     fn the_list_is_sorted_and_lower_case() {
         assert!(NAMES.windows(2).all(|pair| pair[0] < pair[1]));
-        assert!(NAMES.iter().all(|name| name.bytes().all(|byte| !byte.is_ascii_uppercase())));
+        assert!(
+            NAMES
+                .iter()
+                .all(|name| name.bytes().all(|byte| !byte.is_ascii_uppercase()))
+        );
     }
 }

@@ -100,7 +100,9 @@ impl Scan<'_> {
             }
             let Some(language) = self.item()? else { return Ok(()) };
             let own = self.folded_or_string(language).is_some_and(|name| {
-                [&b"sql"[..], b"plpgsql", b"c", b"internal"].iter().any(|own| own.eq_ignore_ascii_case(&name))
+                [&b"sql"[..], b"plpgsql", b"c", b"internal"]
+                    .iter()
+                    .any(|own| own.eq_ignore_ascii_case(&name))
             });
             if !own {
                 self.pin(PinReason::ProceduralLanguage);

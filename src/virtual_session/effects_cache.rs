@@ -141,7 +141,15 @@ impl EffectsCache {
         }
         let bucket = self.bucket(hash);
         let chain = self.buckets[bucket];
-        let entry = Entry { text: text.into(), lexing, hash, effects, chain, newer: None, older: None };
+        let entry = Entry {
+            text: text.into(),
+            lexing,
+            hash,
+            effects,
+            chain,
+            newer: None,
+            older: None,
+        };
         let index = match self.free.pop() {
             Some(index) => {
                 self.entries[index as usize] = entry;
@@ -252,8 +260,18 @@ mod tests {
     fn a_hit_is_what_classify_finds() {
         let (suspects, lexing) = (Suspects::known([]), Lexing::default());
         let mut cache = EffectsCache::new(64, 1 << 20);
-        for text in [&b"SET x = 1"[..], b"select 1", b"LISTEN a", b"SET x = 1", b"select 'a", b""] {
-            assert_eq!(*cache.classify(text, lexing, &suspects), classify(text, lexing, &suspects));
+        for text in [
+            &b"SET x = 1"[..],
+            b"select 1",
+            b"LISTEN a",
+            b"SET x = 1",
+            b"select 'a",
+            b"",
+        ] {
+            assert_eq!(
+                *cache.classify(text, lexing, &suspects),
+                classify(text, lexing, &suspects)
+            );
         }
         assert_eq!(cache.len(), 5);
     }
@@ -271,7 +289,15 @@ mod tests {
         assert!(cache.find(hash, &select(0), lexing).is_some());
         let hash = text_hash(cache.key, &select(990), lexing);
         assert!(cache.find(hash, &select(990), lexing).is_none());
-        assert_eq!(cache.bytes(), cache.entries.iter().filter(|e| !e.text.is_empty()).map(|e| cost(&e.text, &e.effects)).sum());
+        assert_eq!(
+            cache.bytes(),
+            cache
+                .entries
+                .iter()
+                .filter(|e| !e.text.is_empty())
+                .map(|e| cost(&e.text, &e.effects))
+                .sum()
+        );
     }
 
     #[test]
@@ -286,14 +312,21 @@ mod tests {
         let large = [b"SELECT '".as_slice(), &[b'x'; TEXT_BYTES_MAX], b"'"].concat();
         assert!(cache.classify(&large, lexing, &suspects).is_none());
         assert_eq!(cache.len(), before);
-        assert!(EffectsCache::new(0, 0).classify(b"select 1", lexing, &suspects).is_none());
+        assert!(
+            EffectsCache::new(0, 0)
+                .classify(b"select 1", lexing, &suspects)
+                .is_none()
+        );
     }
 
     #[test]
     fn the_lexing_is_a_part_of_the_key() {
         let suspects = Suspects::known([]);
         let mut cache = EffectsCache::new(64, 1 << 20);
-        let off = Lexing { strings: super::super::sql_lexer::StandardConformingStrings::Off, ..Lexing::default() };
+        let off = Lexing {
+            strings: super::super::sql_lexer::StandardConformingStrings::Off,
+            ..Lexing::default()
+        };
         let text = br"select '\'; set x = 1; --'";
         assert!(!cache.classify(text, Lexing::default(), &suspects).is_none());
         assert!(cache.classify(text, off, &suspects).is_none());
@@ -304,9 +337,17 @@ mod tests {
     fn other_suspects_empty_it() {
         use super::super::suspects::SuspectKind;
         let mut cache = EffectsCache::new(64, 1 << 20);
-        assert!(cache.classify(b"select * from v", Lexing::default(), &Suspects::known([])).is_none());
+        assert!(
+            cache
+                .classify(b"select * from v", Lexing::default(), &Suspects::known([]))
+                .is_none()
+        );
         let suspects = Suspects::known([(SuspectKind::Mention, &b"v"[..])]);
-        assert!(!cache.classify(b"select * from v", Lexing::default(), &suspects).is_none());
+        assert!(
+            !cache
+                .classify(b"select * from v", Lexing::default(), &suspects)
+                .is_none()
+        );
         assert_eq!(cache.len(), 1);
     }
 }

@@ -367,7 +367,10 @@ mod tests {
         assert_eq!(meaning(b"sElEcT").map(|meaning| meaning.keyword), Some(Keyword::Select));
         assert_eq!(meaning(b"VALUES").map(|meaning| meaning.class), Some(Class::Grammar));
         assert_eq!(meaning(b"name").map(|meaning| meaning.class), Some(Class::Word));
-        assert_eq!(meaning(b"pg_locks").map(|meaning| meaning.keyword), Some(Keyword::SessionView));
+        assert_eq!(
+            meaning(b"pg_locks").map(|meaning| meaning.keyword),
+            Some(Keyword::SessionView)
+        );
         assert_eq!(meaning(b"abalance"), None);
     }
 }

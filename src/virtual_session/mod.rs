@@ -28,8 +28,8 @@ use std::sync::Arc;
 
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
-use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use setting_change::{SettingChange, SettingName, SettingScope};
+use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects};
 use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
 
@@ -45,7 +45,10 @@ pub struct SharedLedger {
 impl SharedLedger {
     /// `nonce` is random; it keeps shared statement names apart from clients' own.
     pub fn new(nonce: u64) -> Self {
-        Self { statements: SharedStatements::new(nonce), settings: SettingsInterner::default() }
+        Self {
+            statements: SharedStatements::new(nonce),
+            settings: SettingsInterner::default(),
+        }
     }
 }
 
@@ -249,13 +252,23 @@ impl VirtualSession {
     fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
         match change {
             // What is local, or reported and so known, ends or is known at the end of the transaction.
-            SettingChange::Set { scope: SettingScope::Local, .. } => self.see_not(Until::Ready),
-            SettingChange::Set { name: SettingName::Known(name), .. } => {
+            SettingChange::Set {
+                scope: SettingScope::Local,
+                ..
+            } => self.see_not(Until::Ready),
+            SettingChange::Set {
+                name: SettingName::Known(name),
+                ..
+            } => {
                 let name = String::from_utf8_lossy(name);
                 if follows(&name) {
                     return self.see_not(Until::Ready);
                 }
-                self.pins.insert(if name.contains('.') { PinReason::CustomSetting } else { PinReason::Setting });
+                self.pins.insert(if name.contains('.') {
+                    PinReason::CustomSetting
+                } else {
+                    PinReason::Setting
+                });
                 self.forget_setting(&name, backend);
                 self.see_not(Until::Discard);
             }
@@ -323,7 +336,11 @@ impl VirtualSession {
     }
 
     fn parse_key(&self) -> u64 {
-        if self.unseen_settings == 0 { self.wanted.parse_key() } else { self.unseen_settings << 1 }
+        if self.unseen_settings == 0 {
+            self.wanted.parse_key()
+        } else {
+            self.unseen_settings << 1
+        }
     }
 
     // --- prepared statements ---
@@ -352,7 +369,11 @@ impl VirtualSession {
 
     /// The note of a Parse that gave a name.
     pub fn prepared_note(name: &[u8], statement: Arc<Statement>, parsed: bool) -> Note {
-        Note::Prepared(Box::new(Prepared { name: name.into(), statement, parsed }))
+        Note::Prepared(Box::new(Prepared {
+            name: name.into(),
+            statement,
+            parsed,
+        }))
     }
 
     /// Takes a name away.
@@ -376,7 +397,11 @@ impl VirtualSession {
         self.reset_all(backend);
         self.unseen_settings = 0;
         self.unseen_until_ready = false;
-        self.pins = self.pins.iter().filter(|reason| !reason.ends_with_discard_all()).collect();
+        self.pins = self
+            .pins
+            .iter()
+            .filter(|reason| !reason.ends_with_discard_all())
+            .collect();
     }
 
     // --- the unnamed statement ---
@@ -385,13 +410,20 @@ impl VirtualSession {
     pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) {
         self.serial += 1;
         let unnamed = self.unnamed.get_or_insert_with(|| {
-            Box::new(Unnamed { serial: 0, definition: Vec::new(), effects: Effects::NONE })
+            Box::new(Unnamed {
+                serial: 0,
+                definition: Vec::new(),
+                effects: Effects::NONE,
+            })
         });
         unnamed.serial = self.serial;
         unnamed.definition.clear();
         unnamed.definition.extend_from_slice(definition);
         unnamed.effects = effects;
-        backend.unnamed = Some(UnnamedId { client: self.client, serial: self.serial });
+        backend.unnamed = Some(UnnamedId {
+            client: self.client,
+            serial: self.serial,
+        });
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
@@ -399,7 +431,10 @@ impl VirtualSession {
         let held = backend.unnamed;
         match &self.unnamed {
             Some(unnamed) => {
-                let id = UnnamedId { client: self.client, serial: unnamed.serial };
+                let id = UnnamedId {
+                    client: self.client,
+                    serial: unnamed.serial,
+                };
                 if held == Some(id) {
                     return UnnamedStep::Agrees(&unnamed.effects);
                 }

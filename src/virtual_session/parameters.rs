@@ -22,8 +22,13 @@ pub struct Settings {
 
 /// Settings that change nothing in how a statement is parsed or planned. Everything else is part of a statement's key:
 /// literals are folded at parse analysis (a timestamptz parsed under another TimeZone is a wrong row).
-const HARMLESS: [&str; 5] =
-    ["application_name", "client_min_messages", "transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"];
+const HARMLESS: [&str; 5] = [
+    "application_name",
+    "client_min_messages",
+    "transaction_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+];
 
 fn is_harmless(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -47,7 +52,10 @@ impl Settings {
             }
         }
         let parse_key = parse_key(&sorted);
-        Self { entries: sorted, parse_key }
+        Self {
+            entries: sorted,
+            parse_key,
+        }
     }
 
     /// The entries, sorted by lower-case name.
@@ -64,7 +72,11 @@ impl Settings {
     /// The same with one entry set (`Some`) or taken out (`None`).
     #[must_use]
     pub fn with(&self, name: &str, value: Option<&str>) -> Self {
-        let others = self.entries.iter().filter(|(other, _)| compare(other, name).is_ne()).cloned();
+        let others = self
+            .entries
+            .iter()
+            .filter(|(other, _)| compare(other, name).is_ne())
+            .cloned();
         Self::new(others.chain(value.map(|value| (name.into(), value.into()))))
     }
 
@@ -80,7 +92,9 @@ impl Settings {
 }
 
 fn compare(one: &str, other: &str) -> std::cmp::Ordering {
-    one.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(other.bytes().map(|byte| byte.to_ascii_lowercase()))
+    one.bytes()
+        .map(|byte| byte.to_ascii_lowercase())
+        .cmp(other.bytes().map(|byte| byte.to_ascii_lowercase()))
 }
 
 fn parse_key(entries: &[Setting]) -> u64 {
@@ -128,7 +142,11 @@ impl SettingsInterner {
 /// The SQL that brings a backend from `applied` to `wanted`: one transaction, so that a failure in it leaves the status
 /// failed and the client's message gets 25P02 instead of running under another role or tenant. `None` when they agree.
 pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
-    let mut stale: Vec<_> = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none()).collect();
+    let mut stale: Vec<_> = applied
+        .entries
+        .iter()
+        .filter(|(name, _)| wanted.value(name).is_none())
+        .collect();
     // Who one is comes back first and goes last: under another role a setting might not be allowed.
     stale.sort_by_key(|(name, _)| !is_identity(name));
     let mut sql = String::new();
@@ -137,8 +155,11 @@ pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
         push_name(&mut sql, name);
         sql.push(';');
     }
-    let mut changed: Vec<_> =
-        wanted.entries.iter().filter(|(name, value)| applied.value(name) != Some(value)).collect();
+    let mut changed: Vec<_> = wanted
+        .entries
+        .iter()
+        .filter(|(name, value)| applied.value(name) != Some(value))
+        .collect();
     changed.sort_by_key(|(name, _)| is_identity(name));
     let mut separator = "SELECT ";
     for (name, value) in changed {
@@ -200,7 +221,11 @@ mod tests {
 
     #[test]
     fn names_compare_without_their_capitals() {
-        let set = settings(&[("TimeZone", "UTC"), ("datestyle", "ISO, MDY"), ("timezone", "Europe/Berlin")]);
+        let set = settings(&[
+            ("TimeZone", "UTC"),
+            ("datestyle", "ISO, MDY"),
+            ("timezone", "Europe/Berlin"),
+        ]);
         assert_eq!(set.value("TIMEZONE"), Some("Europe/Berlin"));
         assert_eq!(set.entries().len(), 2);
         assert_eq!(set.with("DateStyle", None).entries().len(), 1);
@@ -218,7 +243,10 @@ mod tests {
     /// Trap 54: lists, quotes, backslashes and long values arrive as they are.
     #[test]
     fn trap_54_values_of_any_form_are_taken_back() {
-        let sql = prelude(&settings(&[("lock_timeout", "1s")]), &settings(&[("search_path", "\"a b\", c'd"), ("app.x", "q\\")]));
+        let sql = prelude(
+            &settings(&[("lock_timeout", "1s")]),
+            &settings(&[("search_path", "\"a b\", c'd"), ("app.x", "q\\")]),
+        );
         let expected = "BEGIN;RESET \"lock_timeout\";SELECT pg_catalog.set_config('app.x', E'q\\\\',false), \
                         pg_catalog.set_config('search_path','\"a b\", c''d',false);COMMIT";
         assert_eq!(String::from_utf8(sql.unwrap()).unwrap(), expected);
@@ -226,7 +254,13 @@ mod tests {
 
     #[test]
     fn the_value_compares_with_its_capitals() {
-        assert!(prelude(&settings(&[("application_name", "App")]), &settings(&[("application_name", "app")])).is_some());
+        assert!(
+            prelude(
+                &settings(&[("application_name", "App")]),
+                &settings(&[("application_name", "app")])
+            )
+            .is_some()
+        );
     }
 
     /// Trap 28: what parsing reads is part of a statement's key, what it doesn't is not.
@@ -234,7 +268,13 @@ mod tests {
     fn trap_28_parse_keys_follow_what_parsing_reads() {
         let none = settings(&[("application_name", "psql"), ("log_duration", "on")]);
         assert_eq!(none.parse_key(), 0);
-        assert_ne!(settings(&[("TimeZone", "UTC")]).parse_key(), settings(&[("TimeZone", "Asia/Shanghai")]).parse_key());
-        assert_eq!(settings(&[("timezone", "UTC")]).parse_key(), settings(&[("TimeZone", "UTC")]).parse_key());
+        assert_ne!(
+            settings(&[("TimeZone", "UTC")]).parse_key(),
+            settings(&[("TimeZone", "Asia/Shanghai")]).parse_key()
+        );
+        assert_eq!(
+            settings(&[("timezone", "UTC")]).parse_key(),
+            settings(&[("TimeZone", "UTC")]).parse_key()
+        );
     }
 }

@@ -180,7 +180,10 @@ impl FromIterator<PinReason> for PinSet {
 
 impl std::fmt::Debug for PinSet {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_set().entries(self.iter().map(PinReason::label)).finish()
+        formatter
+            .debug_set()
+            .entries(self.iter().map(PinReason::label))
+            .finish()
     }
 }
 

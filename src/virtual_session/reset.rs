@@ -41,8 +41,20 @@ mod tests {
     #[test]
     fn trap_59_discard_all_reaches_what_reset_all_does_not() {
         use PinReason::*;
-        for reason in [Setting, Listen, Prepare, TemporaryTable, HoldCursor, AdvisoryLock, Sequence] {
-            assert_eq!(ResetPlan::for_pins(PinSet::of(reason)), ResetPlan::DiscardAll, "{reason:?}");
+        for reason in [
+            Setting,
+            Listen,
+            Prepare,
+            TemporaryTable,
+            HoldCursor,
+            AdvisoryLock,
+            Sequence,
+        ] {
+            assert_eq!(
+                ResetPlan::for_pins(PinSet::of(reason)),
+                ResetPlan::DiscardAll,
+                "{reason:?}"
+            );
         }
     }
 
@@ -53,7 +65,11 @@ mod tests {
             assert_eq!(ResetPlan::for_pins(PinSet::of(reason)), ResetPlan::Close, "{reason:?}");
         }
         for reason in [LargeStatement, Unlexable, Routine, Suspect, Unknown] {
-            assert_eq!(ResetPlan::for_pins([Setting, reason].into_iter().collect()), ResetPlan::Close, "{reason:?}");
+            assert_eq!(
+                ResetPlan::for_pins([Setting, reason].into_iter().collect()),
+                ResetPlan::Close,
+                "{reason:?}"
+            );
         }
     }
 }

@@ -74,7 +74,10 @@ mod tests {
     #[test]
     fn session_functions_are_found_in_any_case() {
         assert_eq!(session_function(b"SET_Config"), Some(SessionFunction::SetConfig));
-        assert_eq!(session_function(b"dblink_connect_u"), Some(SessionFunction::Pins(PinReason::Dblink)));
+        assert_eq!(
+            session_function(b"dblink_connect_u"),
+            Some(SessionFunction::Pins(PinReason::Dblink))
+        );
         assert_eq!(session_function(b"pg_advisory_xact_lock"), None);
         assert_eq!(session_function(b"lower"), None);
     }

@@ -20,8 +20,16 @@ enum Argument {
 pub(super) fn on_call(scan: &mut Scan<'_>, chain: NameChain) -> Result<(), Unreadable> {
     let mut ahead = scan.lexer;
     let (name, more) = argument(scan.text, &mut ahead)?;
-    let (value, last) = if more { argument(scan.text, &mut ahead)? } else { (Argument::Computed, false) };
-    let (local, _) = if last { argument(scan.text, &mut ahead)? } else { (Argument::Computed, false) };
+    let (value, last) = if more {
+        argument(scan.text, &mut ahead)?
+    } else {
+        (Argument::Computed, false)
+    };
+    let (local, _) = if last {
+        argument(scan.text, &mut ahead)?
+    } else {
+        (Argument::Computed, false)
+    };
 
     let name = match name {
         Argument::Text(name) => SettingName::Known(name.to_ascii_lowercase().into()),
@@ -122,7 +130,9 @@ fn is_plain_type(text: &[u8], token: Token) -> bool {
     const PLAIN: [&str; 6] = ["text", "varchar", "bool", "boolean", "pg_catalog", "unknown"];
     match token.kind {
         TokenKind::Typecast | TokenKind::Dot => true,
-        TokenKind::Word => PLAIN.iter().any(|word| token.bytes(text).eq_ignore_ascii_case(word.as_bytes())),
+        TokenKind::Word => PLAIN
+            .iter()
+            .any(|word| token.bytes(text).eq_ignore_ascii_case(word.as_bytes())),
         _ => false,
     }
 }
@@ -132,7 +142,9 @@ fn simple_value(text: &[u8], token: Token) -> Argument {
     match token.kind {
         TokenKind::String(_) => string_value(text, token).map_or(Argument::Computed, Argument::Text),
         TokenKind::Parameter => {
-            let number = std::str::from_utf8(bytes.get(1..).unwrap_or_default()).ok().and_then(|n| n.parse().ok());
+            let number = std::str::from_utf8(bytes.get(1..).unwrap_or_default())
+                .ok()
+                .and_then(|n| n.parse().ok());
             number.map_or(Argument::Computed, Argument::Parameter)
         }
         TokenKind::Word if bytes.eq_ignore_ascii_case(b"true") => Argument::Boolean(true),

@@ -60,7 +60,9 @@ fn set_rest(scan: &mut Scan<'_>, first: Item, scope: SettingScope) -> Result<(),
 
 /// `SET name {TO | =} value`.
 fn set_named(scan: &mut Scan<'_>, first: Item, scope: SettingScope) -> Result<(), Unreadable> {
-    let Some((name, next)) = setting_name(scan, first)? else { return unknown(scan) };
+    let Some((name, next)) = setting_name(scan, first)? else {
+        return unknown(scan);
+    };
     let assigns = next.is_some_and(|item| {
         item.keyword() == Some(Keyword::To)
             || (item.token.kind == TokenKind::Operator && item.token.bytes(scan.text) == b"=")
@@ -113,8 +115,18 @@ fn set_characteristics(scan: &mut Scan<'_>, scope: SettingScope) -> Result<(), U
     };
     while !rest.is_empty() {
         let (name, source, tail): (&[u8], &[u8], _) = match rest {
-            [b"isolation", b"level", b"read", level @ (b"committed" | b"uncommitted"), tail @ ..] => {
-                let source = if *level == b"committed" { &b"'read committed'"[..] } else { b"'read uncommitted'" };
+            [
+                b"isolation",
+                b"level",
+                b"read",
+                level @ (b"committed" | b"uncommitted"),
+                tail @ ..,
+            ] => {
+                let source = if *level == b"committed" {
+                    &b"'read committed'"[..]
+                } else {
+                    b"'read uncommitted'"
+                };
                 (b"default_transaction_isolation", source, tail)
             }
             [b"isolation", b"level", b"repeatable", b"read", tail @ ..] => {
@@ -129,7 +141,12 @@ fn set_characteristics(scan: &mut Scan<'_>, scope: SettingScope) -> Result<(), U
             [b"deferrable", tail @ ..] => (b"default_transaction_deferrable", b"on", tail),
             _ => return unknown(scan),
         };
-        set_config::note(scan, SettingName::Known(name.into()), SettingValue::Source(source.into()), scope);
+        set_config::note(
+            scan,
+            SettingName::Known(name.into()),
+            SettingValue::Source(source.into()),
+            scope,
+        );
         rest = tail;
     }
     Ok(())
@@ -163,14 +180,18 @@ pub(super) fn reset(scan: &mut Scan<'_>) -> Result<(), Unreadable> {
 
 /// `a.b.c` from its first part on, in lower case, and the item behind it.
 fn setting_name(scan: &mut Scan<'_>, first: Item) -> Result<Option<(Vec<u8>, Option<Item>)>, Unreadable> {
-    let Some(mut name) = identifier_name(scan.text, first.token) else { return Ok(None) };
+    let Some(mut name) = identifier_name(scan.text, first.token) else {
+        return Ok(None);
+    };
     loop {
         let next = scan.item()?;
         if next.is_none_or(|item| item.token.kind != TokenKind::Dot) {
             name.make_ascii_lowercase();
             return Ok(Some((name, next)));
         }
-        let Some(part) = scan.item()?.and_then(|item| identifier_name(scan.text, item.token)) else { return Ok(None) };
+        let Some(part) = scan.item()?.and_then(|item| identifier_name(scan.text, item.token)) else {
+            return Ok(None);
+        };
         name.push(b'.');
         name.extend(part);
     }
@@ -204,7 +225,9 @@ fn value(scan: &mut Scan<'_>, is_role: bool) -> Result<Option<SettingValue>, Unr
                 continue;
             }
             TokenKind::String(kind) => {
-                let Some(constant) = constant(scan.text, item, kind) else { return Ok(None) };
+                let Some(constant) = constant(scan.text, item, kind) else {
+                    return Ok(None);
+                };
                 separate(&mut source);
                 source.extend(constant);
             }

@@ -74,7 +74,11 @@ impl SettingChange {
         match self {
             Self::ResetAll => Some(b"RESET ALL".to_vec()),
             Self::Reset(name) => Some([b"RESET ", quoted_name(name).as_slice()].concat()),
-            Self::Set { name: SettingName::Known(name), value, .. } => value.to_sql(name),
+            Self::Set {
+                name: SettingName::Known(name),
+                value,
+                ..
+            } => value.to_sql(name),
             Self::Set { .. } => None,
         }
     }
@@ -83,7 +87,11 @@ impl SettingChange {
 impl SettingValue {
     fn to_sql(&self, name: &[u8]) -> Option<Vec<u8>> {
         match self {
-            Self::Source(source) if source.get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"interval")) => {
+            Self::Source(source)
+                if source
+                    .get(..8)
+                    .is_some_and(|word| word.eq_ignore_ascii_case(b"interval")) =>
+            {
                 Some([b"SET TIME ZONE ", &**source].concat())
             }
             Self::Source(source) if name == b"session_authorization" => {
@@ -94,7 +102,16 @@ impl SettingValue {
             Self::Default => Some([b"SET ", quoted_name(name).as_slice(), b" TO DEFAULT"].concat()),
             Self::Text(text) => {
                 let (name, text) = (quoted_string(name), quoted_string(text));
-                Some([b"SELECT pg_catalog.set_config(", name.as_slice(), b", ", &text, b", false)"].concat())
+                Some(
+                    [
+                        b"SELECT pg_catalog.set_config(",
+                        name.as_slice(),
+                        b", ",
+                        &text,
+                        b", false)",
+                    ]
+                    .concat(),
+                )
             }
             Self::FromBind(_) | Self::Unknown => None,
         }
@@ -135,15 +152,25 @@ mod tests {
     use super::*;
 
     fn set(name: &[u8], value: SettingValue) -> SettingChange {
-        SettingChange::Set { name: SettingName::Known(name.into()), value, scope: SettingScope::Session }
+        SettingChange::Set {
+            name: SettingName::Known(name.into()),
+            value,
+            scope: SettingScope::Session,
+        }
     }
 
     #[test]
     fn trap_54_a_change_can_be_said_again_in_every_quoting() {
         let sql = |change: SettingChange| change.to_sql().map(|sql| String::from_utf8_lossy(&sql).into_owned());
         let source = |text: &str| SettingValue::Source(text.as_bytes().into());
-        assert_eq!(sql(set(b"search_path", source("a, \"B\""))).as_deref(), Some(r#"SET "search_path" TO a, "B""#));
-        assert_eq!(sql(set(b"app.x", source("'it''s'"))).as_deref(), Some(r#"SET "app"."x" TO 'it''s'"#));
+        assert_eq!(
+            sql(set(b"search_path", source("a, \"B\""))).as_deref(),
+            Some(r#"SET "search_path" TO a, "B""#)
+        );
+        assert_eq!(
+            sql(set(b"app.x", source("'it''s'"))).as_deref(),
+            Some(r#"SET "app"."x" TO 'it''s'"#)
+        );
         assert_eq!(
             sql(set(b"timezone", source("INTERVAL '-08:00' HOUR TO MINUTE"))).as_deref(),
             Some("SET TIME ZONE INTERVAL '-08:00' HOUR TO MINUTE")
@@ -152,12 +179,21 @@ mod tests {
             sql(set(b"app.x", SettingValue::Text(b"a\\'b".as_slice().into()))).as_deref(),
             Some(r"SELECT pg_catalog.set_config('app.x',  E'a\\''b', false)")
         );
-        assert_eq!(sql(set(b"role", SettingValue::Default)).as_deref(), Some(r#"SET "role" TO DEFAULT"#));
-        assert_eq!(sql(SettingChange::Reset(b"a.b".as_slice().into())).as_deref(), Some(r#"RESET "a"."b""#));
+        assert_eq!(
+            sql(set(b"role", SettingValue::Default)).as_deref(),
+            Some(r#"SET "role" TO DEFAULT"#)
+        );
+        assert_eq!(
+            sql(SettingChange::Reset(b"a.b".as_slice().into())).as_deref(),
+            Some(r#"RESET "a"."b""#)
+        );
         assert_eq!(sql(SettingChange::ResetAll).as_deref(), Some("RESET ALL"));
         assert_eq!(sql(set(b"x", SettingValue::Unknown)), None);
-        let unnamed =
-            SettingChange::Set { name: SettingName::FromBind(1), value: SettingValue::Default, scope: SettingScope::Session };
+        let unnamed = SettingChange::Set {
+            name: SettingName::FromBind(1),
+            value: SettingValue::Default,
+            scope: SettingScope::Session,
+        };
         assert_eq!(sql(unnamed), None);
     }
 }

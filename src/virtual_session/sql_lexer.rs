@@ -30,11 +30,25 @@ impl EncodingClass {
     /// The class of a `client_encoding` as PostgreSQL reports it. A name that is not known is unsafe.
     pub fn of(client_encoding: &[u8]) -> Self {
         // WIN932, WIN936, WIN949 and WIN950 are other names of SJIS, GBK, UHC and BIG5.
-        const SAFE: [&str; 10] =
-            ["UTF8", "UNICODE", "SQLASCII", "LATIN", "ISO8859", "WIN1", "WIN8", "KOI8", "EUC", "MULEINTERNAL"];
+        const SAFE: [&str; 10] = [
+            "UTF8",
+            "UNICODE",
+            "SQLASCII",
+            "LATIN",
+            "ISO8859",
+            "WIN1",
+            "WIN8",
+            "KOI8",
+            "EUC",
+            "MULEINTERNAL",
+        ];
         let letters = client_encoding.iter().filter(|byte| byte.is_ascii_alphanumeric());
         let name: Vec<u8> = letters.map(u8::to_ascii_uppercase).collect();
-        if SAFE.iter().any(|prefix| name.starts_with(prefix.as_bytes())) { Self::AsciiSafe } else { Self::Unsafe }
+        if SAFE.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+            Self::AsciiSafe
+        } else {
+            Self::Unsafe
+        }
     }
 }
 
@@ -151,7 +165,11 @@ impl<'t> Lexer<'t> {
         if lexing.encoding == EncodingClass::Unsafe && !text.is_ascii() {
             return Err(LexError::Encoding);
         }
-        Ok(Self { text, at: 0, strings: lexing.strings })
+        Ok(Self {
+            text,
+            at: 0,
+            strings: lexing.strings,
+        })
     }
 
     /// The next token, or `None` at the end.
@@ -161,7 +179,9 @@ impl<'t> Lexer<'t> {
     #[inline]
     pub fn next_token(&mut self) -> Result<Option<Token>, LexError> {
         loop {
-            let Some(&byte) = self.text.get(self.at) else { return Ok(None) };
+            let Some(&byte) = self.text.get(self.at) else {
+                return Ok(None);
+            };
             let start = self.at;
             self.at += 1;
             let kind = match CLASS[usize::from(byte)] {
@@ -192,7 +212,11 @@ impl<'t> Lexer<'t> {
                 Class::CloseBracket => TokenKind::CloseBracket,
                 Class::Stray => return Err(LexError::StrayByte),
             };
-            return Ok(Some(Token { kind, start, end: self.at }));
+            return Ok(Some(Token {
+                kind,
+                start,
+                end: self.at,
+            }));
         }
     }
 
@@ -258,7 +282,11 @@ impl<'t> Lexer<'t> {
                 let start = self.at;
                 let kind = self.plain_string(StringKind::Plain)?;
                 let body = self.text.get(start..self.at).unwrap_or_default();
-                if body.contains(&b'\\') { Err(LexError::Backslash) } else { Ok(kind) }
+                if body.contains(&b'\\') {
+                    Err(LexError::Backslash)
+                } else {
+                    Ok(kind)
+                }
             }
         }
     }
@@ -461,7 +489,9 @@ pub fn identifier_name(text: &[u8], token: Token) -> Option<Vec<u8>> {
 /// The value of a string constant, continuation lines joined. `None` where it holds an escape other than `\\`, `\'`,
 /// `''` and the one-letter ones, for bit and Unicode strings, and for other tokens.
 pub fn string_value(text: &[u8], token: Token) -> Option<Vec<u8>> {
-    let TokenKind::String(kind) = token.kind else { return None };
+    let TokenKind::String(kind) = token.kind else {
+        return None;
+    };
     let bytes = token.bytes(text);
     match kind {
         StringKind::Dollar => {

@@ -298,7 +298,9 @@ impl Scan<'_> {
     /// The next item of EXPLAIN's own words; `None` where the explained statement begins.
     fn next_unless_statement(&mut self, in_options: bool) -> Result<Option<Item>, Unreadable> {
         let mut ahead = self.lexer;
-        let Some(token) = ahead.next_token()? else { return Ok(None) };
+        let Some(token) = ahead.next_token()? else {
+            return Ok(None);
+        };
         let meaning = super::keywords::meaning(token.bytes(self.text)).map(|meaning| meaning.keyword);
         let own = match token.kind {
             TokenKind::OpenParen => !in_options,
@@ -353,6 +355,7 @@ impl Scan<'_> {
 
     /// An item as a name or as the string that some commands take for one.
     pub(super) fn folded_or_string(&self, item: Item) -> Option<Box<[u8]>> {
-        self.folded(item).or_else(|| string_value(self.text, item.token).map(Vec::into_boxed_slice))
+        self.folded(item)
+            .or_else(|| string_value(self.text, item.token).map(Vec::into_boxed_slice))
     }
 }

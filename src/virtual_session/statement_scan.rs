@@ -31,7 +31,9 @@ pub(super) struct Item {
 impl Item {
     /// The keyword; `None` for anything but a keyword.
     pub(super) fn keyword(&self) -> Option<Keyword> {
-        self.meaning.filter(|meaning| meaning.class != Class::Name).map(|meaning| meaning.keyword)
+        self.meaning
+            .filter(|meaning| meaning.class != Class::Name)
+            .map(|meaning| meaning.keyword)
     }
 }
 
@@ -204,7 +206,11 @@ impl<'t> Scan<'t> {
         let Some(token) = self.lexer.next_token()? else {
             self.statement.ended = true;
             self.at_end = true;
-            return if self.statement.depth == 0 { Ok(None) } else { Err(Unreadable) };
+            return if self.statement.depth == 0 {
+                Ok(None)
+            } else {
+                Err(Unreadable)
+            };
         };
         let mut meaning = None;
         let now = match token.kind {
@@ -281,17 +287,29 @@ impl<'t> Scan<'t> {
     #[inline]
     fn on_name(&mut self, token: Token, meaning: Option<Meaning>) {
         self.chain = Some(match self.chain {
-            Some(chain) if self.last == Before::Dot => {
-                NameChain { before: chain.before, qualifier: Some(chain.last), last: token, meaning: None }
-            }
-            _ => NameChain { before: self.last, qualifier: None, last: token, meaning },
+            Some(chain) if self.last == Before::Dot => NameChain {
+                before: chain.before,
+                qualifier: Some(chain.last),
+                last: token,
+                meaning: None,
+            },
+            _ => NameChain {
+                before: self.last,
+                qualifier: None,
+                last: token,
+                meaning,
+            },
         });
         let bytes = token.bytes(self.text);
         let plain = token.kind == TokenKind::Word;
         if self.suspects.watches_names() {
             self.on_watched_name(token, plain && meaning.is_some());
         }
-        let name = if plain { bytes } else { bytes.get(1..).unwrap_or_default() };
+        let name = if plain {
+            bytes
+        } else {
+            bytes.get(1..).unwrap_or_default()
+        };
         if name.len() >= 7 && name[..7].eq_ignore_ascii_case(b"pg_temp") {
             self.on_temporary_schema();
         }
@@ -318,7 +336,13 @@ impl<'t> Scan<'t> {
     /// `pg_temp`: as a schema it makes a temporary object of anything. In a routine's own SET it only names a path.
     #[cold]
     fn on_temporary_schema(&mut self) {
-        let qualifies = matches!(self.lexer.clone().next_token(), Ok(Some(Token { kind: TokenKind::Dot, .. })));
+        let qualifies = matches!(
+            self.lexer.clone().next_token(),
+            Ok(Some(Token {
+                kind: TokenKind::Dot,
+                ..
+            }))
+        );
         if qualifies || self.executes() {
             self.pin(PinReason::TemporaryTable);
         }
@@ -437,7 +461,10 @@ impl<'t> Scan<'t> {
     fn is_own(&self, chain: NameChain) -> bool {
         chain.qualifier.is_none_or(|qualifier| {
             let schema = qualifier.bytes(self.text);
-            let schema = schema.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(schema);
+            let schema = schema
+                .strip_prefix(b"\"")
+                .and_then(|inner| inner.strip_suffix(b"\""))
+                .unwrap_or(schema);
             schema.eq_ignore_ascii_case(b"pg_catalog") || schema.eq_ignore_ascii_case(b"information_schema")
         })
     }
@@ -465,9 +492,7 @@ impl<'t> Scan<'t> {
             Keyword::Table | Keyword::View | Keyword::Exists | Keyword::Only => {
                 matches!(lead, Some(Keyword::Create | Keyword::Alter)) && !self.statement.has_select
             }
-            Keyword::On | Keyword::Using | Keyword::Of => {
-                lead == Some(Keyword::Create) && !self.statement.has_select
-            }
+            Keyword::On | Keyword::Using | Keyword::Of => lead == Some(Keyword::Create) && !self.statement.has_select,
             _ => false,
         }
     }
@@ -476,7 +501,9 @@ impl<'t> Scan<'t> {
     fn is_copy_option(&self, name: &[u8]) -> bool {
         self.statement.lead == Some(Keyword::Copy)
             && !self.statement.has_select
-            && [&b"force_quote"[..], b"force_null", b"force_not_null"].iter().any(|word| word.eq_ignore_ascii_case(name))
+            && [&b"force_quote"[..], b"force_null", b"force_not_null"]
+                .iter()
+                .any(|word| word.eq_ignore_ascii_case(name))
     }
 
     /// Whether `, name (a, b)` goes on with `AS (SELECT`, as no call does. The lexer stands behind the `(`.
@@ -491,7 +518,9 @@ impl<'t> Scan<'t> {
         }
         let mut word = || -> Result<Option<Keyword>, Unreadable> {
             let token = ahead.next_token()?.filter(|token| token.kind != TokenKind::OpenParen);
-            Ok(token.and_then(|token| keywords::meaning(token.bytes(self.text))).map(|meaning| meaning.keyword))
+            Ok(token
+                .and_then(|token| keywords::meaning(token.bytes(self.text)))
+                .map(|meaning| meaning.keyword))
         };
         if word()? != Some(Keyword::As) {
             return Ok(false);

@@ -61,7 +61,11 @@ struct ByKey {
 impl SharedStatements {
     /// `nonce` is random: part of every shared name.
     pub fn new(nonce: u64) -> Self {
-        Self { prefix: format!("pgs_{nonce:016x}_").into(), next_id: AtomicU64::new(1), by_key: Mutex::default() }
+        Self {
+            prefix: format!("pgs_{nonce:016x}_").into(),
+            next_id: AtomicU64::new(1),
+            by_key: Mutex::default(),
+        }
     }
 
     /// A client's own name that looks like one of ours would reach another client's statement.
@@ -76,13 +80,21 @@ impl SharedStatements {
             by_key.statements.retain(|_, weak| weak.strong_count() > 0);
             by_key.sweep_at = (by_key.statements.len() * 2).max(1024);
         }
-        let key = Key { definition: definition.into(), parse_key };
+        let key = Key {
+            definition: definition.into(),
+            parse_key,
+        };
         if let Some(found) = by_key.statements.get(&key).and_then(Weak::upgrade) {
             return found;
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}{id}", self.prefix).into_bytes().into();
-        let statement = Arc::new(Statement { id, name, definition: definition.into(), effects: effects() });
+        let statement = Arc::new(Statement {
+            id,
+            name,
+            definition: definition.into(),
+            effects: effects(),
+        });
         by_key.statements.insert(key, Arc::downgrade(&statement));
         statement
     }
@@ -160,7 +172,17 @@ impl BackendStatements {
     pub fn insert(&mut self, statement: Arc<Statement>) {
         self.tick += 1;
         let weight = statement.weight();
-        if self.held.insert(statement.id, Held { statement, used_at: self.tick }).is_none() {
+        if self
+            .held
+            .insert(
+                statement.id,
+                Held {
+                    statement,
+                    used_at: self.tick,
+                },
+            )
+            .is_none()
+        {
             self.bytes += weight;
         }
     }
@@ -229,7 +251,9 @@ mod tests {
     #[test]
     fn a_backend_gives_up_the_least_recently_used_first() {
         let (all, mut backend) = (shared(), BackendStatements::default());
-        let statements: Vec<_> = (0..3).map(|n| share(&all, format!("select {n}\0\0\0").as_bytes(), 0)).collect();
+        let statements: Vec<_> = (0..3)
+            .map(|n| share(&all, format!("select {n}\0\0\0").as_bytes(), 0))
+            .collect();
         for statement in &statements {
             backend.insert(statement.clone());
         }

@@ -118,11 +118,20 @@ impl Suspects {
 
     fn add(&mut self, kind: SuspectKind, name: &[u8]) {
         // A sum, so that the order of the rows does not matter.
-        self.fingerprint = self.fingerprint.wrapping_add(word_hash(name).rotate_left(7 * (kind as u32 + 1)) | 1);
+        self.fingerprint = self
+            .fingerprint
+            .wrapping_add(word_hash(name).rotate_left(7 * (kind as u32 + 1)) | 1);
         match kind {
             SuspectKind::Mention | SuspectKind::Write => {
                 self.non_ascii |= !name.is_ascii();
-                self.names.insert(name, if kind == SuspectKind::Write { Reach::Write } else { Reach::Mention });
+                self.names.insert(
+                    name,
+                    if kind == SuspectKind::Write {
+                        Reach::Write
+                    } else {
+                        Reach::Mention
+                    },
+                );
             }
             SuspectKind::Operator => self.operators.push(name.into()),
             SuspectKind::Statement => self.statements = true,
@@ -150,7 +159,11 @@ impl Suspects {
             return Some(Reach::Mention);
         }
         if name.len() > NAME_BYTES_MAX {
-            return if name.is_ascii() { self.names.find(&name[..NAME_BYTES_MAX]) } else { Some(Reach::Mention) };
+            return if name.is_ascii() {
+                self.names.find(&name[..NAME_BYTES_MAX])
+            } else {
+                Some(Reach::Mention)
+            };
         }
         self.names.find(name)
     }
@@ -162,7 +175,9 @@ impl Suspects {
 
     /// Whether every user routine of this name is known to be harmless.
     pub fn knows_routine(&self, name: &[u8]) -> bool {
-        self.harmless_routines.find(name.get(..NAME_BYTES_MAX).unwrap_or(name)).is_some()
+        self.harmless_routines
+            .find(name.get(..NAME_BYTES_MAX).unwrap_or(name))
+            .is_some()
     }
 
     /// Whether an operator's function may reach session state.
@@ -251,7 +266,10 @@ mod tests {
     fn names_are_found_in_any_case_and_the_wider_reach_stays() {
         let rows: Vec<(SuspectKind, Vec<u8>)> = (0..500)
             .map(|number| (SuspectKind::Write, format!("Table_{number}").into_bytes()))
-            .chain([(SuspectKind::Mention, b"table_7".to_vec()), (SuspectKind::HarmlessRoutine, b"tidy".to_vec())])
+            .chain([
+                (SuspectKind::Mention, b"table_7".to_vec()),
+                (SuspectKind::HarmlessRoutine, b"tidy".to_vec()),
+            ])
             .collect();
         let suspects = Suspects::known(rows.iter().map(|(kind, name)| (*kind, name.as_slice())));
         assert_eq!(suspects.reach(b"TABLE_499"), Some(Reach::Write));
@@ -289,7 +307,13 @@ mod tests {
         let same = Suspects::known([(SuspectKind::Write, &b"b"[..]), (SuspectKind::Mention, &b"a"[..])]);
         let other = Suspects::known([(SuspectKind::Write, &b"a"[..]), (SuspectKind::Mention, &b"b"[..])]);
         assert_eq!(one.fingerprint(), same.fingerprint());
-        let prints = [one, other, Suspects::known([]), Suspects::everything(), Suspects::every_mention()];
+        let prints = [
+            one,
+            other,
+            Suspects::known([]),
+            Suspects::everything(),
+            Suspects::every_mention(),
+        ];
         let distinct: std::collections::HashSet<u64> = prints.iter().map(Suspects::fingerprint).collect();
         assert_eq!(distinct.len(), prints.len());
     }

@@ -81,7 +81,15 @@ mod tests {
         assert_eq!(SOME.position(b"aB"), Some(2));
         assert_eq!(SOME.position(b"ABC"), Some(3));
         assert_eq!(SOME.position(b"pg_advisory_XACT_lock_shared"), Some(4));
-        for other in [&b""[..], b"selec", b"selects", b"pg_advisory_xact_lock_share", b"\0", b"b", b"s\x05t"] {
+        for other in [
+            &b""[..],
+            b"selec",
+            b"selects",
+            b"pg_advisory_xact_lock_share",
+            b"\0",
+            b"b",
+            b"s\x05t",
+        ] {
             assert_eq!(SOME.position(other), None);
         }
     }

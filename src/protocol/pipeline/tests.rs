@@ -23,8 +23,13 @@ fn ready(line: &mut Line, status: &[u8]) {
     assert!(verdict.ready.is_some());
 }
 
-const QUERY_GROUP: [Request; 5] =
-    [Request::Parse, Request::Bind, Request::DescribePortal, Request::Execute, Request::Sync];
+const QUERY_GROUP: [Request; 5] = [
+    Request::Parse,
+    Request::Bind,
+    Request::DescribePortal,
+    Request::Execute,
+    Request::Sync,
+];
 
 #[test]
 fn a_simple_query_is_settled_by_its_ready_for_query() {
@@ -53,7 +58,16 @@ fn trap_13_two_syncs_in_flight_owe_two_readies() {
     forward(&mut line, &QUERY_GROUP);
     for _ in 0..2 {
         assert!(!line.is_settled());
-        feed(&mut line, &[B::ParseComplete, B::BindComplete, B::RowDescription, B::DataRow, B::CommandComplete]);
+        feed(
+            &mut line,
+            &[
+                B::ParseComplete,
+                B::BindComplete,
+                B::RowDescription,
+                B::DataRow,
+                B::CommandComplete,
+            ],
+        );
         ready(&mut line, b"I");
     }
     assert!(line.is_settled());
@@ -63,7 +77,16 @@ fn trap_13_two_syncs_in_flight_owe_two_readies() {
 #[test]
 fn trap_14_sync_after_error_ends_the_skip() {
     let mut line = Line::default();
-    forward(&mut line, &[Request::Parse, Request::Query, Request::FunctionCall, Request::Sync, Request::Query]);
+    forward(
+        &mut line,
+        &[
+            Request::Parse,
+            Request::Query,
+            Request::FunctionCall,
+            Request::Sync,
+            Request::Query,
+        ],
+    );
     feed(&mut line, &[B::ErrorResponse]);
     assert_eq!(line.take_dropped(), [2, 1, 0]);
     assert!(!line.is_skipping());
@@ -97,7 +120,10 @@ fn trap_15_an_answer_waits_for_its_turn_and_dies_with_its_group() {
     line.expect(Request::Sync, Fate::Forward, 8);
     assert_eq!(line.next_due(), None);
     feed(&mut line, &[B::BindComplete, B::CommandComplete]);
-    assert_eq!(line.next_due(), Some(Due::Answer(Request::Parse, Bytes::from_static(b"1"), 7)));
+    assert_eq!(
+        line.next_due(),
+        Some(Due::Answer(Request::Parse, Bytes::from_static(b"1"), 7))
+    );
     ready(&mut line, b"I");
 
     forward(&mut line, &[Request::Bind]);
@@ -154,7 +180,15 @@ fn trap_36_asynchronous_messages_are_not_replies() {
     let mut line = Line::default();
     feed(&mut line, &[B::NoticeResponse, B::ParameterStatus]);
     forward(&mut line, &QUERY_GROUP);
-    feed(&mut line, &[B::ParseComplete, B::NotificationResponse, B::BindComplete, B::NoticeResponse]);
+    feed(
+        &mut line,
+        &[
+            B::ParseComplete,
+            B::NotificationResponse,
+            B::BindComplete,
+            B::NoticeResponse,
+        ],
+    );
     feed(&mut line, &[B::RowDescription, B::CommandComplete]);
     ready(&mut line, b"I");
     assert!(line.is_settled());
@@ -165,7 +199,13 @@ fn a_swallowed_query_hides_all_of_its_reply() {
     let mut line = Line::default();
     line.expect(Request::Query, Fate::Swallow, 0);
     line.expect(Request::Query, Fate::Forward, 1);
-    for tag in [B::CommandComplete, B::RowDescription, B::DataRow, B::NoticeResponse, B::CommandComplete] {
+    for tag in [
+        B::CommandComplete,
+        B::RowDescription,
+        B::DataRow,
+        B::NoticeResponse,
+        B::CommandComplete,
+    ] {
         assert_eq!(line.on_frame(tag, b"").unwrap().action, Action::Swallow);
     }
     assert_eq!(line.on_frame(B::ReadyForQuery, b"I").unwrap().action, Action::Swallow);
@@ -181,7 +221,13 @@ fn a_failed_prelude_is_told_as_ours() {
     line.expect(Request::Query, Fate::Forward, 1);
     let verdict = line.on_frame(B::ErrorResponse, b"").unwrap();
     assert!(verdict.ours_failed);
-    assert_eq!(line.abandon(), Abandoned { readies: 1, mid_group: false });
+    assert_eq!(
+        line.abandon(),
+        Abandoned {
+            readies: 1,
+            mid_group: false
+        }
+    );
     assert_eq!(line.take_dropped(), [1, 0]);
 }
 
@@ -203,10 +249,16 @@ fn trap_24_a_duplicate_is_told_with_the_clients_name() {
     let ours = Bytes::from_static(b"E...");
     line.expect(Request::Parse, Fate::Substitute(*b"42P05", ours.clone()), 0);
     line.expect(Request::Sync, Fate::Forward, 1);
-    assert_eq!(line.on_frame(B::ErrorResponse, b"C42P05\0\0").unwrap().action, Action::Replace(ours.clone()));
+    assert_eq!(
+        line.on_frame(B::ErrorResponse, b"C42P05\0\0").unwrap().action,
+        Action::Replace(ours.clone())
+    );
     ready(&mut line, b"I");
     line.expect(Request::Parse, Fate::Substitute(*b"42P05", ours), 0);
-    assert_eq!(line.on_frame(B::ErrorResponse, b"C42601\0\0").unwrap().action, Action::Forward);
+    assert_eq!(
+        line.on_frame(B::ErrorResponse, b"C42601\0\0").unwrap().action,
+        Action::Forward
+    );
 }
 
 /// Trap 49: an error in a simple COPY owes its ReadyForQuery at once, late data is nothing.
@@ -227,7 +279,10 @@ fn trap_49_an_error_in_a_simple_copy_needs_no_sync() {
 fn trap_50_a_sync_before_the_data_owes_nothing() {
     let mut line = Line::default();
     forward(&mut line, &QUERY_GROUP);
-    feed(&mut line, &[B::ParseComplete, B::BindComplete, B::NoData, B::CopyInResponse]);
+    feed(
+        &mut line,
+        &[B::ParseComplete, B::BindComplete, B::NoData, B::CopyInResponse],
+    );
     line.copy_ended();
     forward(&mut line, &[Request::Sync]);
     feed(&mut line, &[B::CommandComplete]);
@@ -265,7 +320,13 @@ fn trap_53_several_copies_in_one_query() {
 
 #[test]
 fn a_reply_that_nobody_asked_for_is_a_violation() {
-    for tag in [B::ReadyForQuery, B::ParseComplete, B::DataRow, B::CommandComplete, B::Authentication] {
+    for tag in [
+        B::ReadyForQuery,
+        B::ParseComplete,
+        B::DataRow,
+        B::CommandComplete,
+        B::Authentication,
+    ] {
         assert!(Line::default().on_frame(tag, b"I").is_err(), "{tag:?}");
     }
     let mut line = Line::default();
