@@ -228,7 +228,7 @@ mod tests {
 
     fn text(secret: LoginSecret) -> Option<String> {
         match secret {
-            LoginSecret::Password(password) => Some(password.to_string()),
+            LoginSecret::Password { password, .. } => Some(password.to_string()),
             _ => None,
         }
     }
