@@ -1,5 +1,6 @@
 //! Looking at a backend that nobody uses: what it said meanwhile, without a query and without waiting.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::exchange::cut_frame;
@@ -68,6 +69,11 @@ impl Backend {
             Some(BackendTag::ParameterStatus) => match ParameterStatus::parse(body) {
                 Ok(status) => {
                     self.learn_parameter(&status);
+                    // Nobody's SET can have done it: the server's configuration changed, and a session's own settings
+                    // outrank that. So it is the neutral value.
+                    let name = String::from_utf8_lossy(status.name);
+                    self.neutral_changed |=
+                        Arc::make_mut(&mut self.neutral).set(&name, &String::from_utf8_lossy(status.value));
                     IdleVerdict::Usable
                 }
                 Err(_) => IdleVerdict::Gone(None),

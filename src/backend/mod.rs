@@ -60,6 +60,8 @@ pub struct Backend {
     pub state: BackendState,
     /// The byte of the last ReadyForQuery. Kept by whoever reads it.
     pub transaction_status: TransactionStatus,
+    neutral: Arc<ServerParameters>,
+    neutral_changed: bool,
     condition: Condition,
     cancel: Arc<CancelTarget>,
     born: Instant,
@@ -78,6 +80,8 @@ impl Backend {
         Self {
             stream,
             read_buffer,
+            neutral: Arc::new(parameters.clone()),
+            neutral_changed: false,
             parameters,
             state: BackendState::default(),
             transaction_status: TransactionStatus::Idle,
@@ -115,6 +119,17 @@ impl Backend {
     /// It can't be used again.
     pub fn mark_broken(&mut self) {
         self.condition = Condition::Broken;
+    }
+
+    /// What it reports while no client's settings are on it: at its login, and as the server's own configuration changed
+    /// since.
+    pub fn neutral_parameters(&self) -> &Arc<ServerParameters> {
+        &self.neutral
+    }
+
+    /// Whether they changed since this was last asked.
+    pub fn take_neutral_change(&mut self) -> bool {
+        std::mem::take(&mut self.neutral_changed)
     }
 
     /// How a query on it is cancelled.

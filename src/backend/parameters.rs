@@ -22,16 +22,16 @@ impl ServerParameters {
     }
 
     /// The value of a parameter. Names are as PostgreSQL reports them (`TimeZone`).
-    pub fn value(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.entries
             .iter()
             .find(|(key, _)| &**key == name)
             .map(|(_, value)| &**value)
     }
 
-    /// Whether PostgreSQL reports this setting, whatever the capitals of the name.
-    pub fn is_reported(&self, name: &str) -> bool {
-        self.entries.iter().any(|(key, _)| key.eq_ignore_ascii_case(name))
+    /// Whether PostgreSQL reports this parameter.
+    pub fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some()
     }
 
     /// Keeps a report. Says whether it was news.
@@ -66,7 +66,7 @@ impl ServerParameters {
 
     /// The major version that `server_version` names; 0 where it names none.
     pub fn server_major_version(&self) -> u32 {
-        let version = self.value("server_version").unwrap_or_default();
+        let version = self.get("server_version").unwrap_or_default();
         let digits = version
             .split(|character: char| !character.is_ascii_digit())
             .next()
@@ -76,7 +76,7 @@ impl ServerParameters {
 
     /// A server that replays another's changes (PostgreSQL 14 and later report it).
     pub fn in_hot_standby(&self) -> Option<bool> {
-        self.value("in_hot_standby").map(|value| value == "on")
+        self.get("in_hot_standby").map(|value| value == "on")
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
         let mut parameters = ServerParameters::new([("TimeZone".to_owned(), "UTC".to_owned())]);
         assert!(!parameters.set("TimeZone", "UTC"));
         assert!(parameters.set("TimeZone", "Asia/Shanghai"));
-        assert_eq!(parameters.value("TimeZone"), Some("Asia/Shanghai"));
+        assert_eq!(parameters.get("TimeZone"), Some("Asia/Shanghai"));
         assert_eq!(parameters.iter().count(), 1);
     }
 

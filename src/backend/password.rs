@@ -9,7 +9,6 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::config::{Host, PasswordSource};
-use crate::protocol::backend_login::LoginSecret;
 
 /// The longest password or token, in bytes (PG_MAX_AUTH_TOKEN_LENGTH; trap 87).
 const SECRET_LEN_MAX: u64 = 65_535;
@@ -51,8 +50,11 @@ pub struct Login<'a> {
     pub user: &'a str,
 }
 
-/// Reads the secret for a login.
-pub async fn read(source: &PasswordSource, login: Login<'_>) -> Result<LoginSecret, PasswordError> {
+/// Reads the secret for a login; `None` where none is configured.
+pub async fn read(
+    source: &PasswordSource,
+    login: Login<'_>,
+) -> Result<Option<Zeroizing<String>>, PasswordError> {
     let reading = async {
         match source {
             PasswordSource::None => Ok(None),
@@ -65,13 +67,7 @@ pub async fn read(source: &PasswordSource, login: Login<'_>) -> Result<LoginSecr
             PasswordSource::Passfile(path) => search_passfile(path, login).await,
         }
     };
-    let secret = timeout(READ_TIMEOUT, reading)
-        .await
-        .map_err(|_| PasswordError::TimedOut)??;
-    Ok(secret.map_or(LoginSecret::None, |password| LoginSecret::Password {
-        password,
-        salted: None,
-    }))
+    timeout(READ_TIMEOUT, reading).await.map_err(|_| PasswordError::TimedOut)?
 }
 
 /// Whether a second reading may bring another secret.
@@ -226,13 +222,6 @@ mod tests {
         }
     }
 
-    fn text(secret: LoginSecret) -> Option<String> {
-        match secret {
-            LoginSecret::Password { password, .. } => Some(password.to_string()),
-            _ => None,
-        }
-    }
-
     async fn read_from(source: PasswordSource) -> Result<Option<String>, PasswordError> {
         let host = host();
         read(
@@ -244,7 +233,7 @@ mod tests {
             },
         )
         .await
-        .map(text)
+        .map(|secret| secret.map(|secret| secret.to_string()))
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ pub(super) async fn is_wanted(backend: &mut Backend, wanted: TargetSessionAttrs)
 async fn is_read_only(backend: &mut Backend) -> Result<bool, BackendError> {
     let default = backend
         .parameters
-        .value("default_transaction_read_only")
+        .get("default_transaction_read_only")
         .map(|value| value == "on");
     match (default, backend.parameters.in_hot_standby()) {
         (Some(default), Some(standby)) => Ok(default || standby),

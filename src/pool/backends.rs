@@ -207,7 +207,7 @@ impl Pool {
         let lease = self
             .lease(&Holder::internal("learning the server's parameters"))
             .await?;
-        let parameters = Arc::new(lease.parameters.clone());
+        let parameters = Arc::clone(lease.neutral_parameters());
         lease.park();
         Ok(parameters)
     }

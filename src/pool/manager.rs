@@ -168,8 +168,8 @@ impl PoolCore {
         self.pool_metrics.backend_connected(started.elapsed());
         // Learned anew at each login: an upgrade or a failover changes server_version and in_hot_standby (trap 9).
         let known = self.parameters.load();
-        if known.as_deref() != Some(&backend.parameters) {
-            self.parameters.store(Some(Arc::new(backend.parameters.clone())));
+        if known.as_deref() != Some(&**backend.neutral_parameters()) {
+            self.parameters.store(Some(Arc::clone(backend.neutral_parameters())));
         }
         tracing::debug!(pool = %self.key, process_id = ?backend.cancel_target().process_id(), "backend opened");
     }
@@ -299,7 +299,12 @@ impl OpenBackend {
             return false;
         }
         match self.backend.check_idle() {
-            crate::backend::IdleVerdict::Usable => true,
+            crate::backend::IdleVerdict::Usable => {
+                if self.backend.take_neutral_change() {
+                    self.core.parameters.store(Some(Arc::clone(self.backend.neutral_parameters())));
+                }
+                true
+            }
             crate::backend::IdleVerdict::Gone(sqlstate) => {
                 tracing::info!(pool = %self.core.key, ?sqlstate, "an idle backend ended");
                 self.condemn(CloseReason::Broken);

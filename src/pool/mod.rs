@@ -10,7 +10,7 @@
 //! never looks at an idle connection.
 
 mod backends;
-mod cancel_keys;
+pub mod cancel_keys;
 mod connect_failures;
 mod demand;
 mod holder;

@@ -12,7 +12,7 @@ use super::lock;
 use super::manager::PoolCore;
 use super::total_cap::TotalCap;
 use crate::backend::Connector;
-use crate::backend::login::LoginOptions;
+use crate::backend::login::{LoginOptions, SaltedKeysCache};
 use crate::config::{
     Config, Credential, DatabaseConfig, PasswordSource, PoolConfig, UpstreamConfig, UpstreamTlsConfig, UserConfig,
 };
@@ -228,6 +228,7 @@ impl Registry {
             password: password_of(upstream, database, user, key),
             scram_iterations_max: config.auth.scram_iterations_max,
             connect_query: settings.connect_query.clone(),
+            salted: SaltedKeysCache::default(),
         };
         Ok((settings, connector))
     }
