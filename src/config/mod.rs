@@ -14,7 +14,10 @@ pub use secret::Secret;
 
 /// Everything that can be configured, resolved and consistent.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "each field is the key of the same name; docs/config.md and config.yaml tell its unit and price")]
+#[allow(
+    missing_docs,
+    reason = "each field is the key of the same name; docs/config.md and config.yaml tell its unit and price"
+)]
 pub struct Config {
     pub listen: Vec<ListenerConfig>,
     pub allow_insecure_listen: bool,
@@ -126,8 +129,15 @@ pub struct UpstreamConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are libpq's")]
 pub enum Host {
-    Tcp { host: String, hostaddr: Option<IpAddr>, port: u16 },
-    Unix { directory: PathBuf, port: u16 },
+    Tcp {
+        host: String,
+        hostaddr: Option<IpAddr>,
+        port: u16,
+    },
+    Unix {
+        directory: PathBuf,
+        port: u16,
+    },
 }
 
 /// Which server a session may be opened on (libpq's target_session_attrs).
@@ -422,7 +432,16 @@ impl PoolConfig {
         macro_rules! take {
             ($($key:ident),*) => { $(if let Some(value) = by.$key.clone() { pool.$key = value; })* };
         }
-        take!(mode, max_size, min_idle, acquire_timeout, idle_timeout, max_lifetime, lifetime_jitter, connect_query);
+        take!(
+            mode,
+            max_size,
+            min_idle,
+            acquire_timeout,
+            idle_timeout,
+            max_lifetime,
+            lifetime_jitter,
+            connect_query
+        );
         pool
     }
 }
