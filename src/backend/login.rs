@@ -54,7 +54,10 @@ pub struct SaltedKeysCache(Arc<Mutex<Option<(Zeroizing<String>, SaltedKeys)>>>);
 impl SaltedKeysCache {
     fn find(&self, password: &str) -> Option<SaltedKeys> {
         let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cached.as_ref().filter(|(known, _)| known.as_str() == password).map(|(_, keys)| keys.clone())
+        cached
+            .as_ref()
+            .filter(|(known, _)| known.as_str() == password)
+            .map(|(_, keys)| keys.clone())
     }
 
     fn keep(&self, secret: &LoginSecret, salted: Option<SaltedKeys>) {
@@ -201,9 +204,7 @@ impl Connector {
             return Ok(());
         };
         match backend.query(sql).await.map_err(backend_failure)?.error {
-            Some(report) => Err(ConnectFailure::Refused(
-                report.with_severity(Severity::Fatal),
-            )),
+            Some(report) => Err(ConnectFailure::Refused(report.with_severity(Severity::Fatal))),
             None => Ok(()),
         }
     }
@@ -365,7 +366,10 @@ struct LoginStop {
 
 async fn log_in(stream: &mut Stream, buffer: &mut BytesMut, request: LoginRequest) -> Result<Established, LoginStop> {
     let mut password_asked = false;
-    let stop = |failure, password_asked| LoginStop { failure, password_asked };
+    let stop = |failure, password_asked| LoginStop {
+        failure,
+        password_asked,
+    };
     let (first, mut login) = BackendLogin::start(request).map_err(|failure| stop(login_failure(failure), true))?;
     stream
         .write_all(&first)

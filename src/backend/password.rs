@@ -51,10 +51,7 @@ pub struct Login<'a> {
 }
 
 /// Reads the secret for a login; `None` where none is configured.
-pub async fn read(
-    source: &PasswordSource,
-    login: Login<'_>,
-) -> Result<Option<Zeroizing<String>>, PasswordError> {
+pub async fn read(source: &PasswordSource, login: Login<'_>) -> Result<Option<Zeroizing<String>>, PasswordError> {
     let reading = async {
         match source {
             PasswordSource::None => Ok(None),
@@ -67,7 +64,9 @@ pub async fn read(
             PasswordSource::Passfile(path) => search_passfile(path, login).await,
         }
     };
-    timeout(READ_TIMEOUT, reading).await.map_err(|_| PasswordError::TimedOut)?
+    timeout(READ_TIMEOUT, reading)
+        .await
+        .map_err(|_| PasswordError::TimedOut)?
 }
 
 /// Whether a second reading may bring another secret.

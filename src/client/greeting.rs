@@ -176,8 +176,8 @@ fn closing_words(words: &mut BytesMut, cancel: &ClientCancel) {
 fn neutral_lexing(neutral: &ServerParameters) -> Lexing {
     lexing_of(
         Lexing::default(),
-        neutral.value("standard_conforming_strings"),
-        neutral.value("client_encoding"),
+        neutral.get("standard_conforming_strings"),
+        neutral.get("client_encoding"),
     )
 }
 

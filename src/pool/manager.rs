@@ -301,7 +301,9 @@ impl OpenBackend {
         match self.backend.check_idle() {
             crate::backend::IdleVerdict::Usable => {
                 if self.backend.take_neutral_change() {
-                    self.core.parameters.store(Some(Arc::clone(self.backend.neutral_parameters())));
+                    self.core
+                        .parameters
+                        .store(Some(Arc::clone(self.backend.neutral_parameters())));
                 }
                 true
             }

@@ -539,7 +539,7 @@ impl Exchange {
         let pinned = parties.session.pins();
         if let Some(lease) = self.lease.as_mut() {
             let reported = parties.neutral;
-            let follows = |name: &str| reported.is_reported(name);
+            let follows = |name: &str| reported.contains(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }
         self.new_pins |= parties.session.pins() != pinned;

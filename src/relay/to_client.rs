@@ -160,7 +160,7 @@ impl Exchange {
         if let Some(lease) = self.lease.as_mut() {
             lease.parameters.set(&name, &value);
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
-                let neutral = parties.neutral.value(&name).map(str::to_owned);
+                let neutral = parties.neutral.get(&name).map(str::to_owned);
                 parties
                     .session
                     .reported(&mut lease.state, &name, &value, neutral.as_deref());

@@ -260,7 +260,7 @@ words! {
     "comments" Word Other, "commit" Word Commit, "committed" Word Other, "compression" Word Other,
     "concurrently" Grammar Concurrently, "conditional" Word Other, "configuration" Word Other,
     "conflict" Grammar Conflict, "connection" Word Other, "constraint" Grammar Constraint, "constraints" Word Constraints,
-    "content" Word Content, "continue" Word Other, "conversion" Word Conversion, "copy" Word Copy, "cost" Word Other,
+    "content" Word Content, "continue" Word Other, "conversion" Word Conversion, "copy" Grammar Copy, "cost" Word Other,
     "create" Grammar Create, "cross" Grammar Other, "csv" Word Other, "cube" Grammar Other, "current" Word Current,
     "current_catalog" Grammar Other, "current_date" Grammar Other, "current_role" Grammar Other,
     "current_schema" Grammar Other, "current_time" Grammar Other, "current_timestamp" Grammar Other,

@@ -50,7 +50,7 @@ fn set_rest(scan: &mut Scan<'_>, first: Item, scope: SettingScope) -> Result<(),
         },
         Some(Keyword::Names) => set_to(scan, b"client_encoding", scope),
         Some(Keyword::Schema) => set_to(scan, b"search_path", scope),
-        Some(Keyword::Role) => {
+        Some(Keyword::Role) if !scan.assigns_next() => {
             let value = value(scan, true)?;
             finish(scan, b"role".to_vec(), value, scope)
         }
@@ -63,15 +63,16 @@ fn set_named(scan: &mut Scan<'_>, first: Item, scope: SettingScope) -> Result<()
     let Some((name, next)) = setting_name(scan, first)? else {
         return unknown(scan);
     };
-    let assigns = next.is_some_and(|item| {
-        item.keyword() == Some(Keyword::To)
-            || (item.token.kind == TokenKind::Operator && item.token.bytes(scan.text) == b"=")
-    });
-    if !assigns {
+    if !next.is_some_and(|item| is_assignment(item.token.bytes(scan.text))) {
         return unknown(scan);
     }
     let value = value(scan, false)?;
     finish(scan, name, value, scope)
+}
+
+/// `=` or `TO`.
+pub(super) fn is_assignment(bytes: &[u8]) -> bool {
+    bytes == b"=" || bytes.eq_ignore_ascii_case(b"to")
 }
 
 /// A special form: the rest is the value of one setting.

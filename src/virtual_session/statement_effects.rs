@@ -242,3 +242,7 @@ impl SequenceUse {
         matches!(self, Self::Reads | Self::DrawsAndReads)
     }
 }
+
+#[cfg(test)]
+#[path = "statement_effects_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@
 use super::keywords::{self, Class, Keyword, Meaning};
 use super::pins::PinReason;
 use super::session_functions::{SessionFunction, session_function};
+use super::set_statement::is_assignment;
 use super::sql_lexer::{LexError, Lexer, Lexing, Token, TokenKind, identifier_name};
 use super::statement_effects::{Action, Effects, SequenceUse, Step};
 use super::suspects::{Reach, Suspects};
@@ -129,7 +130,6 @@ pub(super) struct Scan<'t> {
     pub(super) effects: Effects,
     pub(super) statement: Statement,
     last: Before,
-    before_last: Before,
     chain: Option<NameChain>,
     at_end: bool,
 }
@@ -144,7 +144,6 @@ impl<'t> Scan<'t> {
             effects: Effects::NONE,
             statement: Statement::new(0),
             last: Before::Start,
-            before_last: Before::Start,
             chain: None,
             at_end: false,
         };
@@ -157,7 +156,6 @@ impl<'t> Scan<'t> {
             }
             scan.statement = Statement::new(scan.effects.steps.len());
             scan.last = Before::Start;
-            scan.before_last = Before::Start;
             scan.chain = None;
         }
         scan.effects.is_begin_only &= scan.effects.statement_count == 1;
@@ -178,6 +176,11 @@ impl<'t> Scan<'t> {
     /// Notes a reason to pin.
     pub(super) fn pin(&mut self, reason: PinReason) {
         self.effects.pins.insert(reason);
+    }
+
+    /// Whether `=` or `TO` comes next.
+    pub(super) fn assigns_next(&self) -> bool {
+        matches!(self.lexer.clone().next_token(), Ok(Some(token)) if is_assignment(token.bytes(self.text)))
     }
 
     /// Reads the rest of the statement.
@@ -220,6 +223,10 @@ impl<'t> Scan<'t> {
             }
             TokenKind::QuotedIdentifier => {
                 self.on_name(token, None);
+                let bytes = token.bytes(self.text);
+                if let Some(known) = keywords::meaning(bytes.get(1..bytes.len() - 1).unwrap_or_default()) {
+                    self.on_known_name(known.keyword);
+                }
                 Before::Name
             }
             TokenKind::UnicodeIdentifier => {
@@ -253,7 +260,6 @@ impl<'t> Scan<'t> {
             TokenKind::Typecast => Before::Typecast,
             _ => Before::Other,
         };
-        self.before_last = self.last;
         self.last = now;
         Ok(Some(Item { token, meaning }))
     }
@@ -377,6 +383,9 @@ impl<'t> Scan<'t> {
             Keyword::Into => {
                 self.statement.writes = true;
                 self.statement.has_clause = true;
+                if !matches!(self.last, Before::Keyword(Keyword::Insert | Keyword::Merge)) && self.executes() {
+                    self.on_select_into();
+                }
             }
             Keyword::Select => self.statement.has_select = true,
             Keyword::From | Keyword::Where | Keyword::Limit | Keyword::Offset | Keyword::Fetch | Keyword::Having => {
@@ -393,12 +402,6 @@ impl<'t> Scan<'t> {
                 self.statement.has_clause = true;
                 self.statement.call_behind_paren = true;
             }
-            Keyword::Temp | Keyword::Temporary | Keyword::Local | Keyword::Global => {
-                let target = matches!(self.before_last, Before::Keyword(Keyword::Insert | Keyword::Merge));
-                if self.last == Before::Keyword(Keyword::Into) && !target && self.executes() {
-                    self.pin(PinReason::TemporaryTable);
-                }
-            }
             Keyword::Execute if self.last == Before::Keyword(Keyword::As) && self.executes() => {
                 self.pin(PinReason::Prepare);
             }
@@ -410,6 +413,24 @@ impl<'t> Scan<'t> {
                 self.statement.atomic = self.statement.atomic.saturating_sub(1);
             }
             _ => {}
+        }
+    }
+
+    /// `SELECT … INTO [TEMP | …] name`: a CREATE TABLE AS.
+    #[cold]
+    fn on_select_into(&mut self) {
+        let next = self.lexer.clone().next_token().ok().flatten();
+        let next = next
+            .and_then(|token| keywords::meaning(token.bytes(self.text)))
+            .map(|meaning| meaning.keyword);
+        match next {
+            Some(Keyword::Temp | Keyword::Temporary | Keyword::Local | Keyword::Global) => {
+                self.pin(PinReason::TemporaryTable);
+            }
+            _ => self.effects.catalog_change = true,
+        }
+        if self.suspects_definitions() {
+            self.pin(PinReason::Suspect);
         }
     }
 
