@@ -15,6 +15,8 @@ pub mod client;
 pub mod config;
 pub mod drain;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod logging;
 pub mod metrics;
 pub mod net;

@@ -29,9 +29,9 @@ impl ServerParameters {
             .map(|(_, value)| &**value)
     }
 
-    /// Whether PostgreSQL reports this parameter.
+    /// Whether PostgreSQL reports this setting, whatever the capitals of the name.
     pub fn contains(&self, name: &str) -> bool {
-        self.get(name).is_some()
+        self.entries.iter().any(|(key, _)| key.eq_ignore_ascii_case(name))
     }
 
     /// Keeps a report. Says whether it was news.

@@ -23,6 +23,10 @@ pub(super) struct Keyword {
 }
 
 const GSS: &str = "GSSAPI is not supported";
+const REPLICATION: &str =
+    "pooled backends are never replication connections; a client asks for one by its own replication parameter";
+const REQUIREPEER: &str = "the server process's owner is not checked; use TLS with sslmode=verify-full, or a socket \
+                           directory that only the server can write";
 const OAUTH: &str = "OAuth is not supported; use upstream.password_command for tokens";
 const SCRAM_KEYS: &str = "SCRAM keys in place of a password are not supported; give a password";
 
@@ -114,8 +118,8 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     keyword!("gsslib", "PGGSSLIB", refused GSS),
     keyword!("sslpassword", refused "encrypted private keys are not supported; store the key decrypted, mode 0600"),
     keyword!("sslkeylogfile", refused "TLS secrets are never written to a file"),
-    keyword!("requirepeer", "PGREQUIREPEER", refused "the server process's owner is not checked; use TLS with sslmode=verify-full, or a socket directory that only the server can write"),
-    keyword!("replication", refused "pooled backends are never replication connections; a client asks for one by its own replication parameter"),
+    keyword!("requirepeer", "PGREQUIREPEER", refused REQUIREPEER),
+    keyword!("replication", refused REPLICATION),
     keyword!("scram_client_key", refused SCRAM_KEYS),
     keyword!("scram_server_key", refused SCRAM_KEYS),
     keyword!("oauth_issuer", refused OAUTH),
@@ -242,13 +246,9 @@ fn parse_url_hosts(text: &str, parameters: &mut Parameters) -> Result<(), String
         hosts.push(decode(host, "host")?);
         ports.push(decode(port, "port")?);
     }
-    if hosts.iter().any(|host| !host.is_empty()) {
-        store(parameters, "host", hosts.join(","))?;
-    }
-    if ports.iter().any(|port| !port.is_empty()) {
-        store(parameters, "port", ports.join(","))?;
-    }
-    Ok(())
+    // A list of empty entries is a list: each has its default, whatever PGHOST and PGPORT say.
+    store(parameters, "host", hosts.join(","))?;
+    store(parameters, "port", ports.join(","))
 }
 
 fn parse_url_query(query: &str, parameters: &mut Parameters) -> Result<(), String> {
@@ -443,15 +443,14 @@ fn url_password_spans(text: &str, start: usize) -> Vec<Range<usize>> {
 }
 
 fn keyword_password_spans(text: &str) -> Vec<Range<usize>> {
-    let mut spans = Vec::new();
-    for pair in KeywordPairs::of(text) {
-        match pair {
-            Ok(pair) if is_secret(pair.name) => spans.push(pair.span),
-            Ok(_) => {}
-            Err(_) => return vec![0..text.len()],
-        }
-    }
-    spans
+    let whole = 0..text.len();
+    KeywordPairs::of(text)
+        .filter_map(|pair| match pair {
+            Ok(pair) => is_secret(pair.name).then_some(Ok(pair.span)),
+            Err(_) => Some(Err(())),
+        })
+        .collect::<Result<Vec<_>, ()>>()
+        .unwrap_or_else(|()| Vec::from_iter([whole]))
 }
 
 fn is_secret(keyword: &str) -> bool {
@@ -470,7 +469,11 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Vec<(&'static str, String)> {
-        parse(text).unwrap().into_iter().collect()
+        parse(text)
+            .unwrap()
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect()
     }
 
     fn table(text: &str, expected: &[(&'static str, &str)]) {
@@ -583,7 +586,6 @@ mod tests {
         table(
             r"user = 'joe\'s' password='a \\ b' host=/run options=-c\ geqo=off dbname=''",
             &[
-                ("dbname", ""),
                 ("host", "/run"),
                 ("options", "-c geqo=off"),
                 ("password", r"a \ b"),

@@ -21,35 +21,11 @@ impl Config {
             ("listen", Value::Sequence(self.listen.iter().map(listener).collect())),
             ("allow_insecure_listen", self.allow_insecure_listen.into()),
             ("upstream", upstream_section(&self.upstream)),
-            (
-                "databases",
-                self.databases.as_ref().map_or(Value::Null, |databases| {
-                    Value::Mapping(
-                        databases
-                            .iter()
-                            .map(|(name, entry)| (name.as_str().into(), database(entry)))
-                            .collect(),
-                    )
-                }),
-            ),
+            ("databases", self.databases_section()),
             ("users", Value::Sequence(self.users.iter().map(user).collect())),
             ("auth", self.auth_section()),
             ("auth_query", self.auth_query_section()),
-            (
-                "peer_users",
-                Value::Mapping(
-                    self.auth
-                        .peer_users
-                        .iter()
-                        .map(|(system_user, names)| {
-                            (
-                                system_user.as_str().into(),
-                                Value::Sequence(names.iter().map(|it| it.as_str().into()).collect()),
-                            )
-                        })
-                        .collect(),
-                ),
-            ),
+            ("peer_users", self.peer_users_section()),
             ("tls", self.tls_section()),
             ("pool", self.pool_section()),
             ("limits", self.limits_section()),
@@ -67,15 +43,7 @@ impl Config {
                     self.metrics.listen.map_or("off".into(), |it| it.to_string().into()),
                 )]),
             ),
-            (
-                "log",
-                section([
-                    ("level", self.log.level.as_str().into()),
-                    ("format", word(resolve::LOG_FORMATS, self.log.format)),
-                    ("connections", self.log.connections.into()),
-                    ("stats_interval", duration_or_off(self.log.stats_interval)),
-                ]),
-            ),
+            ("log", self.log_section()),
             ("runtime", section([("threads", self.runtime.threads.into())])),
         ];
         debug_assert!(
@@ -84,6 +52,32 @@ impl Config {
         );
         // Strings, numbers and mappings always serialise.
         serde_yaml::to_string(&section(sections)).unwrap_or_default()
+    }
+
+    fn databases_section(&self) -> Value {
+        let Some(databases) = &self.databases else {
+            return Value::Null;
+        };
+        section(databases.iter().map(|(name, entry)| (name.as_str(), database(entry))))
+    }
+
+    fn peer_users_section(&self) -> Value {
+        let names = |names: &[String]| names.iter().map(|name| Value::from(name.as_str())).collect();
+        section(
+            self.auth
+                .peer_users
+                .iter()
+                .map(|(user, them)| (user.as_str(), Value::Sequence(names(them)))),
+        )
+    }
+
+    fn log_section(&self) -> Value {
+        section([
+            ("level", self.log.level.as_str().into()),
+            ("format", word(resolve::LOG_FORMATS, self.log.format)),
+            ("connections", self.log.connections.into()),
+            ("stats_interval", duration_or_off(self.log.stats_interval)),
+        ])
     }
 
     fn auth_section(&self) -> Value {

@@ -166,10 +166,12 @@ fn check_auth(listener: &ListenerConfig, security: &Security) -> Result<(), Stri
     let address = &listener.address;
     match listener.auth {
         AuthMethod::Trust if is_open => Err(format!(
-            "trust on {address} would let everyone in who can reach it; listen on a loopback address or a unix socket, or set allow_insecure_listen: true"
+            "trust on {address} would let everyone in who can reach it; listen on a loopback address or a unix socket, \
+             or set allow_insecure_listen: true"
         )),
         AuthMethod::Password if is_open && !requires_tls(tls) => Err(format!(
-            "password without TLS on {address} would show passwords to the network; set tls.mode: require, listen on a loopback address or a unix socket, or set allow_insecure_listen: true"
+            "password without TLS on {address} would show passwords to the network; set tls.mode: require, listen on a \
+             loopback address or a unix socket, or set allow_insecure_listen: true"
         )),
         AuthMethod::Cert if tls != ClientTlsMode::VerifyFull => {
             Err("cert needs TLS with verified certificates: set tls.mode: verify-full and tls.client_ca".into())

@@ -2,13 +2,13 @@
 //!
 //! Nothing below this module reads a file, a variable or a flag, and nothing is checked twice after it.
 //! Durations are [`Duration`]; `None` in a field whose key can be `off` or `none` means just that.
-
 //!
-//! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what they
-//! mean), with `listen`, `users`, `conninfo` and `upstream` for the parts that need more words; `describe` shows the
-//! result and `reload` compares two.
+//! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what
+//! they mean), with `listen`, `login`, `users`, `databases`, `upstream` and `conninfo` for the parts that need more words;
+//! `describe` shows the result and `reload` compares two.
 
 mod conninfo;
+mod databases;
 mod describe;
 mod error;
 mod file;
@@ -17,12 +17,14 @@ mod fixture;
 mod keys;
 mod line;
 mod listen;
+mod login;
 mod passfile;
 mod path;
 mod reload;
 mod resolve;
 mod scalar;
 pub mod secret;
+mod section;
 mod service_file;
 mod sources;
 mod upstream;

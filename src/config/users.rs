@@ -145,7 +145,8 @@ fn check_use(credential: &Credential, listeners: &[ListenerConfig]) -> Result<()
             Err("one of password, password_file, password_env and verifier is needed".into())
         }
         Credential::Md5(_) if !any(&[Md5, Password, Cert, Trust, Peer]) => Err(
-            "an md5 hash can't prove a password to scram-sha-256; set auth: md5 on a listener, or give a SCRAM verifier".into(),
+            "an md5 hash can't prove a password to scram-sha-256; set auth: md5 on a listener, or give a verifier"
+                .into(),
         ),
         _ => Ok(()),
     }

@@ -242,7 +242,11 @@ async fn connect_address(address: SocketAddr, options: SocketOptions) -> Result<
     }
     .map_err(failed)?;
     options.apply(&socket).map_err(failed)?;
-    socket.connect(address).await.and_then(Stream::from_tcp).map_err(failed)
+    socket
+        .connect(address)
+        .await
+        .map(|socket| Stream::from_tcp_peer(socket, address))
+        .map_err(failed)
 }
 
 async fn connect_unix(path: &Path) -> Result<Stream, DialError> {
@@ -275,18 +279,26 @@ async fn secure(
     };
     match transport {
         _ if offered => tls.connect(stream, name).await.map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => DialErrorKind::Closed,
-                // An end where an alert should have come is how a server without TLS (or without our protocol) leaves.
-                _ => DialErrorKind::TlsFailed,
-            };
-            DialError::new(kind, format!("TLS to {} failed: {error}", HostName(host)))
+            let message = format!("TLS to {} failed: {error}", HostName(host));
+            DialError::new(handshake_failure(&error, transport), message)
         }),
         Transport::TlsRequired => {
             let message = format!("{} does not support SSL, but SSL was required", HostName(host));
             Err(DialError::new(DialErrorKind::TlsRefused, message))
         }
         Transport::TlsIfOffered | Transport::Plain => Ok(stream),
+    }
+}
+
+/// A connection that breaks off in the handshake is a server that went away. Where TLS is only preferred it may as well
+/// be one that can't do it, and going on without (which then says whether it is there) is what libpq does.
+fn handshake_failure(error: &io::Error, transport: Transport) -> DialErrorKind {
+    match (error.kind(), kind_of(error)) {
+        (_, kind @ (DialErrorKind::TimedOut | DialErrorKind::Unreachable)) => kind,
+        (io::ErrorKind::UnexpectedEof, _) | (_, DialErrorKind::Closed) if transport == Transport::TlsRequired => {
+            DialErrorKind::Closed
+        }
+        _ => DialErrorKind::TlsFailed,
     }
 }
 
@@ -356,5 +368,248 @@ impl fmt::Display for HostName<'_> {
             Host::Tcp { host, port, .. } => write!(f, "{host} port {port}"),
             Host::Unix { directory, port } => write!(f, "{}", unix_socket::path(directory, *port).display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::config::{ChannelBinding, PasswordSource, TargetSessionAttrs, UpstreamTlsConfig};
+    use crate::net::ClientTls;
+    use crate::net::test_certificates::{Files, own_root, upstream_config};
+
+    fn upstream(tls: UpstreamTlsConfig) -> UpstreamConfig {
+        UpstreamConfig {
+            hosts: Vec::new(),
+            load_balance_hosts: false,
+            target_session_attrs: TargetSessionAttrs::Any,
+            user: "app".into(),
+            dbname: "app".into(),
+            password: PasswordSource::None,
+            tls,
+            channel_binding: ChannelBinding::Prefer,
+            require_auth: None,
+            connect_timeout: Some(Duration::from_secs(10)),
+            startup_parameters: Vec::new(),
+            tcp_keepalive: None,
+            tcp_user_timeout: Some(Duration::from_secs(7)),
+        }
+    }
+
+    fn tcp(host: &str, hostaddr: Option<&str>, port: u16) -> Host {
+        Host::Tcp {
+            host: host.into(),
+            hostaddr: hostaddr.map(|address| address.parse::<IpAddr>().unwrap()),
+            port,
+        }
+    }
+
+    async fn dial_to(host: &Host, tls: UpstreamTlsConfig, transport: Transport) -> Result<Stream, DialError> {
+        let connector = UpstreamTls::new(&tls).unwrap();
+        dial(host, &upstream(tls), &connector, transport).await
+    }
+
+    /// A server that reads the SSLRequest and answers with these bytes.
+    async fn answers(listener: TcpListener, answer: &[u8]) -> TcpStream {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut request = [0; 8];
+        socket.read_exact(&mut request).await.unwrap();
+        assert_eq!(request, [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]);
+        socket.write_all(answer).await.unwrap();
+        socket
+    }
+
+    async fn outcome(answer: &[u8], transport: Transport) -> Result<Stream, DialError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = tcp("localhost", Some("127.0.0.1"), listener.local_addr().unwrap().port());
+        let dialing = dial_to(&host, upstream_config(SslMode::Prefer, None), transport);
+        let serving = async {
+            let mut socket = answers(listener, answer).await;
+            socket.shutdown().await.unwrap();
+            socket
+        };
+        let (dialed, _socket) = tokio::join!(dialing, serving);
+        dialed
+    }
+
+    #[test]
+    fn the_order_of_attempts_is_libpqs() {
+        use Transport::{Plain, TlsIfOffered, TlsRequired};
+        assert_eq!(transports(SslMode::Disable), [Plain]);
+        assert_eq!(transports(SslMode::Allow), [Plain, TlsRequired]);
+        assert_eq!(transports(SslMode::Prefer), [TlsIfOffered, Plain]);
+        for mode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
+            assert_eq!(transports(mode), [TlsRequired]);
+        }
+    }
+
+    #[tokio::test]
+    async fn trap_03_bytes_behind_the_answer_are_refused() {
+        let error = outcome(b"S\x15\x03\x01", Transport::TlsRequired).await.unwrap_err();
+        assert_eq!(error.kind, DialErrorKind::Protocol);
+        assert!(error.message.contains("unencrypted data"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn each_answer_to_an_ssl_request_has_its_meaning() {
+        use DialErrorKind::{Closed, Protocol, TlsRefused};
+        assert!(!outcome(b"N", Transport::TlsIfOffered).await.unwrap().is_tls());
+        for (answer, kind, is_unavailable) in [
+            (&b"N"[..], TlsRefused, false),
+            (b"ESomeone's words\0", Closed, true),
+            (b"", Closed, true),
+            (b"HTTP/1.1 400\r\n", Protocol, false),
+        ] {
+            let error = outcome(answer, Transport::TlsRequired).await.unwrap_err();
+            assert_eq!((error.kind, error.is_unavailable()), (kind, is_unavailable), "{error}");
+            assert!(!error.message.contains("words"), "{error}");
+        }
+        // A server that says S and leaves.
+        assert_eq!(
+            outcome(b"S", Transport::TlsIfOffered).await.unwrap_err().kind,
+            DialErrorKind::TlsFailed
+        );
+    }
+
+    async fn serve_tls(listener: TcpListener, tls: ClientTls, direct: bool) -> io::Result<Stream> {
+        if direct {
+            let mut stream = Stream::from_tcp(listener.accept().await?.0)?;
+            let mut ahead = BytesMut::with_capacity(64);
+            stream.read_buf(&mut ahead).await?;
+            return tls.accept(stream, ahead).await;
+        }
+        let stream = Stream::from_tcp(answers(listener, b"S").await)?;
+        tls.accept(stream, BytesMut::new()).await
+    }
+
+    #[tokio::test]
+    async fn tls_is_begun_with_a_request_or_directly() {
+        let files = Files::new();
+        let shown = own_root("localhost", &rcgen::PKCS_ECDSA_P256_SHA256);
+        for direct in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let host = tcp("localhost", Some("127.0.0.1"), listener.local_addr().unwrap().port());
+            let mut config = upstream_config(SslMode::VerifyFull, Some(files.write("root.crt", &shown.pem)));
+            config.direct = direct;
+            let serving = serve_tls(listener, files.server(&shown, |_| ()), direct);
+            let (dialed, served) = tokio::join!(dial_to(&host, config, Transport::TlsRequired), serving);
+            let (mut dialed, mut served) = (dialed.unwrap(), served.unwrap());
+            assert!(dialed.is_tls() && !dialed.is_unix());
+            dialed.write_all(b"startup").await.unwrap();
+            let mut buf = BytesMut::with_capacity(64);
+            served.read_buf(&mut buf).await.unwrap();
+            assert_eq!(&buf[..], b"startup");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_certificate_is_told_and_waiting_does_not_help() {
+        let files = Files::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = tcp("localhost", Some("127.0.0.1"), listener.local_addr().unwrap().port());
+        let shown = own_root("other", &rcgen::PKCS_ECDSA_P256_SHA256);
+        let config = upstream_config(SslMode::VerifyFull, Some(files.write("root.crt", &shown.pem)));
+        let serving = serve_tls(listener, files.server(&shown, |_| ()), false);
+        let (dialed, _) = tokio::join!(dial_to(&host, config, Transport::TlsRequired), serving);
+        let error = dialed.unwrap_err();
+        assert_eq!((error.kind, error.is_unavailable()), (DialErrorKind::TlsFailed, false));
+        let expected = "server certificate for \"other\" does not match host name \"localhost\"";
+        assert!(error.message.ends_with(expected), "{error}");
+    }
+
+    #[tokio::test]
+    async fn trap_81_every_address_is_tried_and_a_silent_one_delays_little() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let at = |address: &str| SocketAddr::new(address.parse().unwrap(), port);
+        let options = SocketOptions::from(&upstream(upstream_config(SslMode::Disable, None)));
+        let host = tcp("db", None, port);
+        // 127.0.0.2 refuses; the second address answers.
+        let stream = connect_tcp(&host, vec![at("127.0.0.2"), at("127.0.0.1")], options)
+            .await
+            .unwrap();
+        let socket = socket2::SockRef::from(stream.tcp().unwrap());
+        assert!(socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+        let error = connect_tcp(&host, vec![at("127.0.0.2"), at("127.0.0.3")], options)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, DialErrorKind::Refused);
+        assert!(
+            error.message.contains("127.0.0.2") && error.message.contains("127.0.0.3"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_attempt_does_not_hold_up_the_next() {
+        let (winner, _peer) = Stream::pair().unwrap();
+        let mut running: Vec<Attempt> = vec![Box::pin(std::future::pending())];
+        assert!(timeout(STAGGER, first_of(&mut running)).await.is_err());
+        running.push(Box::pin(async { Ok(winner) }));
+        assert!(first_of(&mut running).await.is_ok());
+        assert_eq!(running.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn names_that_do_not_exist_ports_that_refuse_and_missing_sockets_are_told_apart() {
+        let plain = || upstream_config(SslMode::Disable, None);
+        let error = dial_to(&tcp("no-such-host.invalid", None, 5432), plain(), Transport::Plain)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.kind, error.is_unavailable()),
+            (DialErrorKind::UnknownHost, true),
+            "{error}"
+        );
+        let free = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let error = dial_to(&tcp("", Some("127.0.0.1"), free), plain(), Transport::Plain)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.kind, error.is_unavailable()),
+            (DialErrorKind::Refused, true),
+            "{error}"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let unix = Host::Unix {
+            directory: directory.path().into(),
+            port: 5432,
+        };
+        let error = dial_to(&unix, plain(), Transport::TlsRequired).await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.is_unavailable()),
+            (DialErrorKind::Refused, true),
+            "{error}"
+        );
+        let _listener = std::os::unix::net::UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap();
+        let stream = dial_to(&unix, plain(), Transport::TlsRequired).await.unwrap();
+        assert!(stream.is_unix() && !stream.is_tls());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_answers_is_given_up_at_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = tcp("localhost", Some("127.0.0.1"), listener.local_addr().unwrap().port());
+        let config = upstream_config(SslMode::Require, None);
+        let mut upstream = upstream(config.clone());
+        upstream.connect_timeout = Some(Duration::from_millis(50));
+        let tls = UpstreamTls::new(&config).unwrap();
+        let error = dial(&host, &upstream, &tls, Transport::TlsRequired).await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.is_unavailable()),
+            (DialErrorKind::TimedOut, true),
+            "{error}"
+        );
     }
 }

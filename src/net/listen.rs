@@ -78,7 +78,10 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Stream> {
         match &self.socket {
             // Its options were inherited from the listening socket.
-            ListenerSocket::Tcp(socket) => Stream::from_tcp(socket.accept().await?.0),
+            ListenerSocket::Tcp(socket) => {
+                let (socket, address) = socket.accept().await?;
+                Ok(Stream::from_tcp_peer(socket, address))
+            }
             ListenerSocket::Unix(socket, _) => Stream::from_unix(socket.accept().await?.0),
         }
     }

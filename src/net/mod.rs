@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`stream`] is one connected socket, [`peer_address`] names who is at its other end, [`idle`] looks at
 //! one that nobody reads, [`socket_options`] is what every TCP socket is set to, [`listen`] accepts clients,
-//! [`unix_socket`] is the file that they find us by, [`dial`] connects to PostgreSQL and [`tls`] secures either side.
+//! `unix_socket` is the file that they find us by, [`mod@dial`] connects to PostgreSQL and [`tls`] secures either side.
 
 pub mod dial;
 pub mod idle;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -35,12 +36,17 @@ enum Kind {
 impl Stream {
     /// Takes over a connected TCP socket. Its options are the caller's business.
     pub fn from_tcp(socket: TcpStream) -> io::Result<Self> {
-        let peer = PeerAddress::Tcp(socket.peer_addr()?);
-        Ok(Self {
+        let address = socket.peer_addr()?;
+        Ok(Self::from_tcp_peer(socket, address))
+    }
+
+    /// The same where the address is known already: one system call less.
+    pub(super) fn from_tcp_peer(socket: TcpStream, address: SocketAddr) -> Self {
+        Self {
             probed: ProbedFd::default(),
             kind: Kind::Tcp(socket),
-            peer,
-        })
+            peer: PeerAddress::Tcp(address),
+        }
     }
 
     /// Takes over a connected unix socket.
@@ -295,5 +301,242 @@ fn poll_write_slices(
         // Cheaper in the kernel, and tokio sees from a short write that the socket is full.
         [slice] => Pin::new(socket).poll_write(cx, slice),
         slices => Pin::new(socket).poll_write_vectored(cx, slices),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use bytes::BufMut;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::config::SslMode;
+    use crate::net::UpstreamTls;
+    use crate::net::test_certificates::{Files, handshake, own_root, upstream_config};
+
+    async fn tcp_pair() -> (Stream, Stream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (Stream::from_tcp(client).unwrap(), Stream::from_tcp(server).unwrap())
+    }
+
+    async fn tls_pair() -> (Stream, Stream) {
+        let files = Files::new();
+        let server = files.server(&own_root("db", &rcgen::PKCS_ECDSA_P256_SHA256), |_| ());
+        let client = UpstreamTls::new(&upstream_config(SslMode::Require, None)).unwrap();
+        let (accepted, connected) = handshake(&server, &client, "db").await;
+        (accepted.unwrap(), connected.unwrap())
+    }
+
+    async fn pairs() -> [(Stream, Stream); 3] {
+        [tcp_pair().await, Stream::pair().unwrap(), tls_pair().await]
+    }
+
+    fn is_read_ready(stream: &mut Stream) -> bool {
+        stream
+            .poll_read_ready(&mut Context::from_waker(Waker::noop()))
+            .is_ready()
+    }
+
+    #[test]
+    fn an_idle_stream_is_small() {
+        assert!(size_of::<Stream>() <= 128, "{}", size_of::<Stream>());
+    }
+
+    #[tokio::test]
+    async fn reads_fill_the_room_and_never_grow_the_buffer() {
+        for (mut here, mut there) in pairs().await {
+            let sent: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+            let reading = async {
+                let mut received = Vec::new();
+                let mut buf = BytesMut::with_capacity(1000);
+                let capacity = buf.capacity();
+                loop {
+                    let read = here.read_buf(&mut buf).await.unwrap();
+                    assert_eq!(buf.capacity(), capacity);
+                    if read == 0 {
+                        return received;
+                    }
+                    received.extend_from_slice(&buf);
+                    buf.clear();
+                }
+            };
+            let writing = async {
+                there.write_all(&sent).await.unwrap();
+                there.shutdown().await.unwrap();
+            };
+            let (received, ()) = tokio::join!(reading, writing);
+            assert!(received == sent);
+            let mut full = BytesMut::with_capacity(1);
+            full.put_bytes(0, full.capacity());
+            assert_eq!(
+                here.read_buf(&mut full).await.unwrap_err().kind(),
+                io::ErrorKind::InvalidInput
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn several_slices_are_written_at_once_and_flushed() {
+        for (mut here, mut there) in pairs().await {
+            let slices = [
+                IoSlice::new(b"head"),
+                IoSlice::new(b""),
+                IoSlice::new(b"name"),
+                IoSlice::new(b"tail"),
+            ];
+            assert_eq!(poll_fn(|cx| here.poll_write_vectored(cx, &slices)).await.unwrap(), 12);
+            poll_fn(|cx| here.poll_flush(cx)).await.unwrap();
+            let mut buf = BytesMut::with_capacity(64);
+            while buf.len() < 12 {
+                there.read_buf(&mut buf).await.unwrap();
+            }
+            assert_eq!(&buf[..], b"headnametail");
+        }
+    }
+
+    #[tokio::test]
+    async fn readiness_is_told_without_a_buffer_while_plaintext_waits_and_at_the_end() {
+        for (mut here, mut there) in pairs().await {
+            assert!(!is_read_ready(&mut here));
+            there.write_all(b"abcdef").await.unwrap();
+            here.read_ready().await.unwrap();
+            let mut buf = BytesMut::with_capacity(4);
+            let room = buf.capacity().min(4);
+            let read = here.read_buf(&mut buf).await.unwrap();
+            assert!(read >= room);
+            if read < 6 {
+                assert!(is_read_ready(&mut here), "{here:?}: the rest waits");
+                let mut rest = BytesMut::with_capacity(64);
+                assert_eq!(here.read_buf(&mut rest).await.unwrap(), 6 - read);
+            }
+            assert!(!is_read_ready(&mut here), "{here:?}: all is read");
+            drop(there);
+            here.read_ready().await.unwrap();
+            for _ in 0..2 {
+                assert_eq!(here.read_buf(&mut BytesMut::with_capacity(8)).await.unwrap(), 0);
+                assert!(is_read_ready(&mut here));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn peeking_tells_quiet_from_data_and_the_end_and_takes_nothing() {
+        for (mut here, mut there) in pairs().await {
+            let probe = here.idle_probe();
+            assert_eq!(
+                (here.try_peek_idle(), probe.state()),
+                (IdleState::Quiet, IdleState::Quiet)
+            );
+            there.write_all(b"FATAL").await.unwrap();
+            // Loopback and unix sockets deliver within the write.
+            assert_eq!(probe.state(), IdleState::HasData);
+            assert_eq!(here.try_peek_idle(), IdleState::HasData);
+            assert_eq!(here.try_peek_idle(), IdleState::HasData);
+            assert!(is_read_ready(&mut here) || !here.is_tls());
+            let mut buf = BytesMut::with_capacity(64);
+            here.read_buf(&mut buf).await.unwrap();
+            assert_eq!(&buf[..], b"FATAL");
+            assert_eq!(here.try_peek_idle(), IdleState::Quiet);
+            drop(there);
+            assert_eq!(here.try_peek_idle(), IdleState::Closed);
+            drop(here);
+            assert_eq!(probe.state(), IdleState::Closed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_outlives_its_stream_without_holding_or_mistaking_the_socket() {
+        let (here, mut there) = tcp_pair().await;
+        let probe = here.idle_probe();
+        drop(here);
+        assert_eq!(there.read_buf(&mut BytesMut::with_capacity(8)).await.unwrap(), 0);
+        let (_reuses_the_number, mut speaks) = tcp_pair().await;
+        speaks.write_all(b"x").await.unwrap();
+        assert_eq!(probe.clone().state(), IdleState::Closed);
+    }
+
+    /// A pair where the peer holds the raw socket, so that TLS can be cut off or fed in pieces.
+    async fn tls_over_a_relay() -> (Stream, Stream, UnixStream, UnixStream) {
+        let files = Files::new();
+        let server = files.server(&own_root("db", &rcgen::PKCS_ECDSA_P256_SHA256), |_| ());
+        let client = UpstreamTls::new(&upstream_config(SslMode::Require, None)).unwrap();
+        let (server_end, mut near_server) = UnixStream::pair().unwrap();
+        let (client_end, mut near_client) = UnixStream::pair().unwrap();
+        let handshakes = async {
+            tokio::join!(
+                server.accept(Stream::from_unix(server_end).unwrap(), BytesMut::new()),
+                client.connect(Stream::from_unix(client_end).unwrap(), "db")
+            )
+        };
+        let (accepted, connected) = tokio::select! {
+            outcome = handshakes => outcome,
+            _ = tokio::io::copy_bidirectional(&mut near_server, &mut near_client) => panic!("ended early"),
+        };
+        (accepted.unwrap(), connected.unwrap(), near_server, near_client)
+    }
+
+    #[tokio::test]
+    async fn trap_94_an_end_without_close_notify_is_an_end_and_what_came_before_is_read() {
+        let (mut server, mut client, near_server, mut near_client) = tls_over_a_relay().await;
+        server.write_all(b"last words").await.unwrap();
+        let mut record = BytesMut::with_capacity(4096);
+        let mut near_server = Stream::from_unix(near_server).unwrap();
+        near_server.read_buf(&mut record).await.unwrap();
+        near_client.write_all(&record).await.unwrap();
+        drop(near_client);
+        let mut buf = BytesMut::with_capacity(64);
+        assert_eq!(client.read_buf(&mut buf).await.unwrap(), 10);
+        assert!(is_read_ready(&mut client));
+        assert_eq!(client.read_buf(&mut buf).await.unwrap(), 0);
+        assert_eq!(client.try_peek_idle(), IdleState::Closed);
+    }
+
+    #[tokio::test]
+    async fn half_a_record_is_no_data_and_a_forged_one_is_an_error_behind_the_good_ones() {
+        let (mut server, mut client, near_server, mut near_client) = tls_over_a_relay().await;
+        server.write_all(b"good").await.unwrap();
+        let mut near_server = Stream::from_unix(near_server).unwrap();
+        let mut record = BytesMut::with_capacity(4096);
+        near_server.read_buf(&mut record).await.unwrap();
+        let half = record.len() / 2;
+        near_client.write_all(&record[..half]).await.unwrap();
+        assert_eq!(client.try_peek_idle(), IdleState::Quiet);
+        near_client.write_all(&record[half..]).await.unwrap();
+        near_client
+            .write_all(b"\x17\x03\x03\x00\x20this is thirty-two bytes of junk")
+            .await
+            .unwrap();
+        let mut buf = BytesMut::with_capacity(64);
+        let mut outcome = client.read_buf(&mut buf).await;
+        if outcome.is_ok() {
+            assert_eq!(&buf[..], b"good");
+            assert!(is_read_ready(&mut client), "the error waits to be told");
+            outcome = client.read_buf(&mut buf).await;
+        }
+        assert!(outcome.is_err());
+        assert_eq!(client.read_buf(&mut buf).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn writing_to_a_peer_that_does_not_read_waits() {
+        for (mut here, there) in pairs().await {
+            let bytes = vec![0; 1 << 20];
+            let mut cx = Context::from_waker(Waker::noop());
+            poll_fn(|cx| here.poll_write_vectored(cx, &[IoSlice::new(b"x")]))
+                .await
+                .unwrap();
+            let mut taken = 0;
+            while let Poll::Ready(written) =
+                here.poll_write_vectored(&mut cx, &[IoSlice::new(&bytes), IoSlice::new(b"y")])
+            {
+                taken += written.unwrap();
+                assert!(taken < 64 << 20, "bounded");
+            }
+            drop(there);
+        }
     }
 }

@@ -116,6 +116,16 @@ impl Pool {
         self.core.settings.load_full()
     }
 
+    /// What the pool's clients share, and what was learned of its database.
+    pub fn knowledge(&self) -> &super::Knowledge {
+        &self.core.knowledge
+    }
+
+    /// Its figures.
+    pub fn metrics(&self) -> &Arc<crate::metrics::PoolMetrics> {
+        &self.core.pool_metrics
+    }
+
     /// When backends of this pool are given back.
     pub fn mode(&self) -> PoolMode {
         self.core.settings.load().mode

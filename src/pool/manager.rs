@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::connect_failures::ConnectFailures;
 use super::demand::Demand;
+use super::knowledge::Knowledge;
 use super::lock;
 use super::record::{NEVER, Record};
 use super::registry::PoolKey;
@@ -46,6 +47,7 @@ pub(crate) struct PoolCore {
     pub(crate) demand: Arc<Demand>,
     pub(crate) total_cap: Arc<TotalCap>,
     pub(crate) parameters: ArcSwapOption<ServerParameters>,
+    pub(crate) knowledge: Knowledge,
     records: Mutex<Vec<Arc<Record>>>,
     connecting: AtomicUsize,
     generation: AtomicU64,
@@ -126,6 +128,7 @@ impl PoolCore {
             demand: Arc::default(),
             total_cap,
             parameters: ArcSwapOption::empty(),
+            knowledge: Knowledge::new(),
             records: Mutex::default(),
             connecting: AtomicUsize::new(0),
             generation: AtomicU64::new(0),

@@ -15,6 +15,7 @@ mod connect_failures;
 mod demand;
 mod holder;
 mod keeper;
+mod knowledge;
 mod lease;
 mod manager;
 mod parked;
@@ -29,6 +30,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use backends::{LeaseError, Pool, PoolStatus};
 pub use cancel_keys::{CancelKeys, CancelSlot, Cancelled, ClientCancel, SecretLength};
 pub use holder::{Holder, HolderState};
+pub use knowledge::{Knowledge, StartupSettings};
 pub use lease::Lease;
 pub use registry::{PoolKey, Pools};
 

@@ -7,6 +7,7 @@ pub mod backend_login;
 pub mod client_auth;
 pub mod handshake;
 pub mod md5;
+pub mod pipeline;
 pub mod scram;
 
 use crate::wire::Malformed;

@@ -119,12 +119,21 @@ pub struct Report {
 impl Report {
     /// An ERROR: the connection goes on.
     pub fn error(sqlstate: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
+        Self {
+            severity: Severity::Error,
+            sqlstate,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
     }
 
     /// A FATAL: the connection is closed behind it.
     pub fn fatal(sqlstate: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Fatal, ..Self::error(sqlstate, message) }
+        Self {
+            severity: Severity::Fatal,
+            ..Self::error(sqlstate, message)
+        }
     }
 
     /// The same with a DETAIL.

@@ -148,7 +148,8 @@ mod tests {
         let server_only = altered(named("app"), |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]
         });
-        let cases: [(Option<Shown>, Result<Option<&str>, ()>, Result<Option<&str>, ()>); 8] = [
+        type Outcome = Result<Option<&'static str>, ()>;
+        let cases: [(Option<Shown>, Outcome, Outcome); 8] = [
             (None, Ok(None), Err(())),
             (Some(root.issue(named("app"))), Ok(Some("app")), Ok(Some("app"))),
             (

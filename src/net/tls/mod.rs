@@ -1,10 +1,10 @@
 //! TLS towards clients and towards PostgreSQL (manual: ssl-tcp, libpq-ssl). rustls does TLS, webpki the usual chains;
 //! what libpq accepts beyond them is accepted here, by rules that are written out.
 //!
-//! Reading order: [`session`] is an established session, [`client_tls`] accepts one, [`upstream_tls`] opens one,
-//! [`trust`] decides about certificates, [`lenient_chain`] about those that webpki can't read, [`revocation`] about those
-//! that were called back, [`peer_name`] compares names as libpq does, [`verify`] ties them to rustls, [`certificate`]
-//! reads one certificate, [`signature`] checks one signature, [`identity`] is a certificate with its key and [`pem`]
+//! Reading order: `session` is an established session, `client_tls` accepts one, `upstream_tls` opens one,
+//! `trust` decides about certificates, `lenient_chain` about those that webpki can't read, `revocation` about those
+//! that were called back, `peer_name` compares names as libpq does, `verify` ties them to rustls, `certificate`
+//! reads one certificate, `signature` checks one signature, `identity` is a certificate with its key and `pem`
 //! reads files.
 
 mod certificate;

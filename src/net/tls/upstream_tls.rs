@@ -558,6 +558,37 @@ mod tests {
         }
     }
 
+    /// Whoever copied a certificate must not get by with it, also where no chain is looked at.
+    #[tokio::test]
+    async fn a_server_without_the_certificates_key_is_refused_in_every_mode() {
+        let files = Files::new();
+        let (genuine, thief) = (
+            own_root("db", &rcgen::PKCS_ECDSA_P256_SHA256),
+            own_root("db", &rcgen::PKCS_ECDSA_P256_SHA256),
+        );
+        let provider = provider();
+        for version in [&TLS12, &TLS13] {
+            let key = pem::private_key("key", &files.write("thief.key", &thief.key_pem)).unwrap();
+            let key = provider.key_provider.load_private_key(key).unwrap();
+            let shown = rustls::sign::CertifiedKey::new(vec![genuine.der.clone().into()], key);
+            let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)));
+            let server = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+            for (sslmode, root) in [(SslMode::Require, None), (SslMode::VerifyFull, Some(&genuine.pem))] {
+                let root = root.map(|root| files.write("root.crt", root));
+                let client = UpstreamTls::new(&upstream_config(sslmode, root)).unwrap();
+                let (here, there) = tokio::net::UnixStream::pair().unwrap();
+                let connect = client.connect(Stream::from_unix(there).unwrap(), "db");
+                let (_, connected) = tokio::join!(server.accept(here), connect);
+                let told = connected.unwrap_err().to_string();
+                assert!(told.contains("BadSignature"), "{sslmode:?} {version:?} {told}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_host_that_sni_cannot_carry_is_connected_to_without_it() {
         let root = Authority::new("root");
