@@ -296,7 +296,7 @@ mod tests {
                 .iter()
                 .filter(|e| !e.text.is_empty())
                 .map(|e| cost(&e.text, &e.effects))
-                .sum()
+                .sum::<usize>()
         );
     }
 
