@@ -335,6 +335,10 @@ impl OpenBackend {
         &self.core
     }
 
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.gauge.state() == BackendState::Pinned
+    }
+
     pub(crate) fn count_as(&mut self, state: BackendState) {
         self.gauge.set(state);
     }

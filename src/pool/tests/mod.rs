@@ -209,6 +209,8 @@ async fn a_wait_that_is_too_long_ends_with_counts_and_a_hint_and_no_names() {
     assert!(detail.contains("the longest hold is 30."), "{detail}");
     assert!(!detail.contains("secret name"));
     assert!(report.hint.unwrap().contains("pool.max_size"));
+    lease.park();
+    assert_eq!(pinned.state(), HolderState::Active, "a pin ends with its lease");
 }
 
 #[tokio::test(start_paused = true)]
