@@ -318,7 +318,7 @@ impl Pool {
     fn take_parked(&self, client_id: u64) -> Option<Pooled> {
         loop {
             let mut connection = lock(&self.parked).take(client_id)?;
-            if connection.is_fit() {
+            if connection.is_still_fit() {
                 return Some(connection);
             }
             drop(connection);

@@ -300,6 +300,16 @@ impl OpenBackend {
         self.close_reason.get_or_insert(reason);
     }
 
+    /// [`is_fit`](Self::is_fit) for one that was given back a moment ago: as long as the runtime has heard nothing from it, the kernel
+    /// is not asked.
+    pub(crate) fn is_still_fit(&mut self) -> bool {
+        let quiet = self.backend.read_buffer.is_empty() && self.backend.stream.has_been_quiet();
+        if quiet && !self.is_condemned() && self.backend.condition() == crate::backend::Condition::Clean {
+            return true;
+        }
+        self.is_fit()
+    }
+
     /// Whether it can be lent: not retired, clean, and silent or harmless on its socket.
     pub(crate) fn is_fit(&mut self) -> bool {
         if self.is_condemned() {
