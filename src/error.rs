@@ -1,1 +1,86 @@
-//! Faults (being built).
+//! What clients are told when pgsidecar itself refuses, ends or loses something: SQLSTATE, words and HINT in one place.
+//!
+//! PostgreSQL's own words where it has some for the case; never an address, a secret or another client's data.
+
+use crate::wire::{Report, Severity, SqlState};
+
+/// The process is draining: the client's connection ends between its transactions, or with them.
+pub fn shutting_down() -> Report {
+    Report::fatal(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    )
+    .with_hint("pgsidecar is shutting down.")
+}
+
+/// `limits.client_idle_timeout` has passed.
+pub fn idle_too_long() -> Report {
+    Report::fatal(
+        SqlState::IDLE_SESSION_TIMEOUT,
+        "terminating connection due to idle-session timeout",
+    )
+    .with_hint("limits.client_idle_timeout of pgsidecar was exceeded.")
+}
+
+/// `limits.idle_transaction_timeout` has passed.
+pub fn idle_in_transaction_too_long() -> Report {
+    Report::fatal(
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+        "terminating connection due to idle-in-transaction timeout",
+    )
+    .with_hint("limits.idle_transaction_timeout of pgsidecar was exceeded.")
+}
+
+/// `limits.transaction_timeout` has passed.
+pub fn transaction_too_long() -> Report {
+    Report::fatal(
+        SqlState::TRANSACTION_TIMEOUT,
+        "terminating connection due to transaction timeout",
+    )
+    .with_hint("limits.transaction_timeout of pgsidecar was exceeded.")
+}
+
+/// `limits.query_timeout` has passed, and the cancel of the query has not ended it.
+pub fn query_not_cancelled() -> Report {
+    Report::fatal(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
+        .with_hint("limits.query_timeout of pgsidecar was exceeded, and the database did not cancel the query.")
+}
+
+/// Pool mode `statement` met a transaction block.
+pub fn transactions_not_allowed() -> Report {
+    Report::fatal(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "transaction blocks are not allowed in statement pooling mode",
+    )
+    .with_hint("Set pool.mode to transaction or session.")
+}
+
+/// A bound on clients, named by its key, is reached.
+pub fn too_many_clients(key: &str) -> Report {
+    Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+        .with_hint(format!("{key} of pgsidecar is reached."))
+}
+
+/// 25P02 as PostgreSQL says it.
+pub fn failed_transaction() -> Report {
+    Report::error(
+        SqlState::IN_FAILED_SQL_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
+/// The backend died under its client: PostgreSQL's own last words, or what is known.
+pub fn backend_lost(last_words: Option<Report>, commit_at_risk: bool) -> Report {
+    match last_words {
+        Some(report) => report.with_severity(Severity::Error),
+        None if commit_at_risk => Report::error(
+            SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
+            "the connection to the database was lost before it confirmed the transaction",
+        )
+        .with_detail("The transaction may have taken effect.")
+        .with_hint("Check before you repeat it."),
+        None => Report::error(SqlState::CONNECTION_FAILURE, "the connection to the database was lost")
+            .with_detail("The transaction did not take effect.")
+            .with_hint("Repeat the transaction."),
+    }
+}

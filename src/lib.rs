@@ -5,15 +5,19 @@
 //! From the bytes up: [`wire`] cuts and composes messages, [`protocol`] says what may happen next,
 //! [`virtual_session`] knows what a client believes its session holds, [`net`] owns the sockets, [`backend`] is one
 //! connection to PostgreSQL, [`pool`] decides who may use it, [`relay`] moves runs of bytes between a client and its
-//! lease, [`client`] is one client's life and [`server`] the process's. [`config`], [`metrics`], [`admin`], [`error`]
-//! and [`drain`] stand beside them.
+//! lease, [`client`] is one client's life and [`server`] the process's. [`config`], [`logging`], [`metrics`], [`admin`],
+//! [`error`] and [`drain`] stand beside them.
 
 pub mod admin;
 pub mod backend;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod drain;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod logging;
 pub mod metrics;
 pub mod net;
 pub mod pool;

@@ -2,19 +2,58 @@
 //!
 //! Nothing below this module reads a file, a variable or a flag, and nothing is checked twice after it.
 //! Durations are [`Duration`]; `None` in a field whose key can be `off` or `none` means just that.
+//!
+//! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what
+//! they mean), with `listen`, `login`, `users`, `databases`, `upstream` and `conninfo` for the parts that need more words;
+//! `describe` shows the result and `reload` compares two.
 
+mod conninfo;
+mod databases;
+mod describe;
+mod error;
+mod file;
+#[cfg(test)]
+mod fixture;
+mod keys;
+mod line;
+mod listen;
+mod login;
+mod passfile;
+mod path;
+mod reload;
+mod resolve;
+mod scalar;
 pub mod secret;
+mod section;
+mod service_file;
+mod sources;
+mod upstream;
+mod upstream_tls;
+mod users;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use conninfo::password_spans;
+pub use error::{ConfigError, Place};
+pub use file::known_keys;
+pub use passfile::find_password;
+pub use reload::reload_difference;
+pub use resolve::{Loaded, metrics_listen};
 pub use secret::Secret;
+pub use sources::{DEFAULT_FILE, Flags, Sources};
+
+pub use crate::protocol::backend_login::ChannelBinding;
+pub use crate::protocol::client_auth::AuthMethod;
 
 /// Everything that can be configured, resolved and consistent.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "each field is the key of the same name; docs/config.md and config.yaml tell its unit and price")]
+#[allow(
+    missing_docs,
+    reason = "each field is the key of the same name; docs/config.md and config.yaml tell its unit and price"
+)]
 pub struct Config {
     pub listen: Vec<ListenerConfig>,
     pub allow_insecure_listen: bool,
@@ -22,6 +61,8 @@ pub struct Config {
     pub upstream: UpstreamConfig,
     /// `None`: any database of the upstream that a client names. `Some`: these and no others.
     pub databases: Option<BTreeMap<String, DatabaseConfig>>,
+    /// Who may log in. Where neither `users:` nor `auth_query:` says so, the upstreams' own logins stand here, so that
+    /// nothing below has a rule for that case. Empty only with `auth.query`.
     pub users: Vec<UserConfig>,
     pub auth: AuthConfig,
     pub tls: ClientTlsConfig,
@@ -62,19 +103,6 @@ pub enum ListenAddress {
         /// The number in the file's name.
         port: u16,
     },
-}
-
-/// How a listener's clients prove who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "the names are pg_hba.conf's")]
-pub enum AuthMethod {
-    #[default]
-    ScramSha256,
-    Md5,
-    Password,
-    Cert,
-    Trust,
-    Peer,
 }
 
 /// TLS towards clients.
@@ -126,8 +154,15 @@ pub struct UpstreamConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are libpq's")]
 pub enum Host {
-    Tcp { host: String, hostaddr: Option<IpAddr>, port: u16 },
-    Unix { directory: PathBuf, port: u16 },
+    Tcp {
+        host: String,
+        hostaddr: Option<IpAddr>,
+        port: u16,
+    },
+    Unix {
+        directory: PathBuf,
+        port: u16,
+    },
 }
 
 /// Which server a session may be opened on (libpq's target_session_attrs).
@@ -208,16 +243,6 @@ pub enum TlsVersion {
     #[default]
     Tls12,
     Tls13,
-}
-
-/// libpq's channel_binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "the names are libpq's")]
-pub enum ChannelBinding {
-    Disable,
-    #[default]
-    Prefer,
-    Require,
 }
 
 /// TCP keepalive of backend and client sockets.
@@ -422,7 +447,16 @@ impl PoolConfig {
         macro_rules! take {
             ($($key:ident),*) => { $(if let Some(value) = by.$key.clone() { pool.$key = value; })* };
         }
-        take!(mode, max_size, min_idle, acquire_timeout, idle_timeout, max_lifetime, lifetime_jitter, connect_query);
+        take!(
+            mode,
+            max_size,
+            min_idle,
+            acquire_timeout,
+            idle_timeout,
+            max_lifetime,
+            lifetime_jitter,
+            connect_query
+        );
         pool
     }
 }

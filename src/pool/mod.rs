@@ -1,1 +1,48 @@
-//! pool (being built).
+//! Who may use which backend. The only module that names bb8.
+//!
+//! [`registry`] finds the pool of a database and user, [`backends`] is one pool, [`lease`] the exclusive hold of one of
+//! its backends, [`cancel_keys`] what a CancelRequest may stop. Below them: [`manager`] opens backends for bb8,
+//! [`connect_failures`] tells waiters what failed, [`turnstile`] is the line that clients stand in, [`total_cap`]
+//! bounds all pools together, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
+//!
+//! A backend is idle in bb8, parked, in exactly one [`Lease`], or dedicated. bb8 0.9 stores and counts; its own retry,
+//! lifetimes and idle watch are off, because it retries after 400 ms only, wakes no waiter when a connect fails, and
+//! never looks at an idle connection.
+
+mod backends;
+pub mod cancel_keys;
+mod connect_failures;
+mod demand;
+mod holder;
+mod keeper;
+mod knowledge;
+mod lease;
+mod manager;
+mod parked;
+mod record;
+mod registry;
+mod timeout_report;
+mod total_cap;
+mod turnstile;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use backends::{LeaseError, Pool, PoolStatus};
+pub use cancel_keys::{CancelKeys, CancelSlot, Cancelled, ClientCancel, SecretLength};
+pub use holder::{Holder, HolderState};
+pub use knowledge::{Knowledge, StartupSettings};
+pub use lease::Lease;
+pub use registry::{PoolKey, Pools};
+
+/// A lock whose holder panicked is still good: everything under our locks is changed in single steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A random number from 0 to 1; a half where the system has none, since it only spreads things out.
+fn random_share() -> f64 {
+    getrandom::u32().map_or(0.5, |number| f64::from(number) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,13 @@
 //! One form everywhere: a linear protocol consumes itself, `on_frame(self, …) -> Result<Step, Violation>`, and its step
 //! carries the next state; the long-lived [`pipeline`] takes `&mut self`.
 
+pub mod backend_login;
+pub mod client_auth;
+pub mod handshake;
+pub mod md5;
+pub mod pipeline;
+pub mod scram;
+
 use crate::wire::Malformed;
 
 /// A peer broke the protocol.

@@ -1,1 +1,526 @@
-//! relay (being built).
+//! Frames between a client and its lease, until the pipeline says that the backend may be given back.
+//!
+//! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction, [`to_backend`] the rules
+//! for the client's messages, [`to_client`] those for PostgreSQL's. [`Exchange`] polls both directions: it tries first
+//! and waits after, so that a transaction costs two receives and two sends.
+
+pub mod flow;
+mod lost_transaction;
+mod to_backend;
+mod to_client;
+
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use crate::backend::{Owed, ServerParameters};
+use crate::config::PoolMode;
+use crate::error::failed_transaction;
+use crate::metrics::SessionTally;
+use crate::net::Stream;
+use crate::pool::Lease;
+use crate::protocol::Violation;
+use crate::protocol::pipeline::Pipeline;
+use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::statement_effects::Effects;
+use crate::virtual_session::suspects::Suspects;
+use crate::virtual_session::{Note, VirtualSession};
+use crate::wire::backend_message::TransactionStatus;
+use crate::wire::{Report, Severity, compose};
+use flow::Flow;
+
+/// Bounds and mode that the relay works under; a snapshot of the configuration.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// When the backend is given back.
+    pub mode: PoolMode,
+    /// The longest text that is read for its effects.
+    pub statement_bytes: usize,
+    /// What one client's prepared statements may weigh.
+    pub client_statement_bytes: usize,
+    /// What one backend's prepared statements may weigh.
+    pub backend_statement_bytes: usize,
+    /// What the catalog says of routines and triggers.
+    pub suspects: Arc<Suspects>,
+}
+
+/// What the relay works with besides its own buffers.
+#[derive(Debug)]
+pub struct Parties<'a> {
+    /// The client's socket.
+    pub client: &'a mut Stream,
+    /// The client's ledger.
+    pub session: &'a mut VirtualSession,
+    /// Bounds and mode.
+    pub rules: &'a Rules,
+    /// What a backend of the pool reports by itself.
+    pub neutral: &'a ServerParameters,
+}
+
+/// Why the relay stopped.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The client's next message needs a backend, and there is none.
+    NeedsBackend,
+    /// The backend can be given back.
+    Settled,
+    /// Nothing waits and no backend is held: the exchange can be dropped.
+    Drained,
+    /// The client has left: by Terminate, at the end of its stream, or by an error of its socket.
+    ClientGone,
+    /// The backend is gone, or can't be trusted any more.
+    BackendLost(Loss),
+    /// A message of ours ahead of the client's failed; nothing of the client's was executed.
+    PreludeFailed(Report),
+    /// The client broke the protocol.
+    ClientViolation(Report),
+    /// Pool mode `statement` met a transaction block.
+    TransactionRefused,
+}
+
+/// How a backend was lost.
+#[derive(Debug)]
+pub struct Loss {
+    /// PostgreSQL's own last words, if it said any.
+    pub last_words: Option<Report>,
+    /// For the log: what happened on the socket or in the protocol.
+    pub cause: String,
+    /// Not one byte of the client's request was given to the kernel: it can be sent to another backend, unseen.
+    pub untouched: bool,
+}
+
+/// What remains of a client's conversation when its backend was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aftermath {
+    /// The client was told and goes on.
+    GoesOn,
+    /// A reply was cut inside a message: nothing well-formed can be said any more.
+    Cut,
+}
+
+/// What is on its way between one client and one backend.
+#[derive(Debug)]
+pub struct Exchange {
+    lease: Option<Lease>,
+    up: Flow,
+    down: Flow,
+    pipeline: Pipeline<Note>,
+    /// A statement is under way whose commit may have taken effect when the backend dies.
+    commit_at_risk: bool,
+    /// The prelude on its way was made by a RESET: what it makes PostgreSQL report is news to the client.
+    tell_prelude: bool,
+    prelude_owed: bool,
+    /// A command tag proved what a [`Note::Watched`] waits for.
+    tag_seen: Option<crate::virtual_session::Watched>,
+    /// PostgreSQL's FATAL, kept to be told as an error.
+    last_words: Option<Report>,
+    /// The client was tied to its backend for one reason more.
+    pub new_pins: bool,
+    /// A statement has passed that may change what the catalog says of routines and triggers.
+    pub catalog_changed: bool,
+    /// Bytes of the lease's exchange that the kernel took.
+    sent_to_backend: u64,
+    /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
+    lost: Option<lost_transaction::LostTransaction>,
+    /// What was counted since the last release.
+    pub tally: SessionTally,
+    /// When the request at hand was sent; `None` while nothing is owed.
+    pub query_since: Option<Instant>,
+    /// When the transaction at hand began.
+    pub transaction_since: Option<Instant>,
+    /// When the last reply was complete: since then the client has been the one to speak.
+    pub answered_at: Option<Instant>,
+    /// When a cancel was sent for the query at hand because it ran too long.
+    pub cancel_sent_at: Option<Instant>,
+    stalled_since: Option<Instant>,
+    /// Durations of finished queries and transactions, in seconds, to be observed at release.
+    pub finished: Finished,
+}
+
+/// What the histograms are fed at release.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// The last query's duration.
+    pub query: Option<std::time::Duration>,
+    /// The transaction's duration.
+    pub transaction: Option<std::time::Duration>,
+}
+
+enum Step {
+    Moved,
+    Waiting,
+    Stop(Outcome),
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self {
+            lease: None,
+            up: Flow::default(),
+            down: Flow::default(),
+            pipeline: Pipeline::default(),
+            commit_at_risk: false,
+            tell_prelude: false,
+            prelude_owed: false,
+            tag_seen: None,
+            last_words: None,
+            new_pins: false,
+            catalog_changed: false,
+            sent_to_backend: 0,
+            lost: None,
+            tally: SessionTally::default(),
+            query_since: None,
+            transaction_since: None,
+            answered_at: None,
+            cancel_sent_at: None,
+            stalled_since: None,
+            finished: Finished::default(),
+        }
+    }
+}
+
+impl Exchange {
+    /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
+    pub fn attach(&mut self, lease: Lease) {
+        self.sent_to_backend = 0;
+        self.up.mark();
+        self.lease = Some(lease);
+    }
+
+    /// Takes the backend back: to give it up, to clean it, or to look at it.
+    pub fn detach(&mut self) -> Option<Lease> {
+        self.lease.take()
+    }
+
+    /// The backend, while there is one.
+    pub fn lease(&mut self) -> Option<&mut Lease> {
+        self.lease.as_mut()
+    }
+
+    /// What the backend owes a client that is gone; `None` when a message to it was cut, so that only closing helps.
+    pub fn owed(&self) -> Option<Owed> {
+        let whole = self.up.is_written() && !self.up.is_amid_message() && !self.pipeline.is_streaming_both_ways();
+        let (ready, sync_missing, copy_in) = self.pipeline.owed();
+        (whole && !self.pipeline.is_doubtful()).then_some(Owed {
+            ready,
+            sync_missing,
+            copy_in,
+        })
+    }
+
+    /// The status that the backend had at its last ReadyForQuery.
+    pub const fn backend_status(&self) -> TransactionStatus {
+        self.pipeline.status()
+    }
+
+    /// What was read from the backend and not decided on, from a message's start: for whoever drains it.
+    pub fn hand_over_unread(&mut self) -> bytes::BytesMut {
+        self.down.hand_over()
+    }
+
+    /// Something was promised to a ledger that no reply has confirmed.
+    pub fn has_unconfirmed_notes(&self) -> bool {
+        self.pipeline.has_notes()
+    }
+
+    /// Since when the client has not taken a byte of what waits for it.
+    pub const fn stalled_since(&self) -> Option<Instant> {
+        self.stalled_since
+    }
+
+    /// The status that the client believes its transaction has.
+    pub fn status(&self) -> TransactionStatus {
+        if self.lost.is_some() {
+            TransactionStatus::Failed
+        } else {
+            self.pipeline.status()
+        }
+    }
+
+    /// The client waits for a reply.
+    pub fn owes_reply(&self) -> bool {
+        !self.pipeline.is_quiet()
+    }
+
+    /// The client is between transactions, nothing is owed to it and nothing is half said.
+    pub fn is_between_transactions(&self) -> bool {
+        self.pipeline.is_settled() && self.lost.is_none() && self.down.is_empty()
+    }
+
+    /// Takes up bytes that the client sent behind its login.
+    pub fn preload(&mut self, bytes: &[u8]) {
+        self.up.preload(bytes);
+    }
+
+    /// Waits for the next thing that the session must decide.
+    pub async fn next(&mut self, mut parties: Parties<'_>) -> Outcome {
+        std::future::poll_fn(|cx| self.poll(cx, &mut parties)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+        loop {
+            let up = self.poll_up(cx, parties);
+            if let Step::Stop(outcome) = up {
+                return Poll::Ready(outcome);
+            }
+            let down = self.poll_down(cx, parties);
+            if let Step::Stop(outcome) = down {
+                return Poll::Ready(outcome);
+            }
+            if let Some(outcome) = self.resting_place(parties) {
+                return Poll::Ready(outcome);
+            }
+            if matches!((up, down), (Step::Waiting, Step::Waiting)) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Where the exchange may stop between two messages.
+    fn resting_place(&self, parties: &Parties<'_>) -> Option<Outcome> {
+        if self.lease.is_none() {
+            let drained =
+                self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
+            return drained.then_some(Outcome::Drained);
+        }
+        if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
+            return None;
+        }
+        match (self.pipeline.status(), parties.rules.mode) {
+            (TransactionStatus::Idle, _) if self.up.next_is_incomplete() => {
+                let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
+                (!held).then_some(Outcome::Settled)
+            }
+            (TransactionStatus::InTransaction | TransactionStatus::Failed, PoolMode::Statement) => {
+                Some(Outcome::TransactionRefused)
+            }
+            _ => None,
+        }
+    }
+
+    fn down_is_decided(&self) -> bool {
+        self.down.undecided().is_empty() && !self.down.is_amid_message()
+    }
+
+    fn poll_up(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
+        if !self.up.is_written() {
+            return self.poll_write_up(cx);
+        }
+        let whole = match self.scan_client(parties) {
+            Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
+            Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
+            // The prelude's answer is awaited first.
+            Ok(to_backend::Scan::Held) => return Step::Waiting,
+            Ok(to_backend::Scan::Wants(whole)) => whole,
+            Err(report) => return Step::Stop(Outcome::ClientViolation(report)),
+        };
+        if !self.up.is_written() {
+            return self.poll_write_up(cx);
+        }
+        if !self.down.is_written() && self.lease.is_none() {
+            return Step::Waiting;
+        }
+        match self.up.poll_read(cx, parties.client, whole) {
+            Poll::Pending => Step::Waiting,
+            Poll::Ready(Ok(1..)) => Step::Moved,
+            Poll::Ready(_) => Step::Stop(Outcome::ClientGone),
+        }
+    }
+
+    fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(lease) = self.lease.as_mut() else {
+            return Step::Waiting;
+        };
+        let written = self.up.poll_write(cx, &mut lease.stream);
+        let bytes = self.up.take_written();
+        self.sent_to_backend += bytes;
+        self.tally.bytes_to_backend += bytes;
+        match written {
+            Poll::Pending => Step::Waiting,
+            Poll::Ready(Ok(())) => Step::Moved,
+            // What the backend said before it closed is worth more than the broken pipe.
+            Poll::Ready(Err(error)) => match self.drain_last_words(cx) {
+                Some(step) => step,
+                None => Step::Stop(self.lost_backend(&error.to_string())),
+            },
+        }
+    }
+
+    /// After a failed write: a FATAL may stand in the socket.
+    fn drain_last_words(&mut self, cx: &mut Context<'_>) -> Option<Step> {
+        let lease = self.lease.as_mut()?;
+        if self.sent_to_backend == 0 || !self.down.is_written() {
+            return None;
+        }
+        match self.down.poll_read(cx, &mut lease.stream, 0) {
+            Poll::Ready(Ok(1..)) => {
+                self.note_last_words();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn poll_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
+        if !self.down.is_written() {
+            return self.poll_write_down(cx, parties);
+        }
+        let whole = match self.scan_backend(parties) {
+            Ok(whole) => whole,
+            Err(outcome) => return Step::Stop(outcome),
+        };
+        if !self.down.is_written() {
+            return self.poll_write_down(cx, parties);
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Step::Waiting;
+        };
+        match self.down.poll_read(cx, &mut lease.stream, whole) {
+            Poll::Pending => Step::Waiting,
+            Poll::Ready(Ok(1..)) => Step::Moved,
+            Poll::Ready(Ok(0)) => Step::Stop(self.lost_backend("it closed the connection")),
+            Poll::Ready(Err(error)) => Step::Stop(self.lost_backend(&error.to_string())),
+        }
+    }
+
+    fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
+        let written = self.down.poll_write(cx, parties.client);
+        let bytes = self.down.take_written();
+        self.tally.bytes_to_client += bytes;
+        if bytes > 0 {
+            self.stalled_since = None;
+        }
+        match written {
+            Poll::Pending => {
+                self.stalled_since.get_or_insert_with(Instant::now);
+                Step::Waiting
+            }
+            Poll::Ready(Ok(())) => Step::Moved,
+            Poll::Ready(Err(_)) => Step::Stop(Outcome::ClientGone),
+        }
+    }
+
+    fn lost_backend(&mut self, cause: &str) -> Outcome {
+        Outcome::BackendLost(Loss {
+            last_words: self.last_words.take(),
+            cause: cause.to_owned(),
+            untouched: self.sent_to_backend == 0 && self.pipeline.status() == TransactionStatus::Idle,
+        })
+    }
+
+    fn broken_backend(&mut self, violation: &Violation) -> Outcome {
+        Outcome::BackendLost(Loss {
+            last_words: None,
+            cause: violation.to_string(),
+            untouched: false,
+        })
+    }
+
+    // --- what the session tells the client through the exchange ---
+
+    /// The backend is lost (its lease must be detached and discarded by now). Tells the client once, in the form of its
+    /// protocol, and leaves it between transactions, or in a failed one if it was in a block.
+    pub fn tell_loss(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
+        if self.down.is_amid_message() {
+            return Aftermath::Cut;
+        }
+        let in_block = self.pipeline.status() != TransactionStatus::Idle;
+        let status = if in_block {
+            TransactionStatus::Failed
+        } else {
+            TransactionStatus::Idle
+        };
+        let abandoned = self.pipeline.abandon();
+        self.undo_dropped(parties);
+        self.up.forget_pieces();
+        self.down.forget_undecided();
+        if in_block {
+            self.lost = Some(lost_transaction::LostTransaction::default());
+        }
+        self.commit_at_risk = false;
+        self.prelude_owed = false;
+        let refusal = if in_block { failed_transaction() } else { report.clone() };
+        for nth in 0..abandoned.readies {
+            self.down
+                .say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
+            self.down.say(|out| compose::ready_for_query(out, status));
+        }
+        if abandoned.mid_group {
+            let report = if abandoned.readies == 0 { report } else { &refusal };
+            self.down.say(|out| compose::report(out, report));
+            self.pipeline.refuse_until_sync();
+        } else if abandoned.readies == 0 && in_block {
+            // Idle in a transaction: PostgreSQL's own clients get its FATAL at once; ours learns it from its next statement.
+            if let Some(lost) = &mut self.lost {
+                lost.first_refusal = Some(report.clone());
+            }
+        }
+        Aftermath::GoesOn
+    }
+
+    /// No backend could be had for the client's next message: it is refused in the form of its protocol.
+    pub fn refuse_next(&mut self, report: &Report, parties: &mut Parties<'_>) {
+        let report = report.clone().with_severity(Severity::Error);
+        self.down.say(|out| compose::report(out, &report));
+        if self.skip_refused() {
+            self.down
+                .say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
+        } else {
+            self.pipeline.refuse_until_sync();
+        }
+        self.undo_dropped(parties);
+    }
+
+    /// Says a report to the client where the protocol allows one now; nothing amid a message.
+    pub fn say(&mut self, report: &Report) {
+        if !self.down.is_amid_message() {
+            self.down.say(|out| compose::report(out, report));
+        }
+    }
+
+    /// Writes what waits for the client, with nothing else to do.
+    pub async fn flush(&mut self, client: &mut Stream) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.down.poll_write(cx, client)).await
+    }
+
+    /// A commit may have taken effect on a backend that died now.
+    pub const fn commit_at_risk(&self) -> bool {
+        self.commit_at_risk
+    }
+
+    /// The request must be sent again to another backend: nothing of it was taken by the kernel, and the exchange is as
+    /// before it was scanned.
+    pub fn rewind(&mut self, parties: &mut Parties<'_>) -> bool {
+        let rewound = self.down.is_empty() && self.up.rewind();
+        if rewound {
+            self.pipeline.abandon();
+            self.undo_dropped(parties);
+            self.commit_at_risk = false;
+            self.prelude_owed = false;
+        }
+        rewound
+    }
+
+    fn undo_dropped(&mut self, parties: &mut Parties<'_>) {
+        if !self.pipeline.has_dropped() {
+            return;
+        }
+        for note in self.pipeline.take_dropped() {
+            parties
+                .session
+                .undo(note, self.lease.as_mut().map(|lease| &mut lease.state));
+        }
+    }
+}
+
+impl Parties<'_> {
+    fn classify(&self, sql: &[u8]) -> Effects {
+        crate::virtual_session::statement_effects::classify(sql, self.session.lexing(), &self.rules.suspects)
+    }
+}
+
+/// Every reason that a client may be tied for, for the metrics to declare.
+pub fn pin_labels() -> Vec<&'static str> {
+    PinReason::ALL.iter().map(|reason| reason.label()).collect()
+}

@@ -1,1 +1,528 @@
-//! virtual_session (being built).
+//! What a client believes its session holds, and how any backend is made to agree with it. Sans-IO.
+//!
+//! In reading order: [`sql_lexer`] and [`statement_effects`] tell from a text what it may do to a session;
+//! [`parameters`] and [`statements`] follow the client from backend to backend; [`pins`] are what can't follow;
+//! [`reset`] is what is owed to a backend before anyone else has it. [`VirtualSession`] is the ledger of one client,
+//! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
+
+mod builtin_functions;
+mod definitions;
+pub mod effects_cache;
+mod keywords;
+pub mod parameters;
+pub mod pins;
+pub mod reset;
+mod session_functions;
+mod set_config;
+mod set_statement;
+pub mod setting_change;
+pub mod sql_lexer;
+pub mod statement_effects;
+mod statement_kinds;
+mod statement_scan;
+pub mod statements;
+pub mod suspects;
+mod word_table;
+
+use std::sync::Arc;
+
+use parameters::{Settings, SettingsInterner};
+use pins::{PinReason, PinSet};
+use setting_change::{SettingChange, SettingName, SettingScope};
+use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
+use statement_effects::{Action, Effects};
+use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
+
+/// What the clients of one pool share: statements and settings that are equal are one.
+#[derive(Debug)]
+pub struct SharedLedger {
+    /// Prepared statements by text, types and settings.
+    pub statements: SharedStatements,
+    /// Equal sets of settings are one allocation.
+    pub settings: SettingsInterner,
+}
+
+impl SharedLedger {
+    /// `nonce` is random; it keeps shared statement names apart from clients' own.
+    pub fn new(nonce: u64) -> Self {
+        Self {
+            statements: SharedStatements::new(nonce),
+            settings: SettingsInterner::default(),
+        }
+    }
+}
+
+/// What one backend holds of clients' sessions.
+#[derive(Debug, Default)]
+pub struct BackendState {
+    /// Settings that a prelude has applied, different from the backend's own.
+    pub applied: Arc<Settings>,
+    /// Shared statements that it has parsed.
+    pub statements: BackendStatements,
+    /// Whose unnamed statement it holds, if anyone's.
+    unnamed: Option<UnnamedId>,
+}
+
+impl BackendState {
+    /// DISCARD ALL has run: nothing is left of anyone.
+    pub fn discarded(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct UnnamedId {
+    client: u64,
+    serial: u64,
+}
+
+/// The unnamed statement as the client believes it to be.
+#[derive(Debug)]
+struct Unnamed {
+    serial: u64,
+    definition: Vec<u8>,
+    effects: Effects,
+}
+
+/// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
+#[derive(Debug, Default)]
+pub enum Note {
+    /// Nothing.
+    #[default]
+    None,
+    /// A client's name was given to a statement; `parsed` when the backend was told to parse it.
+    Prepared(Box<Prepared>),
+    /// The backend was told to parse a shared statement ahead of its use.
+    Injected(u64),
+    /// The backend was told to close a shared statement.
+    Evicted(Arc<Statement>),
+    /// A client's name was taken from a statement.
+    Closed(Box<(Box<[u8]>, Arc<Statement>)>),
+    /// The backend's unnamed statement was replaced or removed.
+    Unnamed,
+    /// The client's own unnamed Parse.
+    ClientUnnamed,
+    /// A Query or Execute whose command tag must be looked at.
+    Watched(Watched),
+}
+
+/// See [`Note::Prepared`].
+#[derive(Debug)]
+pub struct Prepared {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    parsed: bool,
+}
+
+/// Which effect waits for its command tag to become true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// DISCARD ALL.
+    DiscardAll,
+    /// DEALLOCATE ALL.
+    DeallocateAll,
+}
+
+/// The ledger of one client.
+#[derive(Debug)]
+pub struct VirtualSession {
+    client: u64,
+    shared: Arc<SharedLedger>,
+    /// What RESET returns to: the startup parameters.
+    baseline: Arc<Settings>,
+    /// What the client's settings are, as far as they follow it.
+    wanted: Arc<Settings>,
+    statements: ClientStatements,
+    unnamed: Option<Box<Unnamed>>,
+    serial: u64,
+    pins: PinSet,
+    /// Settings that the ledger can't see are in force (a pinned SET, a SET LOCAL): statements parsed now are no one
+    /// else's, and this number keeps them apart.
+    unseen_settings: u64,
+    /// The unseen settings end with the transaction.
+    unseen_until_ready: bool,
+    /// How texts are read under the client's settings.
+    lexing: Lexing,
+    neutral_lexing: Lexing,
+    /// RESET was run in the session: the baseline must be applied again, and the client told.
+    rebase: bool,
+}
+
+impl VirtualSession {
+    /// The ledger of a client that has just logged in. `client` is unique in the process.
+    /// `neutral` is how a backend of the pool reads texts by itself.
+    pub fn new(client: u64, shared: Arc<SharedLedger>, startup: Settings, neutral: Lexing) -> Self {
+        let baseline = shared.settings.intern(startup);
+        let mut session = Self {
+            client,
+            wanted: baseline.clone(),
+            baseline,
+            lexing: neutral,
+            neutral_lexing: neutral,
+            shared,
+            statements: ClientStatements::default(),
+            unnamed: None,
+            serial: 0,
+            pins: PinSet::default(),
+            unseen_settings: 0,
+            unseen_until_ready: false,
+            rebase: false,
+        };
+        session.relex();
+        session
+    }
+
+    /// How the client's texts are read.
+    pub const fn lexing(&self) -> Lexing {
+        self.lexing
+    }
+
+    fn want(&mut self, settings: Settings) {
+        self.wanted = self.shared.settings.intern(settings);
+        self.relex();
+    }
+
+    fn relex(&mut self) {
+        self.lexing = lexing_of(
+            self.neutral_lexing,
+            self.wanted.value("standard_conforming_strings"),
+            self.wanted.value("client_encoding"),
+        );
+    }
+
+    /// The client's number, unique in the process.
+    pub const fn client(&self) -> u64 {
+        self.client
+    }
+
+    /// Why the backend can't be given back, if it can't.
+    pub const fn pins(&self) -> PinSet {
+        self.pins
+    }
+
+    /// Ties the backend to the client for a reason that no statement shows.
+    pub fn pin(&mut self, reason: PinReason) {
+        self.pins.insert(reason);
+    }
+
+    /// The settings that follow the client.
+    pub fn settings(&self) -> &Settings {
+        &self.wanted
+    }
+
+    /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
+    pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        if Arc::ptr_eq(&backend.applied, &self.wanted) {
+            return None;
+        }
+        let sql = parameters::prelude(&backend.applied, &self.wanted);
+        backend.applied = self.wanted.clone();
+        if sql.is_some() {
+            // A Query drops the unnamed statement (manual: protocol-flow-ext-query).
+            backend.unnamed = None;
+        }
+        sql
+    }
+
+    /// Whether the client's startup settings were reset in the session, so that what a prelude reports is news to it.
+    pub fn take_rebase(&mut self) -> bool {
+        std::mem::take(&mut self.rebase)
+    }
+
+    /// A statement of these effects is about to run. `follows` tells which settings are reported and so follow.
+    pub fn apply(&mut self, effects: &Effects, backend: &mut BackendState, follows: impl Fn(&str) -> bool) {
+        if effects.is_none() {
+            return;
+        }
+        self.pins.extend(effects.pins);
+        if !effects.pins.is_empty() {
+            self.see_not(Until::Discard);
+        }
+        for step in &effects.steps {
+            match &step.action {
+                Action::Setting(change) => self.apply_setting(change, backend, &follows),
+                Action::Listen(_) => self.pins.insert(PinReason::Listen),
+                Action::Prepare(_) | Action::Execute(_) => self.pins.insert(PinReason::Prepare),
+                Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
+                _ => {}
+            }
+        }
+    }
+
+    fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        match change {
+            // What is local, or reported and so known, ends or is known at the end of the transaction.
+            SettingChange::Set {
+                scope: SettingScope::Local,
+                ..
+            } => self.see_not(Until::Ready),
+            SettingChange::Set {
+                name: SettingName::Known(name),
+                ..
+            } => {
+                let name = String::from_utf8_lossy(name);
+                if follows(&name) {
+                    return self.see_not(Until::Ready);
+                }
+                self.pins.insert(if name.contains('.') {
+                    PinReason::CustomSetting
+                } else {
+                    PinReason::Setting
+                });
+                self.forget_setting(&name, backend);
+                self.see_not(Until::Discard);
+            }
+            SettingChange::Set { .. } => {
+                self.pins.insert(PinReason::CustomSetting);
+                self.see_not(Until::Discard);
+            }
+            SettingChange::Reset(name) => {
+                let name = String::from_utf8_lossy(name);
+                if let Some(baseline) = self.baseline.value(&name).map(str::to_owned) {
+                    self.forget_setting(&name, backend);
+                    self.want(self.wanted.with(&name, Some(&baseline)));
+                    self.rebase = true;
+                }
+                self.see_not(Until::Ready);
+            }
+            SettingChange::ResetAll => self.reset_all(backend),
+        }
+    }
+
+    fn see_not(&mut self, until: Until) {
+        self.serial += 1;
+        self.unseen_until_ready = (self.unseen_settings == 0 || self.unseen_until_ready) && until == Until::Ready;
+        self.unseen_settings = (self.client << 20) ^ self.serial;
+    }
+
+    fn forget_setting(&mut self, name: &str, backend: &mut BackendState) {
+        if self.wanted.value(name).is_some() {
+            self.want(self.wanted.with(name, None));
+        }
+        if backend.applied.value(name).is_some() {
+            backend.applied = self.shared.settings.intern(backend.applied.with(name, None));
+        }
+    }
+
+    fn reset_all(&mut self, backend: &mut BackendState) {
+        self.rebase = !self.baseline.entries().is_empty();
+        self.wanted = self.baseline.clone();
+        self.relex();
+        backend.applied = Arc::default();
+        self.see_not(Until::Ready);
+    }
+
+    /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
+    /// reports: a value equal to it needs no entry.
+    pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) {
+        if self.rebase && self.baseline.value(name).is_some() {
+            return;
+        }
+        let entry = (neutral != Some(value)).then_some(value);
+        if self.wanted.value(name) != entry {
+            self.want(self.wanted.with(name, entry));
+        }
+        if backend.applied.value(name) != entry {
+            backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
+        }
+    }
+
+    /// A ReadyForQuery with status idle has come: what was local to the transaction is over.
+    pub fn transaction_ended(&mut self) {
+        if self.unseen_until_ready {
+            self.unseen_settings = 0;
+            self.unseen_until_ready = false;
+        }
+    }
+
+    fn parse_key(&self) -> u64 {
+        if self.unseen_settings == 0 {
+            self.wanted.parse_key()
+        } else {
+            self.unseen_settings << 1
+        }
+    }
+
+    // --- prepared statements ---
+
+    /// The statement behind a client's name.
+    pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.statements.find(name)
+    }
+
+    /// Bytes of the client's prepared statements.
+    pub const fn statement_bytes(&self) -> usize {
+        self.statements.bytes()
+    }
+
+    /// A name that can't go to a backend as it is, because it looks like a shared one.
+    pub fn is_reserved(&self, name: &[u8]) -> bool {
+        self.shared.statements.is_reserved(name)
+    }
+
+    /// Gives a free name to a definition. Returns the shared statement.
+    pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+        let statement = self.shared.statements.share(definition, self.parse_key(), effects);
+        self.statements.insert(name, statement.clone());
+        statement
+    }
+
+    /// The note of a Parse that gave a name.
+    pub fn prepared_note(name: &[u8], statement: Arc<Statement>, parsed: bool) -> Note {
+        Note::Prepared(Box::new(Prepared {
+            name: name.into(),
+            statement,
+            parsed,
+        }))
+    }
+
+    /// Takes a name away.
+    pub fn close(&mut self, name: &[u8]) -> Option<Note> {
+        let statement = self.statements.remove(name)?;
+        Some(Note::Closed(Box::new((name.into(), statement))))
+    }
+
+    /// DEALLOCATE ALL ran: no name is left, on this backend either.
+    pub fn deallocated_all(&mut self, backend: &mut BackendState) {
+        self.statements.clear();
+        self.unnamed = None;
+        backend.statements.clear();
+        backend.unnamed = None;
+    }
+
+    /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.
+    pub fn discarded_all(&mut self, backend: &mut BackendState) {
+        self.deallocated_all(backend);
+        backend.discarded();
+        self.reset_all(backend);
+        self.unseen_settings = 0;
+        self.unseen_until_ready = false;
+        self.pins = self
+            .pins
+            .iter()
+            .filter(|reason| !reason.ends_with_discard_all())
+            .collect();
+    }
+
+    // --- the unnamed statement ---
+
+    /// The client's own unnamed Parse is sent.
+    pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) {
+        self.serial += 1;
+        let unnamed = self.unnamed.get_or_insert_with(|| {
+            Box::new(Unnamed {
+                serial: 0,
+                definition: Vec::new(),
+                effects: Effects::NONE,
+            })
+        });
+        unnamed.serial = self.serial;
+        unnamed.definition.clear();
+        unnamed.definition.extend_from_slice(definition);
+        unnamed.effects = effects;
+        backend.unnamed = Some(UnnamedId {
+            client: self.client,
+            serial: self.serial,
+        });
+    }
+
+    /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
+    pub fn unnamed_for(&self, backend: &mut BackendState) -> UnnamedStep<'_> {
+        let held = backend.unnamed;
+        match &self.unnamed {
+            Some(unnamed) => {
+                let id = UnnamedId {
+                    client: self.client,
+                    serial: unnamed.serial,
+                };
+                if held == Some(id) {
+                    return UnnamedStep::Agrees(&unnamed.effects);
+                }
+                backend.unnamed = Some(id);
+                UnnamedStep::Parse(&unnamed.definition, &unnamed.effects)
+            }
+            None if held.is_some_and(|id| id.client != self.client) => {
+                backend.unnamed = None;
+                UnnamedStep::Close
+            }
+            None => UnnamedStep::Unknown,
+        }
+    }
+
+    /// A simple Query, or a Close, has ended the unnamed statement.
+    pub fn forget_unnamed(&mut self, backend: Option<&mut BackendState>) {
+        self.unnamed = None;
+        if let Some(backend) = backend {
+            backend.unnamed = None;
+        }
+    }
+
+    // --- notes ---
+
+    /// The request will never be answered: what was recorded for it is undone. Call youngest first.
+    pub fn undo(&mut self, note: Note, backend: Option<&mut BackendState>) {
+        match note {
+            Note::None | Note::Watched(_) => {}
+            Note::Prepared(prepared) => {
+                self.statements.remove(&prepared.name);
+                if let (true, Some(backend)) = (prepared.parsed, backend) {
+                    backend.statements.remove(prepared.statement.id);
+                }
+            }
+            Note::Injected(id) => {
+                if let Some(backend) = backend {
+                    backend.statements.remove(id);
+                }
+            }
+            Note::Evicted(statement) => {
+                if let Some(backend) = backend {
+                    backend.statements.insert(statement);
+                }
+            }
+            Note::Closed(closed) => {
+                let (name, statement) = *closed;
+                self.statements.insert(&name, statement);
+            }
+            Note::Unnamed => {
+                if let Some(backend) = backend {
+                    backend.unnamed = None;
+                }
+            }
+            Note::ClientUnnamed => self.forget_unnamed(backend),
+        }
+    }
+}
+
+/// How texts are read under these values of standard_conforming_strings and client_encoding; `neutral` where one is not
+/// given.
+pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>) -> Lexing {
+    Lexing {
+        strings: strings.map_or(neutral.strings, |value| match value {
+            "on" => StandardConformingStrings::On,
+            _ => StandardConformingStrings::Off,
+        }),
+        encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
+    }
+}
+
+/// How long settings that the ledger can't see stay in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// The transaction's end.
+    Ready,
+    /// DISCARD ALL, or the client's end.
+    Discard,
+}
+
+/// See [`VirtualSession::unnamed_for`].
+#[derive(Debug)]
+pub enum UnnamedStep<'a> {
+    /// The backend holds it.
+    Agrees(&'a Effects),
+    /// This definition must be parsed first.
+    Parse(&'a [u8], &'a Effects),
+    /// Another client's must be closed first, so that this one gets PostgreSQL's own 26000.
+    Close,
+    /// Neither the client nor the backend has one.
+    Unknown,
+}

@@ -80,7 +80,13 @@ pub struct ReportFields<'a> {
 impl<'a> ReportFields<'a> {
     /// Reads a body. Fields that may be missing are empty, never an error (trap 84: peers leave out the code).
     pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
-        let mut fields = Self { severity: b"", sqlstate: b"", message: b"", detail: None, hint: None };
+        let mut fields = Self {
+            severity: b"",
+            sqlstate: b"",
+            message: b"",
+            detail: None,
+            hint: None,
+        };
         let mut reader = Reader::new(body);
         loop {
             let kind = reader.u8()?;

@@ -5,8 +5,8 @@ use pgwire::messages::Message;
 use pgwire::messages::cancel::CancelRequest;
 use pgwire::messages::response::{ErrorResponse, GssEncResponse, NoticeResponse, ReadyForQuery, SslResponse};
 use pgwire::messages::startup::{
-    Authentication, BackendKeyData, GssEncRequest, NegotiateProtocolVersion, ParameterStatus, Password,
-    SASLInitialResponse, SASLResponse, SecretKey, SslRequest, Startup,
+    Authentication, BackendKeyData, GssEncRequest, NegotiateProtocolVersion, ParameterStatus, SASLInitialResponse,
+    SASLResponse, SecretKey, SslRequest, Startup,
 };
 
 use super::backend_message::TransactionStatus;
@@ -32,6 +32,11 @@ pub fn report(out: &mut BytesMut, report: &Report) {
 /// Appends an Authentication message.
 pub fn authentication(out: &mut BytesMut, message: &Authentication) {
     encode(out, message);
+}
+
+/// Appends AuthenticationOk.
+pub fn authentication_ok(out: &mut BytesMut) {
+    encode(out, &Authentication::Ok);
 }
 
 /// Appends a ParameterStatus. The strings must hold no zero byte; bytes after one are left out.
@@ -66,7 +71,14 @@ pub fn negotiate_protocol_version(out: &mut BytesMut, newest_version: u32, unkno
 
 /// Appends the one-byte answer to an SSLRequest.
 pub fn ssl_response(out: &mut BytesMut, accept: bool) {
-    encode(out, &if accept { SslResponse::Accept } else { SslResponse::Refuse });
+    encode(
+        out,
+        &if accept {
+            SslResponse::Accept
+        } else {
+            SslResponse::Refuse
+        },
+    );
 }
 
 /// Appends the one-byte refusal of a GSSENCRequest.
@@ -85,16 +97,14 @@ pub fn gssenc_request(out: &mut BytesMut) {
 }
 
 /// Appends a StartupMessage.
-pub fn startup_message<'a>(
-    out: &mut BytesMut,
-    version: u32,
-    parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
-) {
+pub fn startup_message<'a>(out: &mut BytesMut, version: u32, parameters: impl IntoIterator<Item = (&'a str, &'a str)>) {
     let mut startup = Startup::new();
     startup.protocol_number_major = u16::try_from(version >> 16).unwrap_or(3);
     startup.protocol_number_minor = u16::try_from(version & 0xffff).unwrap_or(0);
-    startup.parameters =
-        parameters.into_iter().map(|(name, value)| (without_zero(name), without_zero(value))).collect();
+    startup.parameters = parameters
+        .into_iter()
+        .map(|(name, value)| (without_zero(name), without_zero(value)))
+        .collect();
     encode(out, &startup);
 }
 
@@ -104,14 +114,18 @@ pub fn cancel_request(out: &mut BytesMut, key: &CancelKey) {
     encode(out, &CancelRequest::new(process_id, secret_key(key)));
 }
 
-/// Appends a PasswordMessage.
+/// Appends a PasswordMessage, of up to 64 kB: pgwire's encoder stops at 10 000 bytes (trap 87).
 pub fn password(out: &mut BytesMut, password: &str) {
-    encode(out, &Password::new(without_zero(password)));
+    let password = password.split('\0').next().unwrap_or_default();
+    frame(out, FrontendTag::Authentication.byte(), &[password.as_bytes(), b"\0"]);
 }
 
 /// Appends a SASLInitialResponse.
 pub fn sasl_initial_response(out: &mut BytesMut, mechanism: &str, data: &[u8]) {
-    encode(out, &SASLInitialResponse::new(mechanism.to_owned(), Some(data.to_vec().into())));
+    encode(
+        out,
+        &SASLInitialResponse::new(mechanism.to_owned(), Some(data.to_vec().into())),
+    );
 }
 
 /// Appends a SASLResponse.
@@ -155,9 +169,13 @@ pub fn frame(out: &mut BytesMut, tag: u8, parts: &[&[u8]]) {
 }
 
 fn encode(out: &mut BytesMut, message: &impl Message) {
-    // pgwire's encoders write into memory and have no failing path.
+    // pgwire's encoders write into memory and fail only for a message over its limit, behind the type byte.
+    let len_before = out.len();
     let encoded = message.encode(out);
     debug_assert!(encoded.is_ok());
+    if encoded.is_err() {
+        out.truncate(len_before);
+    }
 }
 
 fn secret_key(key: &CancelKey) -> SecretKey {
@@ -184,7 +202,13 @@ mod tests {
         report(&mut out, &sent);
         let fields = ReportFields::parse(&out[5..]).unwrap();
         assert_eq!(out[0], b'E');
-        assert_eq!(fields.to_report(), Report { message: "gone".into(), ..sent });
+        assert_eq!(
+            fields.to_report(),
+            Report {
+                message: "gone".into(),
+                ..sent
+            }
+        );
     }
 
     #[test]
@@ -196,7 +220,13 @@ mod tests {
         ready_for_query(&mut out, TransactionStatus::Failed);
         assert_eq!(&out[..], b"Z\0\0\0\x05E");
         out.clear();
-        cancel_request(&mut out, &CancelKey { process_id: u32::MAX, secret: vec![7; 32].into() });
+        cancel_request(
+            &mut out,
+            &CancelKey {
+                process_id: u32::MAX,
+                secret: vec![7; 32].into(),
+            },
+        );
         assert_eq!(out.len(), 12 + 32);
     }
 }

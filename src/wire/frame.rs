@@ -22,7 +22,10 @@ impl Header {
         };
         let [tag, a, b, c, d] = *head;
         let word = u32::from_be_bytes([a, b, c, d]);
-        let body_len = usize::try_from(word).ok().and_then(|len| len.checked_sub(4)).ok_or(Malformed::Length)?;
+        let body_len = usize::try_from(word)
+            .ok()
+            .and_then(|len| len.checked_sub(4))
+            .ok_or(Malformed::Length)?;
         if body_len > LARGE_MESSAGE_LEN_MAX {
             return Err(Malformed::Length);
         }
@@ -67,7 +70,10 @@ mod tests {
     #[test]
     fn a_header_needs_five_bytes() {
         assert_eq!(Header::peek(b"Q\0\0\0"), Ok(None));
-        assert_eq!(Header::peek(b"Q\0\0\0\x05"), Ok(Some(Header { tag: b'Q', body_len: 1 })));
+        assert_eq!(
+            Header::peek(b"Q\0\0\0\x05"),
+            Ok(Some(Header { tag: b'Q', body_len: 1 }))
+        );
     }
 
     /// Trap 2: a length below 4, negative or huge is refused before anything is allocated.
@@ -82,7 +88,10 @@ mod tests {
 
     #[test]
     fn a_sync_of_a_megabyte_is_refused() {
-        let header = Header { tag: b'S', body_len: 1 << 20 };
+        let header = Header {
+            tag: b'S',
+            body_len: 1 << 20,
+        };
         assert_eq!(header.frontend(), Err(Malformed::Length));
     }
 }

@@ -70,7 +70,11 @@ impl<'a> BindHead<'a> {
         let mut reader = Reader::new(body);
         let portal = reader.cstr()?;
         let statement = reader.cstr()?;
-        Ok(Self { portal, statement, statement_offset: portal.len() + 1 })
+        Ok(Self {
+            portal,
+            statement,
+            statement_offset: portal.len() + 1,
+        })
     }
 }
 
@@ -134,15 +138,30 @@ mod tests {
     #[test]
     fn a_bind_is_understood_from_its_head() {
         let head = BindHead::parse(b"p\0s1\0\0\0rest that has not").unwrap();
-        assert_eq!((head.portal, head.statement, head.statement_offset), (&b"p"[..], &b"s1"[..], 2));
+        assert_eq!(
+            (head.portal, head.statement, head.statement_offset),
+            (&b"p"[..], &b"s1"[..], 2)
+        );
         assert_eq!(BindHead::parse(b"p\0s1"), Err(Malformed::Unterminated));
     }
 
     #[test]
     fn names_and_limits_are_read() {
-        assert_eq!(Named::parse(b"Ss1\0"), Ok(Named { target: Target::Statement, name: b"s1" }));
+        assert_eq!(
+            Named::parse(b"Ss1\0"),
+            Ok(Named {
+                target: Target::Statement,
+                name: b"s1"
+            })
+        );
         assert_eq!(Named::parse(b"Xs1\0"), Err(Malformed::Value));
-        assert_eq!(Execute::parse(b"\0\0\0\0\x05"), Ok(Execute { portal: b"", row_limit: 5 }));
+        assert_eq!(
+            Execute::parse(b"\0\0\0\0\x05"),
+            Ok(Execute {
+                portal: b"",
+                row_limit: 5
+            })
+        );
         assert_eq!(Query::parse(b"select 1"), Err(Malformed::Unterminated));
         assert_eq!(Query::parse(b"a\0b"), Err(Malformed::TrailingBytes));
     }

@@ -15,7 +15,7 @@ pub mod report;
 pub mod startup_packet;
 pub mod tag;
 
-pub use frame::{Header, HEADER_LEN};
+pub use frame::{HEADER_LEN, Header};
 pub use reader::{Malformed, Reader};
 pub use report::{Report, Severity, SqlState};
 pub use tag::{BackendTag, FrontendTag};

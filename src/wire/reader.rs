@@ -68,7 +68,11 @@ impl<'a> Reader<'a> {
 
     /// Reads a String: the bytes before the next zero byte, which is skipped. Not decoded: the encoding is the client's.
     pub fn cstr(&mut self) -> Result<&'a [u8], Malformed> {
-        let end = self.rest.iter().position(|&byte| byte == 0).ok_or(Malformed::Unterminated)?;
+        let end = self
+            .rest
+            .iter()
+            .position(|&byte| byte == 0)
+            .ok_or(Malformed::Unterminated)?;
         let string = self.bytes(end)?;
         self.u8()?;
         Ok(string)
@@ -76,7 +80,11 @@ impl<'a> Reader<'a> {
 
     /// Succeeds when every byte was read.
     pub const fn finish(self) -> Result<(), Malformed> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Malformed::TrailingBytes) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(Malformed::TrailingBytes)
+        }
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {

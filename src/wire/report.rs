@@ -20,6 +20,7 @@ sqlstates! {
     TRANSACTION_RESOLUTION_UNKNOWN = b"08007";
     PROTOCOL_VIOLATION = b"08P01";
     FEATURE_NOT_SUPPORTED = b"0A000";
+    INVALID_PARAMETER_VALUE = b"22023";
     ACTIVE_SQL_TRANSACTION = b"25001";
     IN_FAILED_SQL_TRANSACTION = b"25P02";
     IDLE_IN_TRANSACTION_SESSION_TIMEOUT = b"25P03";
@@ -28,6 +29,7 @@ sqlstates! {
     INVALID_AUTHORIZATION_SPECIFICATION = b"28000";
     INVALID_PASSWORD = b"28P01";
     INVALID_CATALOG_NAME = b"3D000";
+    SYNTAX_ERROR = b"42601";
     DUPLICATE_PREPARED_STATEMENT = b"42P05";
     INSUFFICIENT_PRIVILEGE = b"42501";
     INSUFFICIENT_RESOURCES = b"53000";
@@ -117,12 +119,21 @@ pub struct Report {
 impl Report {
     /// An ERROR: the connection goes on.
     pub fn error(sqlstate: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
+        Self {
+            severity: Severity::Error,
+            sqlstate,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
     }
 
     /// A FATAL: the connection is closed behind it.
     pub fn fatal(sqlstate: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { severity: Severity::Fatal, ..Self::error(sqlstate, message) }
+        Self {
+            severity: Severity::Fatal,
+            ..Self::error(sqlstate, message)
+        }
     }
 
     /// The same with a DETAIL.

@@ -55,7 +55,10 @@ pub struct StartupMessage {
 impl StartupMessage {
     /// The value of a parameter.
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.parameters
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -111,12 +114,18 @@ fn cancel_request(mut reader: Reader<'_>) -> Result<StartupPacket, BadStartupPac
     if !SECRET_LEN.contains(&reader.rest().len()) {
         return Err(Malformed::Length.into());
     }
-    Ok(StartupPacket::CancelRequest(CancelKey { process_id, secret: reader.rest().into() }))
+    Ok(StartupPacket::CancelRequest(CancelKey {
+        process_id,
+        secret: reader.rest().into(),
+    }))
 }
 
 fn startup_message(version: u32, mut reader: Reader<'_>, packet: &[u8]) -> Result<StartupPacket, BadStartupPacket> {
     if version >> 16 != 3 {
-        return Err(BadStartupPacket::Version { major: version >> 16, minor: version & 0xffff });
+        return Err(BadStartupPacket::Version {
+            major: version >> 16,
+            minor: version & 0xffff,
+        });
     }
     // pgwire reads on past a missing terminator and is lossy outside UTF-8, so both are settled first.
     std::str::from_utf8(reader.rest()).map_err(|_| BadStartupPacket::Encoding)?;
@@ -133,8 +142,10 @@ fn startup_message(version: u32, mut reader: Reader<'_>, packet: &[u8]) -> Resul
         .ok()
         .flatten()
         .ok_or(BadStartupPacket::Malformed(Malformed::Value))?;
-    let (protocol_options, parameters): (Vec<_>, Vec<_>) =
-        startup.parameters.into_iter().partition(|(name, _)| name.starts_with("_pq_."));
+    let (protocol_options, parameters): (Vec<_>, Vec<_>) = startup
+        .parameters
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("_pq_."));
     Ok(StartupPacket::StartupMessage(StartupMessage {
         version,
         parameters,
@@ -154,16 +165,30 @@ mod tests {
 
     #[test]
     fn the_four_packets_are_told_apart() {
-        assert_eq!(StartupPacket::parse(&packet(&80_877_103u32.to_be_bytes())), Ok(StartupPacket::SslRequest));
-        assert_eq!(StartupPacket::parse(&packet(&80_877_104u32.to_be_bytes())), Ok(StartupPacket::GssEncRequest));
+        assert_eq!(
+            StartupPacket::parse(&packet(&80_877_103u32.to_be_bytes())),
+            Ok(StartupPacket::SslRequest)
+        );
+        assert_eq!(
+            StartupPacket::parse(&packet(&80_877_104u32.to_be_bytes())),
+            Ok(StartupPacket::GssEncRequest)
+        );
         let mut cancel = 80_877_102u32.to_be_bytes().to_vec();
         cancel.extend(7u32.to_be_bytes());
         cancel.extend(b"sesame!!");
-        let key = CancelKey { process_id: 7, secret: b"sesame!!"[..].into() };
-        assert_eq!(StartupPacket::parse(&packet(&cancel)), Ok(StartupPacket::CancelRequest(key)));
+        let key = CancelKey {
+            process_id: 7,
+            secret: b"sesame!!"[..].into(),
+        };
+        assert_eq!(
+            StartupPacket::parse(&packet(&cancel)),
+            Ok(StartupPacket::CancelRequest(key))
+        );
         let mut login = super::super::PROTOCOL_3_2.to_be_bytes().to_vec();
         login.extend(b"user\0app\0_pq_.grease\0x\0database\0\0\0");
-        let Ok(StartupPacket::StartupMessage(message)) = StartupPacket::parse(&packet(&login)) else { panic!() };
+        let Ok(StartupPacket::StartupMessage(message)) = StartupPacket::parse(&packet(&login)) else {
+            panic!()
+        };
         assert_eq!(message.parameter("user"), Some("app"));
         assert_eq!(message.parameter("database"), Some(""));
         assert_eq!(message.protocol_options, ["_pq_.grease"]);
@@ -184,7 +209,10 @@ mod tests {
         open.extend(b"user\0app\0");
         assert!(StartupPacket::parse(&packet(&open)).is_err());
         let old = (2u32 << 16).to_be_bytes();
-        assert_eq!(StartupPacket::parse(&packet(&old)), Err(BadStartupPacket::Version { major: 2, minor: 0 }));
+        assert_eq!(
+            StartupPacket::parse(&packet(&old)),
+            Err(BadStartupPacket::Version { major: 2, minor: 0 })
+        );
         let mut latin = super::super::PROTOCOL_3_0.to_be_bytes().to_vec();
         latin.extend(b"user\0\xe9\0\0");
         assert_eq!(StartupPacket::parse(&packet(&latin)), Err(BadStartupPacket::Encoding));

@@ -6,8 +6,11 @@
 mod architecture;
 mod auth;
 mod cancel;
+mod command_line;
+mod config_file;
 mod copy;
 mod drain;
+mod fuzz_corpus;
 mod limits;
 mod metrics;
 mod prepared_statements;

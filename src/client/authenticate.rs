@@ -1,0 +1,235 @@
+//! Who the client is: finds what is stored of its user, drives the exchange, and says with what PostgreSQL is asked.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::context::{ClientContext, Door, Snapshot};
+use super::credentials::KnownUser;
+use crate::config::{AuthMethod, PasswordSource};
+use crate::net::{PeerAddress, Stream, user_name};
+use crate::protocol::backend_login::LoginSecret;
+use crate::protocol::client_auth::{
+    AuthRandom, AuthRequest, AuthStep, ClientAuth, Exchange, Learned, StoredCredential,
+};
+use crate::protocol::handshake::Login;
+use crate::protocol::scram::ScramKeys;
+use crate::wire::{HEADER_LEN, Header, Report, SqlState};
+
+/// A client that has proved who it is.
+#[derive(Debug)]
+pub struct Authenticated {
+    /// What PostgreSQL is asked with.
+    pub password: PasswordSource,
+    /// What the client's own login brought, where the configuration knows no password.
+    pub passed: LoginSecret,
+    /// The last message of the exchange; AuthenticationOk follows in the same write.
+    pub last_words: bytes::Bytes,
+}
+
+impl Authenticated {
+    /// What the client's own login opens at PostgreSQL, where the configuration knows nothing that does.
+    pub fn secret_to_pass(&self) -> Option<LoginSecret> {
+        let unknown = matches!(self.password, PasswordSource::None);
+        (unknown && !matches!(self.passed, LoginSecret::None)).then(|| self.passed.clone())
+    }
+}
+
+/// Why nobody is logged in.
+#[derive(Debug)]
+pub enum Denied {
+    /// Tell it this and close.
+    Refused(Report),
+    /// It went away, or its socket failed.
+    Gone,
+}
+
+impl From<std::io::Error> for Denied {
+    fn from(_: std::io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+/// Runs the door's method.
+pub async fn authenticate(
+    stream: &mut Stream,
+    read: &mut BytesMut,
+    login: &Login,
+    door: Door,
+    context: &Arc<ClientContext>,
+    snapshot: &Arc<Snapshot>,
+) -> Result<Authenticated, Denied> {
+    let known = snapshot.credentials.find(&login.user).cloned();
+    let Some(exchange) = door.auth.exchange() else {
+        return immediate(stream, login, door.auth, known, snapshot);
+    };
+    let looked_up = match &known {
+        Some(user) => Some(user.clone()),
+        None => context
+            .auth_query
+            .find(&login.user, snapshot, context)
+            .await
+            .map_err(Denied::Refused)?,
+    };
+    let stored = looked_up
+        .as_ref()
+        .map_or(StoredCredential::Unknown, |user| user.stored.clone());
+    let attempt = run_exchange(stream, read, login, exchange, &stored, snapshot).await?;
+    let (last_words, learned) = match attempt {
+        Ok(accepted) => accepted,
+        Err(report) => {
+            // A verifier that was cached may be the old one: PostgreSQL is asked once more before anyone is turned away.
+            context.auth_query.forget(&login.user);
+            return Err(Denied::Refused(report));
+        }
+    };
+    let user = looked_up.unwrap_or_else(|| KnownUser {
+        stored: StoredCredential::Unknown,
+        upstream: None,
+    });
+    Ok(Authenticated {
+        passed: passed_secret(&stored, &learned),
+        password: user.upstream.unwrap_or_default(),
+        last_words,
+    })
+}
+
+/// `trust`, `peer` and `cert`: the socket or its certificate has said who the client is.
+fn immediate(
+    stream: &Stream,
+    login: &Login,
+    method: AuthMethod,
+    known: Option<KnownUser>,
+    snapshot: &Snapshot,
+) -> Result<Authenticated, Denied> {
+    let proven = match method {
+        AuthMethod::Peer => peer_may_be(stream, &login.user, snapshot),
+        AuthMethod::Cert => stream.peer_certificate_common_name() == Some(login.user.as_str()),
+        _ => true,
+    };
+    match (proven, known) {
+        (true, Some(user)) => Ok(Authenticated {
+            password: user.upstream.unwrap_or_default(),
+            passed: LoginSecret::None,
+            last_words: bytes::Bytes::new(),
+        }),
+        _ => Err(Denied::Refused(failed(method, &login.user))),
+    }
+}
+
+fn peer_may_be(stream: &Stream, user: &str, snapshot: &Snapshot) -> bool {
+    let PeerAddress::Unix { uid, .. } = stream.peer() else {
+        return false;
+    };
+    let Some(system_user) = user_name(uid) else {
+        return false;
+    };
+    match snapshot.config.auth.peer_users.get(&system_user) {
+        Some(allowed) => allowed.iter().any(|name| name == user),
+        None => system_user == user,
+    }
+}
+
+/// PostgreSQL's own words for a method that failed.
+fn failed(method: AuthMethod, user: &str) -> Report {
+    let name = match method {
+        AuthMethod::Peer => "Peer",
+        AuthMethod::Cert => "certificate",
+        _ => "\"trust\"",
+    };
+    Report::fatal(
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        format!("{name} authentication failed for user \"{user}\""),
+    )
+}
+
+type Accepted = (bytes::Bytes, Learned);
+
+async fn run_exchange(
+    stream: &mut Stream,
+    read: &mut BytesMut,
+    login: &Login,
+    exchange: Exchange,
+    stored: &StoredCredential,
+    snapshot: &Snapshot,
+) -> Result<Result<Accepted, Report>, Denied> {
+    let request = AuthRequest {
+        exchange,
+        user: &login.user,
+        stored,
+        channel_binding: stream.tls_server_end_point().map(<[u8]>::to_vec),
+        random: random()?,
+        mock: &snapshot.mock,
+    };
+    let (mut words, mut auth) = ClientAuth::start(request);
+    loop {
+        stream.write_all(&words).await?;
+        let (tag, body) = read_message(stream, read, auth.message_len_max()).await?;
+        match auth.on_message(tag, &body) {
+            Ok(AuthStep::Send(next_words, next)) => (words, auth) = (next_words, next),
+            Ok(AuthStep::Accepted { send, learned }) => return Ok(Ok((send, learned))),
+            Ok(AuthStep::Refused(report)) => return Ok(Err(report)),
+            Err(violation) => {
+                return Err(Denied::Refused(Report::fatal(
+                    SqlState::PROTOCOL_VIOLATION,
+                    violation.to_string(),
+                )));
+            }
+        }
+    }
+}
+
+fn random() -> Result<AuthRandom, Denied> {
+    let mut random = AuthRandom {
+        nonce: [0; 18],
+        md5_salt: [0; 4],
+    };
+    let filled = getrandom::fill(&mut random.nonce).and_then(|()| getrandom::fill(&mut random.md5_salt));
+    filled.map_err(|error| {
+        tracing::error!(%error, "the system's random generator failed");
+        Denied::Refused(Report::fatal(
+            SqlState::INTERNAL_ERROR,
+            "could not generate random salt",
+        ))
+    })?;
+    Ok(random)
+}
+
+/// Exactly one message, its length checked before anything is allocated for it.
+async fn read_message(stream: &mut Stream, read: &mut BytesMut, len_max: usize) -> Result<(u8, BytesMut), Denied> {
+    loop {
+        let too_long = || Denied::Refused(Report::fatal(SqlState::PROTOCOL_VIOLATION, "invalid message length"));
+        if let Some(header) = Header::peek(read).map_err(|_| too_long())? {
+            if header.body_len > len_max {
+                return Err(too_long());
+            }
+            if read.len() >= header.frame_len() {
+                let mut frame = read.split_to(header.frame_len());
+                return Ok((header.tag, frame.split_off(HEADER_LEN)));
+            }
+        }
+        if read.capacity() == read.len() {
+            read.reserve(1024);
+        }
+        if stream.read_buf(read).await? == 0 {
+            return Err(Denied::Gone);
+        }
+    }
+}
+
+/// Where only a verifier is stored, the client's own proof opens PostgreSQL too.
+fn passed_secret(stored: &StoredCredential, learned: &Learned) -> LoginSecret {
+    if let Some(password) = &learned.password {
+        return LoginSecret::Password {
+            password: password.clone(),
+            salted: None,
+        };
+    }
+    match (stored, &learned.client_key) {
+        (StoredCredential::Verifier(verifier), Some(client_key)) => LoginSecret::Keys(ScramKeys {
+            client_key: client_key.clone(),
+            server_key: verifier.server_key.clone(),
+        }),
+        _ => LoginSecret::None,
+    }
+}

@@ -1,0 +1,179 @@
+//! What every client's task is given: passed down by argument, never global, so that a test can make two of everything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+
+use super::auth_query::AuthQueryCache;
+use super::credentials::{BadCredential, Credentials};
+use crate::config::{AuthMethod, ClientTlsMode, Config, ListenerConfig};
+use crate::metrics::Metrics;
+use crate::net::tls::{ClientTls, TlsConfigError};
+use crate::pool::{CancelKeys, Pools};
+use crate::protocol::scram::MockSecret;
+
+/// What a reload replaces as one: no client sees half of an old and half of a new configuration.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The configuration in force.
+    pub config: Arc<Config>,
+    /// Who may log in.
+    pub credentials: Credentials,
+    /// TLS towards clients; `None` where `tls.cert` is not set.
+    pub client_tls: Option<ClientTls>,
+    /// What unknown users are answered with.
+    pub mock: MockSecret,
+}
+
+/// Why a configuration can't be put into force.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSnapshot {
+    /// A certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
+    /// A user.
+    #[error(transparent)]
+    Credential(#[from] BadCredential),
+    /// The system's generator.
+    #[error("the system's random generator failed: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+impl Snapshot {
+    /// Loads certificates and derives verifiers.
+    pub fn new(config: Arc<Config>, mock_key: [u8; 32]) -> Result<Self, BadSnapshot> {
+        let wants_tls = config.tls.mode != ClientTlsMode::Disable
+            || config
+                .listen
+                .iter()
+                .any(|listener| listener.tls.is_some_and(|mode| mode != ClientTlsMode::Disable));
+        let client_tls = if wants_tls {
+            Some(ClientTls::new(&config.tls)?)
+        } else {
+            None
+        };
+        let credentials = Credentials::derive(&config)?;
+        let mock = MockSecret::new(mock_key, config.auth.scram_iterations);
+        Ok(Self {
+            config,
+            credentials,
+            client_tls,
+            mock,
+        })
+    }
+}
+
+/// The process, as a client's task sees it.
+#[derive(Debug)]
+pub struct ClientContext {
+    snapshot: ArcSwap<Snapshot>,
+    /// The backends.
+    pub pools: Arc<Pools>,
+    /// Every figure.
+    pub metrics: Arc<Metrics>,
+    /// Every client's cancel key.
+    pub cancel_keys: Arc<CancelKeys>,
+    /// What auth.query said lately.
+    pub auth_query: AuthQueryCache,
+    mock_key: [u8; 32],
+    next_client: AtomicU64,
+    clients: AtomicUsize,
+    unauthenticated: AtomicUsize,
+}
+
+/// What a listener demands of its clients.
+#[derive(Debug, Clone, Copy)]
+pub struct Door {
+    /// How they prove who they are.
+    pub auth: AuthMethod,
+    /// Whether they may, must or can't use TLS.
+    pub tls: ClientTlsMode,
+}
+
+impl Door {
+    /// A listener's own settings over the general ones. Unix sockets have no TLS.
+    pub fn new(listener: &ListenerConfig, config: &Config, is_unix: bool) -> Self {
+        let tls = if is_unix {
+            ClientTlsMode::Disable
+        } else {
+            listener.tls.unwrap_or(config.tls.mode)
+        };
+        Self {
+            auth: listener.auth,
+            tls,
+        }
+    }
+}
+
+/// One place of a bounded number, given back when it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    context: Arc<ClientContext>,
+    counter: fn(&ClientContext) -> &AtomicUsize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        (self.counter)(&self.context).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl ClientContext {
+    /// The context of a process that has no clients yet.
+    pub fn new(snapshot: Snapshot, mock_key: [u8; 32], pools: Arc<Pools>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            pools,
+            metrics,
+            cancel_keys: CancelKeys::new(),
+            auth_query: AuthQueryCache::default(),
+            mock_key,
+            next_client: AtomicU64::new(1),
+            clients: AtomicUsize::new(0),
+            unauthenticated: AtomicUsize::new(0),
+        })
+    }
+
+    /// What is in force now. A login keeps the one it began with.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Puts another configuration into force.
+    pub fn replace(&self, config: Arc<Config>) -> Result<(), BadSnapshot> {
+        self.snapshot.store(Arc::new(Snapshot::new(config, self.mock_key)?));
+        self.auth_query.clear();
+        Ok(())
+    }
+
+    /// A number that no other client of this process has.
+    pub fn next_client(&self) -> u64 {
+        self.next_client.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A place among `limits.max_clients`, or none.
+    pub fn client_place(self: &Arc<Self>, max: u32) -> Option<Place> {
+        self.place(|context| &context.clients, max)
+    }
+
+    /// A place among `limits.max_unauthenticated`, or none.
+    pub fn unauthenticated_place(self: &Arc<Self>, max: u32) -> Option<Place> {
+        self.place(|context| &context.unauthenticated, max)
+    }
+
+    /// Clients connected now.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    fn place(self: &Arc<Self>, counter: fn(&Self) -> &AtomicUsize, max: u32) -> Option<Place> {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let taken = counter(self).fetch_add(1, Ordering::Relaxed);
+        let place = Place {
+            context: self.clone(),
+            counter,
+        };
+        (taken < max).then_some(place)
+    }
+}

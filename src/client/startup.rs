@@ -1,0 +1,114 @@
+//! From the first byte to the StartupMessage: drives the handshake over the socket, TLS included.
+
+use bytes::BytesMut;
+
+use super::context::{Door, Snapshot};
+use crate::config::ClientTlsMode;
+use crate::net::Stream;
+use crate::protocol::handshake::{Handshake, HandshakeStep, Login, Opening, OpeningStep, TlsOffer};
+use crate::wire::startup_packet::{CancelKey, StartupPacket};
+use crate::wire::{Report, STARTUP_PACKET_LEN_MAX, compose};
+
+/// How a connection's opening ended.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A client that wants to log in, and the bytes that it sent behind its StartupMessage.
+    Login(Stream, Box<Login>, BytesMut),
+    /// A CancelRequest.
+    Cancel(CancelKey),
+    /// There is nothing to serve: it was told so, or went away.
+    Gone,
+}
+
+/// Reads startup packets until there is a login.
+pub async fn receive(mut stream: Stream, door: Door, snapshot: &Snapshot) -> std::io::Result<Arrival> {
+    let mut read = BytesMut::with_capacity(1024);
+    let opening = loop {
+        match Opening::recognise(&read) {
+            Some(opening) => break opening,
+            None if stream.read_buf(&mut read).await? == 0 => return Ok(Arrival::Gone),
+            None => {}
+        }
+    };
+    let mut handshake = match Handshake::new(tls_offer(door, snapshot)).on_opening(opening) {
+        OpeningStep::Packets(handshake) => handshake,
+        OpeningStep::Close(words) => return close_with(stream, &words).await,
+        OpeningStep::Tls(expect_alpn) => {
+            let already_read = std::mem::take(&mut read);
+            stream = accept_tls(stream, already_read, snapshot).await?;
+            match expect_alpn.on_tls(stream.alpn()) {
+                Ok(handshake) => handshake,
+                Err(refusal) => return refuse(stream, &refusal.0).await,
+            }
+        }
+    };
+    loop {
+        let packet = match next_packet(&mut stream, &mut read).await? {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Ok(Arrival::Gone),
+            Err(report) => return refuse(stream, &report).await,
+        };
+        match handshake.on_packet(&packet, read.len()) {
+            Ok(HandshakeStep::AnswerThenTls(answer, next)) => {
+                stream.write_all(&answer).await?;
+                stream = accept_tls(stream, BytesMut::new(), snapshot).await?;
+                handshake = next;
+            }
+            Ok(HandshakeStep::Answer(answer, next)) => {
+                stream.write_all(&answer).await?;
+                handshake = next;
+            }
+            Ok(HandshakeStep::Cancel(key)) => return Ok(Arrival::Cancel(key)),
+            Ok(HandshakeStep::Login(login)) => return Ok(Arrival::Login(stream, login, read)),
+            Err(refusal) => return refuse(stream, &refusal.0).await,
+        }
+    }
+}
+
+const fn tls_offer(door: Door, snapshot: &Snapshot) -> TlsOffer {
+    match (door.tls, &snapshot.client_tls) {
+        (ClientTlsMode::Disable, _) | (_, None) => TlsOffer::Unavailable,
+        (ClientTlsMode::Allow, Some(_)) => TlsOffer::Offered,
+        (ClientTlsMode::Require | ClientTlsMode::VerifyFull, Some(_)) => TlsOffer::Required,
+    }
+}
+
+async fn accept_tls(stream: Stream, already_read: BytesMut, snapshot: &Snapshot) -> std::io::Result<Stream> {
+    match &snapshot.client_tls {
+        Some(tls) => tls.accept(stream, already_read).await,
+        None => Err(std::io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// The next whole packet; `None` at the end of the stream.
+async fn next_packet(
+    stream: &mut Stream,
+    read: &mut BytesMut,
+) -> std::io::Result<Result<Option<bytes::Bytes>, Report>> {
+    loop {
+        match StartupPacket::frame_len(read) {
+            Ok(Some(len)) if read.len() >= len => return Ok(Ok(Some(read.split_to(len).freeze()))),
+            Ok(_) => {}
+            Err(bad) => return Ok(Err(crate::protocol::handshake::Refusal::from(bad).0)),
+        }
+        if read.capacity() == read.len() {
+            read.reserve(STARTUP_PACKET_LEN_MAX.saturating_sub(read.len()).max(64));
+        }
+        if stream.read_buf(read).await? == 0 {
+            return Ok(Ok(None));
+        }
+    }
+}
+
+/// Sends an ErrorResponse as the last words.
+pub async fn refuse(stream: Stream, report: &Report) -> std::io::Result<Arrival> {
+    let mut words = BytesMut::new();
+    compose::report(&mut words, report);
+    close_with(stream, &words).await
+}
+
+async fn close_with(mut stream: Stream, words: &[u8]) -> std::io::Result<Arrival> {
+    stream.write_all(words).await?;
+    stream.shutdown().await?;
+    Ok(Arrival::Gone)
+}

@@ -1,0 +1,549 @@
+//! One pool: the backends of one database and user, and the line of clients for them.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::connect_failures::FailureSink;
+use super::holder::Holder;
+use super::lease::{Admitted, Lease, Pooled};
+use super::lock;
+use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
+use super::parked::Parked;
+use super::registry::PoolKey;
+use super::timeout_report;
+use super::total_cap::Want;
+use super::turnstile::Turnstile;
+use crate::backend::login::LoginOptions;
+use crate::backend::{ConnectFailure, Connector, ServerParameters};
+use crate::config::{PoolConfig, PoolMode};
+use crate::metrics::{BackendState, CloseReason};
+use crate::protocol::backend_login::LoginSecret;
+use crate::wire::{Report, Severity, SqlState};
+
+/// bb8 counts only to a bound that is never reached: the turnstile admits, and its width changes on reload.
+const BB8_SIZE_MAX: u32 = 1 << 20;
+/// A wait in bb8 that this long brought nothing is begun anew. Every event wakes it earlier; this is the net below.
+const BB8_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Why there is no lease.
+#[derive(Debug, Clone)]
+pub enum LeaseError {
+    /// PostgreSQL refused the login, in its own words (FATAL): the same for everyone who asks this pool.
+    Refused(Report),
+    /// `pool.acquire_timeout` passed: 53300 (ERROR), with what holds the backends.
+    TimedOut(Report),
+    /// A CancelRequest came for the waiting client: 57014 (ERROR).
+    Cancelled,
+    /// The pool is gone (a reload took it away, or the process ends), or there are too many pools (FATAL).
+    Unavailable(Report),
+}
+
+impl LeaseError {
+    /// What the client is told. An ERROR leaves it its connection.
+    pub fn report(&self) -> Report {
+        match self {
+            Self::Refused(report) | Self::TimedOut(report) | Self::Unavailable(report) => report.clone(),
+            Self::Cancelled => Report::error(SqlState::QUERY_CANCELED, "canceling statement due to user request"),
+        }
+    }
+}
+
+/// A pool at one moment, for metrics, log lines and the timeout's error.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "counts, named as in the metrics")]
+pub struct PoolStatus {
+    pub max_size: u32,
+    pub open: usize,
+    pub idle: usize,
+    pub connecting: usize,
+    /// Clients in line or waiting for a connect.
+    pub waiting: usize,
+    pub oldest_wait: Option<Duration>,
+}
+
+/// The backends of one database and user.
+#[derive(Debug)]
+pub struct Pool {
+    pub(crate) core: Arc<PoolCore>,
+    pub(crate) admission: Turnstile,
+    bb8: bb8::Pool<BackendManager>,
+    parked: Mutex<Parked>,
+    line: Mutex<BTreeMap<u64, Instant>>,
+    last_ticket: AtomicU64,
+    /// Milliseconds of the coarse clock: when somebody last asked for a backend.
+    last_asked: AtomicU64,
+}
+
+impl Pool {
+    pub(crate) fn new(core: Arc<PoolCore>) -> Arc<Self> {
+        let width = core.settings.load().max_size;
+        let bb8 = bb8::Pool::builder()
+            .max_size(BB8_SIZE_MAX)
+            .min_idle(None)
+            .test_on_check_out(false)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connection_timeout(BB8_WAIT_MAX)
+            .retry_connection(false)
+            .queue_strategy(bb8::QueueStrategy::Lifo)
+            .error_sink(Box::new(FailureSink(Arc::clone(&core.failures))))
+            .build_unchecked(BackendManager(Arc::clone(&core)));
+        Arc::new(Self {
+            admission: Turnstile::new(width),
+            bb8,
+            parked: Mutex::default(),
+            line: Mutex::default(),
+            last_ticket: AtomicU64::new(0),
+            last_asked: AtomicU64::new(0),
+            core,
+        })
+    }
+
+    /// The database and user that clients ask for.
+    pub fn key(&self) -> &PoolKey {
+        &self.core.key
+    }
+
+    /// The settings as of the last reload.
+    pub fn settings(&self) -> Arc<PoolConfig> {
+        self.core.settings.load_full()
+    }
+
+    /// What the pool's clients share, and what was learned of its database.
+    pub fn knowledge(&self) -> &super::Knowledge {
+        &self.core.knowledge
+    }
+
+    /// Its figures.
+    pub fn metrics(&self) -> &Arc<crate::metrics::PoolMetrics> {
+        &self.core.pool_metrics
+    }
+
+    /// When backends of this pool are given back.
+    pub fn mode(&self) -> PoolMode {
+        self.core.settings.load().mode
+    }
+
+    /// A lease at once, if nobody is in line and a backend is parked: the client's own last one, else the most recent.
+    /// No await, no timer, no clock.
+    pub fn try_lease(self: &Arc<Self>, holder: &Arc<Holder>) -> Option<Lease> {
+        let admitted = self.try_admit()?;
+        let connection = self.take_parked(holder.client_id())?;
+        self.core.pool_metrics.observe_acquire(Duration::ZERO);
+        Lease::begin(connection, admitted, holder)
+    }
+
+    /// A lease, in the order of asking, within `pool.acquire_timeout`.
+    ///
+    /// A refused login ends the wait at once; a server that is down or starting is waited for. Cancel-safe: a dropped
+    /// future leaves the line and loses no backend.
+    ///
+    /// # Errors
+    /// See [`LeaseError`].
+    pub async fn lease(self: &Arc<Self>, holder: &Arc<Holder>) -> Result<Lease, LeaseError> {
+        let started = Instant::now();
+        let slot = holder.cancel_slot();
+        let _waiting = slot.begin_waiting();
+        let _ticket = Ticket::new(self, started);
+        self.last_asked.store(self.core.now(), Ordering::Relaxed);
+        let limit = self.core.settings.load().acquire_timeout;
+        let deadline = limit.and_then(|limit| started.checked_add(limit));
+        let waited = tokio::select! {
+            biased;
+            waited = self.wait_for_backend(holder.client_id()) => waited,
+            () = slot.cancelled() => Err(LeaseError::Cancelled),
+            () = at(deadline) => Err(LeaseError::TimedOut(timeout_report::timed_out(self, limit.unwrap_or_default()))),
+        };
+        self.core.pool_metrics.observe_acquire(started.elapsed());
+        let (connection, admitted) = waited?;
+        Lease::begin(connection, admitted, holder).ok_or(LeaseError::Cancelled)
+    }
+
+    /// A backend of the holder's own, outside the pool: replication, and startup parameters that can't be set later.
+    /// Counted under `pool.max_total` only, closed when its lease ends, within `pool.acquire_timeout`.
+    ///
+    /// # Errors
+    /// See [`LeaseError`]. Nothing is remembered of a refusal: it may be due to the parameters.
+    pub async fn dedicated(
+        self: &Arc<Self>,
+        holder: &Arc<Holder>,
+        parameters: Vec<(String, String)>,
+    ) -> Result<Lease, LeaseError> {
+        let slot = holder.cancel_slot();
+        let _waiting = slot.begin_waiting();
+        let limit = self.core.settings.load().acquire_timeout;
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let open = tokio::select! {
+            biased;
+            open = self.core.open_dedicated(parameters) => open?,
+            () = slot.cancelled() => return Err(LeaseError::Cancelled),
+            () = at(deadline) => {
+                return Err(LeaseError::TimedOut(timeout_report::timed_out(self, limit.unwrap_or_default())));
+            }
+        };
+        Lease::dedicated(open, holder).ok_or(LeaseError::Cancelled)
+    }
+
+    /// What the server reports to a login with neutral parameters; `None` until a first backend has logged in.
+    pub fn parameters(&self) -> Option<Arc<ServerParameters>> {
+        self.core.parameters.load_full()
+    }
+
+    /// The same, from a first backend where none has logged in yet. Fails as that login fails.
+    ///
+    /// # Errors
+    /// As [`lease`](Self::lease).
+    pub async fn learn(self: &Arc<Self>) -> Result<Arc<ServerParameters>, LeaseError> {
+        if let Some(parameters) = self.parameters() {
+            return Ok(parameters);
+        }
+        let lease = self
+            .lease(&Holder::internal("learning the server's parameters"))
+            .await?;
+        let parameters = Arc::clone(lease.neutral_parameters());
+        lease.park();
+        Ok(parameters)
+    }
+
+    /// Something says that the upstream's name now leads elsewhere, or this server changed its role (25006, a flip of
+    /// in_hot_standby): idle backends are closed, used ones when they come back, and new ones look the name up (trap 80).
+    pub fn suspect_upstream(&self) {
+        tracing::warn!(pool = %self.key(), "the upstream may have changed; its backends are replaced");
+        self.core.retire_all(CloseReason::Broken);
+        self.close_unfit();
+    }
+
+    /// A client proved who it is with a secret that also opens PostgreSQL: used where no password is configured for
+    /// this user. A refusal that the old one met is forgotten.
+    pub fn pass_secret(&self, secret: LoginSecret) {
+        self.core.login_options.store(Arc::new(LoginOptions {
+            passed_secret: secret,
+            parameters: Vec::new(),
+        }));
+        self.core.failures.forget();
+    }
+
+    /// Counts and durations of now.
+    pub fn status(&self) -> PoolStatus {
+        let records = self.core.records();
+        let line = lock(&self.line);
+        let oldest = line.values().next().map(|since| since.elapsed());
+        PoolStatus {
+            max_size: self.admission.width(),
+            open: records.len(),
+            idle: records.iter().filter(|record| record.is_idle()).count(),
+            connecting: self.core.connecting_count(),
+            waiting: line.len(),
+            oldest_wait: oldest,
+        }
+    }
+
+    /// Waits in line, then for a backend. Whoever is dropped in between gives the place back.
+    async fn wait_for_backend(self: &Arc<Self>, client_id: u64) -> Result<(Pooled, Admitted), LeaseError> {
+        let mut failures = self.core.failures.subscribe();
+        let admitted = self.admit(&mut failures).await?;
+        let connection = self.backend_for(client_id, &mut failures).await?;
+        Ok((connection, admitted))
+    }
+
+    pub(crate) fn try_admit(self: &Arc<Self>) -> Option<Admitted> {
+        self.admission.try_pass().then(|| Admitted::new(Arc::clone(self)))
+    }
+
+    async fn admit(
+        self: &Arc<Self>,
+        failures: &mut watch::Receiver<Option<ConnectError>>,
+    ) -> Result<Admitted, LeaseError> {
+        let passing = async {
+            self.admission.pass().await;
+            Admitted::new(Arc::clone(self))
+        };
+        let mut passing = pin!(passing);
+        loop {
+            tokio::select! {
+                biased;
+                admitted = &mut passing => return Ok(admitted),
+                changed = failures.changed() => {
+                    // With a backend open, the line moves on when it is released, whatever the next login's answer.
+                    let error = failures.borrow_and_update().clone();
+                    if (changed.is_ok() && self.core.open_count() == 0) || self.core.is_closed() {
+                        refusal(error)?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn backend_for(
+        &self,
+        client_id: u64,
+        failures: &mut watch::Receiver<Option<ConnectError>>,
+    ) -> Result<Pooled, LeaseError> {
+        // Announced before looking: a release after this goes to bb8, which wakes us; one before it is found parked.
+        let _wanting = self.core.demand.begin();
+        loop {
+            if let Some(connection) = self.take_parked(client_id).or_else(|| self.take_idle()) {
+                return Ok(connection);
+            }
+            if self.core.is_closed() {
+                return Err(LeaseError::Unavailable(closed_report()));
+            }
+            if let Some(report) = self.core.failures.remembered_refusal(Instant::now()) {
+                return Err(LeaseError::Refused(report));
+            }
+            tokio::select! {
+                biased;
+                connected = self.bb8.get_owned() => {
+                    // An error is only bb8's own time limit.
+                    if let Ok(mut connection) = connected && connection.is_fit() {
+                        return Ok(connection);
+                    }
+                }
+                changed = failures.changed() => {
+                    let error = failures.borrow_and_update().clone();
+                    if changed.is_ok() {
+                        refusal(error)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_parked(&self, client_id: u64) -> Option<Pooled> {
+        loop {
+            let mut connection = lock(&self.parked).take(client_id)?;
+            if connection.is_fit() {
+                return Some(connection);
+            }
+            drop(connection);
+        }
+    }
+
+    /// An idle backend out of bb8, most recently used first, without beginning a connect.
+    fn take_idle(&self) -> Option<Pooled> {
+        loop {
+            let mut connection = {
+                let _order = lock(&self.parked);
+                self.take_any_idle()?
+            };
+            if connection.is_fit() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// One poll of bb8, which has an idle one: callers hold the lock of `parked`, so that no two of us meet here. bb8
+    /// begins a connect where it is asked with nothing idle.
+    fn take_any_idle(&self) -> Option<Pooled> {
+        if self.bb8.state().idle_connections == 0 {
+            return None;
+        }
+        match pin!(self.bb8.get_owned()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(connection)) => Some(connection),
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        }
+    }
+
+    /// A lease ended: parks a clean backend, or lets bb8 have or close it.
+    pub(crate) fn take_back(&self, mut connection: Pooled, client_id: u64) {
+        connection.record.came_back(self.core.now());
+        connection.count_as(BackendState::Idle);
+        if connection.backend.role_changed() {
+            self.suspect_upstream();
+        }
+        if self
+            .core
+            .total_cap
+            .claims_released(self.core.demand.is_some() || self.has_line())
+        {
+            connection.condemn(CloseReason::Evicted);
+        }
+        if connection.is_condemned() {
+            return;
+        }
+        let mut parked = lock(&self.parked);
+        if self.core.demand.is_some() {
+            // Behind the lock: whoever wants one has looked at the parked ones before this, or will find it there.
+            drop(parked);
+            return;
+        }
+        parked.put(connection, client_id);
+    }
+
+    fn has_line(&self) -> bool {
+        !lock(&self.line).is_empty()
+    }
+
+    /// Parked backends that nobody took since the last sweep go to bb8.
+    pub(crate) fn sweep_parked(&self) {
+        let mut parked = lock(&self.parked);
+        // Dropped under the lock, so that each is found in one place or the other.
+        parked.sweep().into_iter().for_each(drop);
+    }
+
+    pub(crate) fn has_parked(&self) -> bool {
+        !lock(&self.parked).is_empty()
+    }
+
+    /// Looks at every idle backend and closes those that are retired or have something to say that ends them.
+    pub(crate) fn close_unfit(&self) {
+        let mut unfit = Vec::new();
+        let mut parked = lock(&self.parked);
+        let mut idle = parked.take_all();
+        while let Some(connection) = self.take_any_idle() {
+            idle.insert(0, connection);
+        }
+        for mut connection in idle {
+            if connection.is_fit() {
+                // Oldest first: bb8 puts each on top of the last.
+                drop(connection);
+            } else {
+                unfit.push(connection);
+            }
+        }
+        drop(parked);
+        let role_changed = unfit.iter().any(|connection| connection.backend.role_changed());
+        drop(unfit);
+        if role_changed {
+            self.suspect_upstream();
+        }
+    }
+
+    /// Closes the backend that was idle longest. Says whether there was one.
+    pub(crate) fn evict_idle(&self) -> bool {
+        let evicted = {
+            let mut parked = lock(&self.parked);
+            self.take_any_idle().or_else(|| parked.take_oldest())
+        };
+        let found = evicted.is_some();
+        if let Some(mut connection) = evicted {
+            connection.condemn(CloseReason::Evicted);
+        }
+        found
+    }
+
+    /// Opens one backend that nobody waits for yet.
+    pub(crate) async fn warm(self: Arc<Self>, admitted: Admitted) {
+        let _connecting = super::manager::Connecting::new(&self.core);
+        let Some(place) = self.core.total_cap.try_take() else {
+            return;
+        };
+        match self.core.open(place).await {
+            Ok(open) => drop(self.bb8.add(open)),
+            Err(error) => self.core.failures.publish(error),
+        }
+        drop(admitted);
+    }
+
+    /// Milliseconds since somebody last asked for a backend.
+    pub(crate) fn unasked_for(&self) -> u64 {
+        self.core.now().saturating_sub(self.last_asked.load(Ordering::Relaxed))
+    }
+
+    /// How long its longest idle backend has been so, in milliseconds; `None` where none is idle.
+    pub(crate) fn longest_idle(&self) -> Option<u64> {
+        let now = self.core.now();
+        let records = self.core.records();
+        records
+            .iter()
+            .filter(|record| record.is_idle())
+            .map(|record| now.saturating_sub(record.since()))
+            .max()
+    }
+
+    /// New settings and, where they differ, a new way to log in: backends opened the old way are closed as they return.
+    pub(crate) fn reconfigure(&self, settings: PoolConfig, connector: Connector) {
+        self.admission.set_width(settings.max_size);
+        self.core.pool_metrics.set_max_size(settings.max_size);
+        self.core.settings.store(Arc::new(settings));
+        let changed = !self.core.connector.load().leads_to_the_same(&connector);
+        self.core.connector.store(Arc::new(connector));
+        self.core.failures.forget();
+        if changed {
+            self.core.retire_all(CloseReason::Reload);
+            self.close_unfit();
+        }
+    }
+
+    /// Closes idle backends now and used ones as they come back; who waits is told.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        self.core.set_closed();
+        self.core.retire_all(reason);
+        self.close_unfit();
+        self.core.failures.publish(ConnectError::Closed);
+    }
+}
+
+impl PoolCore {
+    async fn open_dedicated(
+        self: &Arc<Self>,
+        parameters: Vec<(String, String)>,
+    ) -> Result<Box<super::manager::OpenBackend>, LeaseError> {
+        if self.is_closed() {
+            return Err(LeaseError::Unavailable(closed_report()));
+        }
+        let place = self.total_cap.take(Want::Hungry).await;
+        let passed_secret = self.login_options.load().passed_secret.clone();
+        let options = LoginOptions {
+            passed_secret,
+            parameters,
+        };
+        let connector = self.connector.load_full();
+        let failure = loop {
+            match connector.connect(&options).await {
+                Ok(backend) => return Ok(self.admit(backend, place)),
+                Err(ConnectFailure::Refused(report)) => break report,
+                Err(unavailable) => {
+                    self.connect_failed(&unavailable);
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        };
+        Err(LeaseError::Refused(failure.with_severity(Severity::Fatal)))
+    }
+}
+
+/// Whether a published failure ends a wait.
+fn refusal(error: Option<ConnectError>) -> Result<(), LeaseError> {
+    match error {
+        Some(ConnectError::Failed(ConnectFailure::Refused(report))) => {
+            Err(LeaseError::Refused(report.with_severity(Severity::Fatal)))
+        }
+        Some(ConnectError::Closed) => Err(LeaseError::Unavailable(closed_report())),
+        Some(ConnectError::Failed(ConnectFailure::Unavailable(_)) | ConnectError::NotWanted) | None => Ok(()),
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One who waits, for the counts.
+struct Ticket<'a> {
+    pool: &'a Pool,
+    number: u64,
+}
+
+impl<'a> Ticket<'a> {
+    fn new(pool: &'a Pool, now: Instant) -> Self {
+        let number = pool.last_ticket.fetch_add(1, Ordering::Relaxed);
+        lock(&pool.line).insert(number, now);
+        Self { pool, number }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.line).remove(&self.number);
+    }
+}

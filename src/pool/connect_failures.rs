@@ -1,0 +1,198 @@
+//! What failed connects mean for those who wait: told at once, tried again with back-off, remembered.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{MutexGuard, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::demand::Demand;
+use super::lock;
+use super::manager::ConnectError;
+use crate::backend::ConnectFailure;
+use crate::wire::{Report, SqlState};
+
+/// The first pause after a server was not reached; doubled up to the longest, less a random share.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+/// A server that comes back is noticed within this.
+const PAUSE_LONGEST: Duration = Duration::from_millis(500);
+/// How long a refused login is answered without asking again: accounts get locked by those who hammer.
+const REFUSAL_FIRST: Duration = Duration::from_millis(500);
+/// The longest such time, and that of a database that does not exist.
+const REFUSAL_LONGEST: Duration = Duration::from_secs(5);
+
+/// The failures of one pool's connects.
+#[derive(Debug)]
+pub(crate) struct ConnectFailures {
+    published: watch::Sender<Option<ConnectError>>,
+    state: Mutex<State>,
+    /// Who may try while the server is not reached: one at a time, each after its pause.
+    probing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    unreached: u32,
+    refusals: u32,
+    next_at: Option<Instant>,
+    refusal: Option<(Report, Instant)>,
+    last: Option<Report>,
+}
+
+impl ConnectFailures {
+    pub(crate) fn new() -> Arc<Self> {
+        let (published, _) = watch::channel(None);
+        Arc::new(Self {
+            published,
+            state: Mutex::default(),
+            probing: tokio::sync::Mutex::const_new(()),
+        })
+    }
+
+    /// Every failure from now on. Subscribe before asking bb8, so that none is missed.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<ConnectError>> {
+        self.published.subscribe()
+    }
+
+    /// Tells those who wait. Called from bb8's error sink, when bb8 has forgotten the connect: who asks again then gets
+    /// a new one.
+    pub(crate) fn publish(&self, error: ConnectError) {
+        self.published.send_replace(Some(error));
+    }
+
+    /// Waits for this connect's turn: none while all is well; one at a time, after a pause, while the server is not
+    /// reached (trap 79). `Err`: nobody wants it any more.
+    pub(crate) async fn turn(&self, demand: &Demand) -> Result<Option<MutexGuard<'_, ()>>, ConnectError> {
+        if lock(&self.state).next_at.is_none() {
+            return Ok(None);
+        }
+        let turn = tokio::select! {
+            turn = self.probing.lock() => turn,
+            () = demand.gone() => return Err(ConnectError::NotWanted),
+        };
+        let Some(next_at) = lock(&self.state).next_at else {
+            return Ok(None);
+        };
+        tokio::select! {
+            () = sleep_until(next_at) => Ok(Some(turn)),
+            () = demand.gone() => Err(ConnectError::NotWanted),
+        }
+    }
+
+    /// Whether a connect that nobody waits for may be tried now.
+    pub(crate) fn is_calm(&self, now: Instant) -> bool {
+        let state = lock(&self.state);
+        state.next_at.is_none_or(|at| at <= now) && state.refusal.as_ref().is_none_or(|(_, until)| *until <= now)
+    }
+
+    /// Whether the server was not reached last time.
+    pub(crate) fn is_unreached(&self) -> bool {
+        lock(&self.state).next_at.is_some()
+    }
+
+    /// A refusal that is recent enough to be repeated without asking.
+    pub(crate) fn remembered_refusal(&self, now: Instant) -> Option<Report> {
+        let state = lock(&self.state);
+        state
+            .refusal
+            .as_ref()
+            .filter(|(_, until)| now < *until)
+            .map(|(report, _)| report.clone())
+    }
+
+    /// The last failure since the last success.
+    pub(crate) fn last(&self) -> Option<Report> {
+        lock(&self.state).last.clone()
+    }
+
+    pub(crate) fn succeeded(&self) {
+        *lock(&self.state) = State::default();
+    }
+
+    /// What was refused may be granted now: another password, another configuration.
+    pub(crate) fn forget(&self) {
+        self.succeeded();
+    }
+
+    pub(crate) fn failed(&self, failure: &ConnectFailure, now: Instant) {
+        let mut state = lock(&self.state);
+        state.last = Some(failure.report().clone());
+        match failure {
+            ConnectFailure::Refused(report) => {
+                let times = state.refusals;
+                let pause = match report.sqlstate {
+                    SqlState::INVALID_CATALOG_NAME => REFUSAL_LONGEST,
+                    _ => doubled(REFUSAL_FIRST, times, REFUSAL_LONGEST),
+                };
+                *state = State {
+                    refusals: times + 1,
+                    refusal: Some((report.clone(), now + pause)),
+                    ..State::default()
+                };
+                state.last = Some(report.clone());
+            }
+            ConnectFailure::Unavailable(_) => {
+                let pause = doubled(PAUSE_FIRST, state.unreached, PAUSE_LONGEST);
+                state.unreached = state.unreached.saturating_add(1);
+                state.next_at = Some(now + jittered(pause));
+                state.refusal = None;
+            }
+        }
+    }
+}
+
+fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(longest)
+}
+
+/// Between half of it and all of it.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + super::random_share() / 2.0)
+}
+
+/// bb8's error sink: the one place that hears of a failed connect after bb8 has given its place back.
+#[derive(Debug)]
+pub(crate) struct FailureSink(pub(crate) Arc<ConnectFailures>);
+
+impl bb8::ErrorSink<ConnectError> for FailureSink {
+    fn sink(&self, error: ConnectError) {
+        self.0.publish(error);
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<ConnectError>> {
+        Box::new(Self(Arc::clone(&self.0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn trap_77_a_missing_database_is_not_asked_for_again_for_five_seconds() {
+        let failures = ConnectFailures::new();
+        let now = Instant::now();
+        let report = Report::fatal(SqlState::INVALID_CATALOG_NAME, "database \"x\" does not exist");
+        failures.failed(&ConnectFailure::Refused(report.clone()), now);
+        assert_eq!(
+            failures.remembered_refusal(now + Duration::from_millis(4999)),
+            Some(report)
+        );
+        assert_eq!(failures.remembered_refusal(now + Duration::from_secs(5)), None);
+    }
+
+    #[tokio::test]
+    async fn pauses_double_from_milliseconds_to_half_a_second() {
+        let failures = ConnectFailures::new();
+        let now = Instant::now();
+        let unavailable = ConnectFailure::Unavailable(Report::fatal(SqlState::CANNOT_CONNECT_NOW, "starting up"));
+        let mut pauses = Vec::new();
+        for _ in 0..20 {
+            failures.failed(&unavailable, now);
+            pauses.push(lock(&failures.state).next_at.unwrap() - now);
+        }
+        assert!(pauses[0] <= PAUSE_FIRST && pauses[19] <= PAUSE_LONGEST && pauses[19] >= PAUSE_LONGEST / 2);
+        failures.succeeded();
+        assert!(failures.is_calm(now) && failures.last().is_none());
+    }
+}

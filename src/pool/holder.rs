@@ -1,0 +1,115 @@
+//! Who holds a backend, as the timeout's error and its log line tell it.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::cancel_keys::CancelSlot;
+use super::lock;
+use crate::virtual_session::pins::PinReason;
+
+/// What a client does with the backend that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HolderState {
+    /// A request is being answered.
+    Active,
+    /// A transaction is open and nothing runs.
+    IdleInTransaction,
+    /// It keeps the backend because of what it left in the session; the pin reason's label.
+    Pinned(&'static str),
+}
+
+/// One client, as far as the pools know it. Made once per client and shared by all of its leases.
+#[derive(Debug)]
+pub struct Holder {
+    client_id: u64,
+    address: Box<str>,
+    cancel: Arc<CancelSlot>,
+    is_idle_in_transaction: AtomicU8,
+    described: Mutex<Described>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Described {
+    application_name: Option<Arc<str>>,
+    fingerprint: Option<Arc<str>>,
+    pin: Option<&'static str>,
+}
+
+impl Holder {
+    /// `client_id` is unique in the process; `address` is for the log only.
+    pub fn new(client_id: u64, address: impl Into<Box<str>>, cancel: Arc<CancelSlot>) -> Arc<Self> {
+        let (address, described) = (address.into(), Mutex::default());
+        Arc::new(Self {
+            client_id,
+            address,
+            cancel,
+            is_idle_in_transaction: AtomicU8::new(0),
+            described,
+        })
+    }
+
+    /// A holder inside pgsidecar, that no client can cancel.
+    pub fn internal(purpose: &'static str) -> Arc<Self> {
+        Self::new(0, purpose, Arc::new(CancelSlot::default()))
+    }
+
+    /// The number that affinity goes by.
+    pub fn client_id(&self) -> u64 {
+        self.client_id
+    }
+
+    /// Where cancels for this client find what it runs.
+    pub fn cancel_slot(&self) -> &Arc<CancelSlot> {
+        &self.cancel
+    }
+
+    /// The client's `application_name`, as it stands now.
+    pub fn set_application_name(&self, name: impl Into<Arc<str>>) {
+        lock(&self.described).application_name = Some(name.into());
+    }
+
+    /// The running statement without its literals. `None` where it is not known.
+    pub fn set_fingerprint(&self, fingerprint: Option<Arc<str>>) {
+        lock(&self.described).fingerprint = fingerprint;
+    }
+
+    /// A ReadyForQuery left the client in a transaction, or a new request began. One relaxed store.
+    pub fn set_idle_in_transaction(&self, is_idle: bool) {
+        self.is_idle_in_transaction.store(u8::from(is_idle), Ordering::Relaxed);
+    }
+
+    /// The client's pin, or that it has none any more.
+    pub(crate) fn set_pin(&self, reason: Option<PinReason>) {
+        lock(&self.described).pin = reason.map(|reason| reason.label());
+    }
+
+    /// What it does.
+    pub fn state(&self) -> HolderState {
+        match lock(&self.described).pin {
+            Some(reason) => HolderState::Pinned(reason),
+            None if self.is_idle_in_transaction.load(Ordering::Relaxed) != 0 => HolderState::IdleInTransaction,
+            None => HolderState::Active,
+        }
+    }
+}
+
+impl std::fmt::Display for Holder {
+    /// For the log: application_name, address, state, fingerprint.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let described = lock(&self.described).clone();
+        let name = described
+            .application_name
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .unwrap_or("(no name)");
+        write!(f, "{name:?} at {}", self.address)?;
+        match self.state() {
+            HolderState::Active => f.write_str(" active")?,
+            HolderState::IdleInTransaction => f.write_str(" idle in transaction")?,
+            HolderState::Pinned(reason) => write!(f, " pinned by {reason}")?,
+        }
+        described
+            .fingerprint
+            .map_or(Ok(()), |fingerprint| write!(f, " running {fingerprint:?}"))
+    }
+}

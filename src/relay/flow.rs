@@ -1,0 +1,322 @@
+//! One direction of the relay: what was read, how far it was decided on, and what is to be written.
+//!
+//! The bytes that pass are written from the buffer into which they were read, as the longest run that needs no change;
+//! what we say ourselves stands in a second buffer and is gathered in between (one vectored write). The read buffer is
+//! reused only when everything decided on has been written, which is the back-pressure: at most one buffer of one
+//! direction is in memory, whatever the size of a message.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::ops::Range;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+
+use crate::net::Stream;
+use crate::wire::{Header, Malformed};
+
+/// The buffer that a direction starts with, in bytes.
+pub const BUFFER_LEN: usize = 8 * 1024;
+/// The buffer of a direction in which full reads follow one another.
+pub const BULK_BUFFER_LEN: usize = 256 * 1024;
+/// Slices gathered into one write at most.
+const SLICES_MAX: usize = 16;
+
+#[derive(Debug, Clone)]
+enum Piece {
+    /// Bytes of the read buffer.
+    Read(Range<usize>),
+    /// Bytes of ours.
+    Own(Range<usize>),
+}
+
+impl Piece {
+    const fn range(&mut self) -> &mut Range<usize> {
+        match self {
+            Self::Read(range) | Self::Own(range) => range,
+        }
+    }
+}
+
+/// What happens to the rest of a message that is longer than what has arrived of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// It is passed on.
+    Pass,
+    /// It is thrown away.
+    Skip,
+}
+
+/// Bytes on their way from one peer to the other.
+#[derive(Debug)]
+pub struct Flow {
+    read: BytesMut,
+    /// Bytes of `read` that were decided on.
+    decided: usize,
+    own: BytesMut,
+    pieces: VecDeque<Piece>,
+    /// Bytes of the message at hand that have not arrived yet, and their fate.
+    rest: (usize, Rest),
+    full_reads: u32,
+    /// Written, and not yet known to have left the TLS layer.
+    unflushed: bool,
+    written: u64,
+    mark: Option<usize>,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            read: BytesMut::new(),
+            decided: 0,
+            own: BytesMut::new(),
+            pieces: VecDeque::new(),
+            rest: (0, Rest::Pass),
+            full_reads: 0,
+            unflushed: false,
+            written: 0,
+            mark: None,
+        }
+    }
+}
+
+impl Flow {
+    /// Bytes that arrived and were not decided on.
+    pub fn undecided(&self) -> &[u8] {
+        self.read.get(self.decided..).unwrap_or_default()
+    }
+
+    /// Nothing waits to be written.
+    pub fn is_written(&self) -> bool {
+        self.pieces.is_empty() && !self.unflushed
+    }
+
+    /// Nothing waits anywhere: no half message, no byte to decide on, nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.is_written() && self.undecided().is_empty() && self.rest.0 == 0
+    }
+
+    /// The peer has been given part of a message whose rest has not come: nothing else may be said to it.
+    pub fn is_amid_message(&self) -> bool {
+        self.rest.0 > 0 && self.rest.1 == Rest::Pass
+    }
+
+    /// Bytes written since the last call.
+    pub fn take_written(&mut self) -> u64 {
+        std::mem::take(&mut self.written)
+    }
+
+    /// The header of the next message, once its five bytes are there and the one before has ended.
+    pub fn next_header(&mut self) -> Result<Option<Header>, Malformed> {
+        self.continue_rest();
+        if self.rest.0 > 0 {
+            return Ok(None);
+        }
+        Header::peek(self.undecided())
+    }
+
+    /// The body of the message whose header was peeked, if all of it has arrived.
+    pub fn whole_body(&self, header: Header) -> Option<&[u8]> {
+        self.undecided().get(crate::wire::HEADER_LEN..header.frame_len())
+    }
+
+    /// What has arrived of the body of the message whose header was peeked.
+    pub fn body_prefix(&self, header: Header) -> &[u8] {
+        let end = header.frame_len().min(self.undecided().len());
+        self.undecided().get(crate::wire::HEADER_LEN..end).unwrap_or_default()
+    }
+
+    /// Passes the message on as it is; what has not arrived follows by itself.
+    pub fn pass(&mut self, header: Header) {
+        self.decide(header.frame_len(), Rest::Pass);
+    }
+
+    /// Throws the message away.
+    pub fn skip(&mut self, header: Header) {
+        self.decide(header.frame_len(), Rest::Skip);
+    }
+
+    /// Says `own` in place of the message's first `replaced` bytes and passes its rest on.
+    pub fn pass_behind(&mut self, header: Header, replaced: usize, own: impl FnOnce(&mut BytesMut)) {
+        self.decided += replaced;
+        self.say(own);
+        self.decide(header.frame_len() - replaced, Rest::Pass);
+    }
+
+    /// Says something of ours behind everything decided so far.
+    pub fn say(&mut self, own: impl FnOnce(&mut BytesMut)) {
+        let start = self.own.len();
+        own(&mut self.own);
+        let end = self.own.len();
+        match self.pieces.back_mut() {
+            Some(Piece::Own(range)) if range.end == start => range.end = end,
+            _ if start == end => {}
+            _ => self.pieces.push_back(Piece::Own(start..end)),
+        }
+    }
+
+    /// Takes up bytes that were read elsewhere, before anything else.
+    pub fn preload(&mut self, bytes: &[u8]) {
+        self.read.extend_from_slice(bytes);
+    }
+
+    /// The next message has not arrived whole (or at all), so that nothing can be done for it yet.
+    pub fn next_is_incomplete(&self) -> bool {
+        self.rest.0 == 0
+            && match Header::peek(self.undecided()) {
+                Ok(Some(header)) => self.undecided().len() < header.frame_len(),
+                Ok(None) => true,
+                Err(_) => false,
+            }
+    }
+
+    /// Remembers this point, between two messages, for [`Self::rewind`].
+    pub fn mark(&mut self) {
+        self.mark = Some(self.decided);
+    }
+
+    /// Undoes every decision since the mark, if nothing was written or thrown away since.
+    pub fn rewind(&mut self) -> bool {
+        let Some(mark) = self.mark.take() else {
+            return false;
+        };
+        self.decided = mark;
+        self.pieces.clear();
+        self.own.clear();
+        self.rest = (0, Rest::Pass);
+        true
+    }
+
+    /// Takes what was read and not decided on, as whole messages: what is missing of a half decided one is announced as
+    /// a notice, which nobody has to answer.
+    pub fn hand_over(&mut self) -> BytesMut {
+        let mut unread = BytesMut::new();
+        if self.rest.0 > 0 {
+            let len = u32::try_from(self.rest.0 + 4).unwrap_or(u32::MAX);
+            unread.extend_from_slice(&[crate::wire::BackendTag::NoticeResponse.byte()]);
+            unread.extend_from_slice(&len.to_be_bytes());
+        }
+        unread.extend_from_slice(self.undecided());
+        self.forget_undecided();
+        unread
+    }
+
+    /// The peer written to is gone: what waits for it is thrown away, and the rest of a half passed message with it.
+    pub fn forget_pieces(&mut self) {
+        self.pieces.clear();
+        self.own.clear();
+        self.unflushed = false;
+        self.mark = None;
+        self.rest.1 = Rest::Skip;
+    }
+
+    /// The peer read from is gone: what it said and was not decided on is thrown away.
+    pub fn forget_undecided(&mut self) {
+        self.decided = self.read.len();
+        self.rest = (0, Rest::Pass);
+    }
+
+    fn decide(&mut self, len: usize, fate: Rest) {
+        let here = len.min(self.read.len() - self.decided);
+        if fate == Rest::Pass {
+            self.push_read(self.decided..self.decided + here);
+        }
+        self.decided += here;
+        self.rest = (len - here, fate);
+    }
+
+    fn continue_rest(&mut self) {
+        if let (len @ 1.., fate) = self.rest {
+            self.decide(len, fate);
+        }
+    }
+
+    fn push_read(&mut self, run: Range<usize>) {
+        match self.pieces.back_mut() {
+            _ if run.is_empty() => {}
+            Some(Piece::Read(range)) if range.end == run.start => range.end = run.end,
+            _ => self.pieces.push_back(Piece::Read(run)),
+        }
+    }
+
+    /// Reads once into the buffer, which has room for a message of `whole` bytes that must be read as one (0: none).
+    /// Must not be called while something waits to be written. Ready with 0 at the end of the stream.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream, whole: usize) -> Poll<std::io::Result<usize>> {
+        self.make_room(whole);
+        let room = self.read.capacity() - self.read.len();
+        let count = ready!(from.poll_read(cx, &mut self.read))?;
+        self.full_reads = if count == room { self.full_reads + 1 } else { 0 };
+        self.continue_rest();
+        Poll::Ready(Ok(count))
+    }
+
+    fn make_room(&mut self, whole: usize) {
+        debug_assert!(self.pieces.is_empty());
+        self.mark = None;
+        if self.decided == self.read.len() {
+            self.read.clear();
+        } else if self.decided > 0 {
+            let tail = self.read.len() - self.decided;
+            self.read.copy_within(self.decided.., 0);
+            self.read.truncate(tail);
+        }
+        self.decided = 0;
+        let floor = if self.full_reads >= 2 {
+            BULK_BUFFER_LEN
+        } else {
+            BUFFER_LEN
+        };
+        let wanted = floor.max(whole);
+        if self.read.capacity() < wanted || self.read.capacity() == self.read.len() {
+            let missing = wanted.max(self.read.len() + 1) - self.read.len();
+            self.read.reserve(missing);
+        }
+    }
+
+    /// Writes what waits. Ready when all of it is with the kernel (or, over TLS, with the kernel too: it is flushed).
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<std::io::Result<()>> {
+        if self.is_written() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.pieces.is_empty() {
+            let count = {
+                let (read, own) = (&self.read, &self.own);
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let mut used = 0;
+                for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
+                    let bytes = match piece {
+                        Piece::Read(range) => read.get(range.clone()),
+                        Piece::Own(range) => own.get(range.clone()),
+                    };
+                    *slot = IoSlice::new(bytes.unwrap_or_default());
+                    used += 1;
+                }
+                ready!(to.poll_write_vectored(cx, slices.get(..used).unwrap_or_default()))?
+            };
+            if count == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            self.advance(count);
+        }
+        self.own.clear();
+        self.unflushed = true;
+        ready!(to.poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.written += count as u64;
+        self.mark = None;
+        while let Some(piece) = self.pieces.front_mut() {
+            let range = piece.range();
+            let step = count.min(range.len());
+            range.start += step;
+            count -= step;
+            if range.start < range.end {
+                break;
+            }
+            self.pieces.pop_front();
+        }
+    }
+}

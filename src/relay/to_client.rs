@@ -1,0 +1,234 @@
+//! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
+
+use super::{Exchange, Outcome, Parties};
+use crate::error::failed_transaction;
+use crate::protocol::Violation;
+use crate::protocol::pipeline::{Action, Due, Request, Verdict};
+use crate::virtual_session::{Note, Watched};
+use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
+use crate::wire::{BackendTag, Header, compose};
+
+/// The longest body that is read as one: reports, parameters, command tags. A longer report passes unread.
+const READ_LEN_MAX: usize = 256 * 1024;
+
+impl Exchange {
+    /// Decides on every message of the backend's that has arrived. Returns the length of the message that must be read
+    /// as one before the walk can go on (0: any).
+    pub(super) fn scan_backend(&mut self, parties: &mut Parties<'_>) -> Result<usize, Outcome> {
+        loop {
+            let header = match self.down.next_header() {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(0),
+                Err(cause) => {
+                    return Err(self.broken_backend(&Violation::Malformed {
+                        message: "message header",
+                        cause,
+                    }));
+                }
+            };
+            // Rows and copy data are most of all bytes: they pass with the run before them.
+            if matches!(header.tag, b'D' | b'd') && self.pipeline.head_is_forwarded() {
+                self.down.pass(header);
+                continue;
+            }
+            let Ok(tag) = header.backend() else {
+                let violation = Violation::Unexpected {
+                    expected: "a message of the protocol",
+                    got: char::from(header.tag),
+                };
+                return Err(self.broken_backend(&violation));
+            };
+            if self.must_be_whole(tag, header) && self.down.whole_body(header).is_none() {
+                return Ok(header.frame_len());
+            }
+            self.on_backend_message(tag, header, parties)?;
+        }
+    }
+
+    fn must_be_whole(&self, tag: BackendTag, header: Header) -> bool {
+        let read = matches!(
+            tag,
+            BackendTag::ReadyForQuery
+                | BackendTag::ErrorResponse
+                | BackendTag::ParameterStatus
+                | BackendTag::CommandComplete
+        );
+        read && header.body_len <= READ_LEN_MAX
+    }
+
+    fn on_backend_message(
+        &mut self,
+        tag: BackendTag,
+        header: Header,
+        parties: &mut Parties<'_>,
+    ) -> Result<(), Outcome> {
+        let body = self.down.whole_body(header).unwrap_or_default();
+        let mut fatal = None;
+        match tag {
+            BackendTag::ErrorResponse => {
+                let fields = ReportFields::parse(body).ok();
+                if let Some(fields) = fields.filter(ReportFields::is_fatal) {
+                    fatal = Some(fields.to_report());
+                }
+            }
+            BackendTag::CommandComplete => self.tag_seen = watched_tag(body).or(self.tag_seen),
+            BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
+            _ => {}
+        }
+        if let Some(report) = fatal {
+            self.down.skip(header);
+            self.last_words = Some(report);
+            return Err(self.lost_backend("it ended the session"));
+        }
+        let body = self.down.whole_body(header).unwrap_or_default();
+        let verdict = match self.pipeline.on_frame(tag, body) {
+            Ok(verdict) => verdict,
+            Err(violation) => return Err(self.broken_backend(&violation)),
+        };
+        if verdict.ours_failed && self.prelude_owed {
+            let report = ReportFields::parse(body).map(|fields| fields.to_report()).ok();
+            return Err(report.map_or_else(|| self.lost_backend("its prelude failed"), Outcome::PreludeFailed));
+        }
+        self.on_verdict(header, verdict, parties)
+    }
+
+    fn on_verdict(&mut self, header: Header, verdict: Verdict<Note>, parties: &mut Parties<'_>) -> Result<(), Outcome> {
+        if let Some(status) = verdict.ready {
+            let ours = verdict.action == Action::Swallow;
+            self.on_ready(status, ours, parties);
+        }
+        if let Some((_, Note::Watched(watched))) = verdict.completed.as_ref().filter(|_| verdict.ready.is_some()) {
+            self.on_watched(*watched, parties);
+        }
+        match verdict.action {
+            Action::Forward => self.down.pass(header),
+            Action::Swallow => self.down.skip(header),
+            Action::Replace(words) => {
+                self.down.skip(header);
+                self.down.say(|out| out.extend_from_slice(&words));
+            }
+        }
+        if self.pipeline.is_doubtful() {
+            return Err(self.broken_backend(&Violation::Rule("an error in a COPY that a Sync was sent into")));
+        }
+        self.undo_dropped(parties);
+        self.say_due();
+        Ok(())
+    }
+
+    fn on_ready(&mut self, status: TransactionStatus, ours: bool, parties: &mut Parties<'_>) {
+        if ours {
+            self.prelude_owed = false;
+            self.tell_prelude = false;
+            return;
+        }
+        self.commit_at_risk = false;
+        self.cancel_sent_at = None;
+        self.answered_at = self.query_since.map(|_| std::time::Instant::now());
+        self.finished.query = self.query_since.take().map(|since| since.elapsed());
+        if status == TransactionStatus::Idle {
+            self.tally.transactions += 1;
+            self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
+            parties.session.transaction_ended();
+        }
+    }
+
+    /// The request whose effect waited for its command tag is answered.
+    fn on_watched(&mut self, watched: Watched, parties: &mut Parties<'_>) {
+        let proven = self.tag_seen.take() == Some(watched);
+        if let (true, Some(lease)) = (proven, self.lease.as_mut()) {
+            match watched {
+                Watched::DiscardAll => parties.session.discarded_all(&mut lease.state),
+                Watched::DeallocateAll => parties.session.deallocated_all(&mut lease.state),
+            }
+        }
+    }
+
+    /// A setting was reported: the backend's known state follows, and the client's ledger where it was the client's
+    /// own doing. What our prelude makes PostgreSQL report is no news to the client.
+    fn on_parameter_status(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<(), Outcome> {
+        let body = self.down.whole_body(header).unwrap_or_default();
+        let parsed = ParameterStatus::parse(body).ok().and_then(|status| {
+            Some((
+                std::str::from_utf8(status.name).ok()?.to_owned(),
+                String::from_utf8_lossy(status.value).into_owned(),
+            ))
+        });
+        let Some((name, value)) = parsed else {
+            return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
+        };
+        if let Some(lease) = self.lease.as_mut() {
+            lease.parameters.set(&name, &value);
+            if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
+                let neutral = parties.neutral.get(&name).map(str::to_owned);
+                parties
+                    .session
+                    .reported(&mut lease.state, &name, &value, neutral.as_deref());
+            }
+        }
+        if self.prelude_owed && !self.tell_prelude {
+            self.down.skip(header);
+        } else {
+            self.down.pass(header);
+        }
+        Ok(())
+    }
+
+    /// Says every reply of ours whose turn has come.
+    pub(super) fn say_due(&mut self) {
+        while let Some(due) = self.pipeline.next_due() {
+            let status = self.pipeline.status();
+            match due {
+                Due::Answer(request, words, _) => {
+                    self.down.say(|out| out.extend_from_slice(&words));
+                    if matches!(request, Request::Sync | Request::Query) {
+                        self.down.say(|out| compose::ready_for_query(out, status));
+                    }
+                }
+                Due::Refusal(request) => {
+                    self.down.say(|out| compose::report(out, &failed_transaction()));
+                    if request == Request::Query {
+                        self.down.say(|out| compose::ready_for_query(out, status));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The backend's socket failed at a write: a FATAL that stands in it is worth more than the error.
+    pub(super) fn note_last_words(&mut self) {
+        while let Ok(Some(header)) = self.down.next_header() {
+            let Some(body) = self.down.whole_body(header) else {
+                return;
+            };
+            if header.backend() == Ok(BackendTag::ErrorResponse) {
+                self.last_words = ReportFields::parse(body)
+                    .ok()
+                    .filter(ReportFields::is_fatal)
+                    .map(|f| f.to_report());
+            }
+            self.down.skip(header);
+        }
+    }
+}
+
+fn watched_tag(body: &[u8]) -> Option<Watched> {
+    match command_tag(body).ok()? {
+        b"DISCARD ALL" => Some(Watched::DiscardAll),
+        b"DEALLOCATE ALL" => Some(Watched::DeallocateAll),
+        _ => None,
+    }
+}
+
+/// Reported values that no SET makes, and that therefore belong to the backend and not to the client.
+fn is_settable(name: &str) -> bool {
+    const OF_THE_SERVER: [&str; 6] = [
+        "server_version",
+        "server_encoding",
+        "integer_datetimes",
+        "is_superuser",
+        "session_authorization",
+        "in_hot_standby",
+    ];
+    !OF_THE_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name))
+}

@@ -1,0 +1,280 @@
+//! Settings that follow a client from backend to backend.
+//!
+//! A [`Settings`] value is a set of (name, value) pairs that differ from a neutral backend's own. The client's ledger
+//! holds one, each backend remembers the one that was applied to it; both are shared, so that two equal sets usually are
+//! the same allocation and comparing them costs a pointer. Values are what `current_setting` says, so that
+//! `set_config` takes them back whatever they hold (lists, quotes, any length: trap 54).
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// One setting's name and value. Names keep PostgreSQL's capitals and compare without them (trap 8).
+pub type Setting = (Box<str>, Box<str>);
+
+/// An immutable set of settings, sorted by lower-case name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    entries: Vec<Setting>,
+    /// Of the entries that parse analysis and planning may read; 0 when there are none.
+    parse_key: u64,
+}
+
+/// Settings that change nothing in how a statement is parsed or planned. Everything else is part of a statement's key:
+/// literals are folded at parse analysis (a timestamptz parsed under another TimeZone is a wrong row).
+const HARMLESS: [&str; 5] = [
+    "application_name",
+    "client_min_messages",
+    "transaction_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+];
+
+fn is_harmless(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    HARMLESS.contains(&name.as_str())
+        || name.starts_with("log_")
+        || matches!(name.as_str(), "statement_timeout" | "lock_timeout" | "deadlock_timeout")
+}
+
+impl Settings {
+    /// A set of these entries; of two with one name the later counts.
+    pub fn new(entries: impl IntoIterator<Item = Setting>) -> Self {
+        let mut sorted: Vec<Setting> = Vec::new();
+        for (name, value) in entries {
+            match sorted.binary_search_by(|(other, _)| compare(other, &name)) {
+                Ok(at) => {
+                    if let Some(entry) = sorted.get_mut(at) {
+                        entry.1 = value;
+                    }
+                }
+                Err(at) => sorted.insert(at, (name, value)),
+            }
+        }
+        let parse_key = parse_key(&sorted);
+        Self {
+            entries: sorted,
+            parse_key,
+        }
+    }
+
+    /// The entries, sorted by lower-case name.
+    pub fn entries(&self) -> &[Setting] {
+        &self.entries
+    }
+
+    /// The value of a setting, whatever the capitals of its name.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let at = self.entries.binary_search_by(|(other, _)| compare(other, name)).ok()?;
+        self.entries.get(at).map(|(_, value)| value.as_ref())
+    }
+
+    /// The same with one entry set (`Some`) or taken out (`None`).
+    #[must_use]
+    pub fn with(&self, name: &str, value: Option<&str>) -> Self {
+        let others = self
+            .entries
+            .iter()
+            .filter(|(other, _)| compare(other, name).is_ne())
+            .cloned();
+        Self::new(others.chain(value.map(|value| (name.into(), value.into()))))
+    }
+
+    /// What distinguishes statements parsed under these settings from others.
+    pub const fn parse_key(&self) -> u64 {
+        self.parse_key
+    }
+
+    /// Bytes of all names and values.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
+fn compare(one: &str, other: &str) -> std::cmp::Ordering {
+    one.bytes()
+        .map(|byte| byte.to_ascii_lowercase())
+        .cmp(other.bytes().map(|byte| byte.to_ascii_lowercase()))
+}
+
+fn parse_key(entries: &[Setting]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut any = false;
+    for (name, value) in entries.iter().filter(|(name, _)| !is_harmless(name)) {
+        any = true;
+        (name.to_ascii_lowercase(), value).hash(&mut hasher);
+    }
+    if any { hasher.finish() | 1 } else { 0 }
+}
+
+/// Makes equal sets one allocation, per pool. Bounded: beyond [`Self::ENTRIES_MAX`] live sets, new ones are not shared.
+#[derive(Debug, Default)]
+pub struct SettingsInterner {
+    known: Mutex<HashMap<u64, Vec<Weak<Settings>>>>,
+}
+
+impl SettingsInterner {
+    /// Sets that are remembered at most.
+    pub const ENTRIES_MAX: usize = 10_000;
+
+    /// The shared allocation of a set.
+    pub fn intern(&self, settings: Settings) -> Arc<Settings> {
+        let mut hasher = DefaultHasher::new();
+        settings.entries.hash(&mut hasher);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= Self::ENTRIES_MAX {
+            known.retain(|_, same| same.iter().any(|weak| weak.strong_count() > 0));
+        }
+        if known.len() >= Self::ENTRIES_MAX {
+            return Arc::new(settings);
+        }
+        let same = known.entry(hasher.finish()).or_default();
+        same.retain(|weak| weak.strong_count() > 0);
+        if let Some(found) = same.iter().filter_map(Weak::upgrade).find(|found| **found == settings) {
+            return found;
+        }
+        let shared = Arc::new(settings);
+        same.push(Arc::downgrade(&shared));
+        shared
+    }
+}
+
+/// The SQL that brings a backend from `applied` to `wanted`: one transaction, so that a failure in it leaves the status
+/// failed and the client's message gets 25P02 instead of running under another role or tenant. `None` when they agree.
+pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
+    let mut stale: Vec<_> = applied
+        .entries
+        .iter()
+        .filter(|(name, _)| wanted.value(name).is_none())
+        .collect();
+    // Who one is comes back first and goes last: under another role a setting might not be allowed.
+    stale.sort_by_key(|(name, _)| !is_identity(name));
+    let mut sql = String::new();
+    for (name, _) in stale {
+        sql.push_str("RESET ");
+        push_name(&mut sql, name);
+        sql.push(';');
+    }
+    let mut changed: Vec<_> = wanted
+        .entries
+        .iter()
+        .filter(|(name, value)| applied.value(name) != Some(value))
+        .collect();
+    changed.sort_by_key(|(name, _)| is_identity(name));
+    let mut separator = "SELECT ";
+    for (name, value) in changed {
+        sql.push_str(separator);
+        separator = ", ";
+        sql.push_str("pg_catalog.set_config(");
+        push_literal(&mut sql, name);
+        sql.push(',');
+        push_literal(&mut sql, value);
+        sql.push_str(",false)");
+    }
+    (!sql.is_empty()).then(|| format!("BEGIN;{};COMMIT", sql.trim_end_matches(';')).into_bytes())
+}
+
+fn is_identity(name: &str) -> bool {
+    name.eq_ignore_ascii_case("role") || name.eq_ignore_ascii_case("session_authorization")
+}
+
+/// A setting's name as SQL: each part of `a.b` quoted.
+fn push_name(sql: &mut String, name: &str) {
+    for (index, part) in name.split('.').enumerate() {
+        if index > 0 {
+            sql.push('.');
+        }
+        sql.push('"');
+        sql.push_str(&part.replace('"', "\"\""));
+        sql.push('"');
+    }
+}
+
+/// A value as a string literal.
+pub fn literal(value: &str) -> String {
+    let mut sql = String::new();
+    push_literal(&mut sql, value);
+    sql
+}
+
+/// A string literal that reads the same under either setting of standard_conforming_strings.
+fn push_literal(sql: &mut String, value: &str) {
+    let escaped = value.contains('\\');
+    sql.push_str(if escaped { " E'" } else { "'" });
+    for character in value.chars() {
+        match character {
+            '\'' => sql.push_str("''"),
+            '\\' => sql.push_str("\\\\"),
+            other => sql.push(other),
+        }
+    }
+    sql.push('\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(entries: &[(&str, &str)]) -> Settings {
+        Settings::new(entries.iter().map(|(name, value)| ((*name).into(), (*value).into())))
+    }
+
+    #[test]
+    fn names_compare_without_their_capitals() {
+        let set = settings(&[
+            ("TimeZone", "UTC"),
+            ("datestyle", "ISO, MDY"),
+            ("timezone", "Europe/Berlin"),
+        ]);
+        assert_eq!(set.value("TIMEZONE"), Some("Europe/Berlin"));
+        assert_eq!(set.entries().len(), 2);
+        assert_eq!(set.with("DateStyle", None).entries().len(), 1);
+    }
+
+    #[test]
+    fn equal_sets_need_no_prelude_and_share_one_allocation() {
+        let interner = SettingsInterner::default();
+        let one = interner.intern(settings(&[("TimeZone", "UTC")]));
+        let two = interner.intern(settings(&[("TimeZone", "UTC")]));
+        assert!(Arc::ptr_eq(&one, &two));
+        assert_eq!(prelude(&one, &two), None);
+    }
+
+    /// Trap 54: lists, quotes, backslashes and long values arrive as they are.
+    #[test]
+    fn trap_54_values_of_any_form_are_taken_back() {
+        let sql = prelude(
+            &settings(&[("lock_timeout", "1s")]),
+            &settings(&[("search_path", "\"a b\", c'd"), ("app.x", "q\\")]),
+        );
+        let expected = "BEGIN;RESET \"lock_timeout\";SELECT pg_catalog.set_config('app.x', E'q\\\\',false), \
+                        pg_catalog.set_config('search_path','\"a b\", c''d',false);COMMIT";
+        assert_eq!(String::from_utf8(sql.unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_value_compares_with_its_capitals() {
+        assert!(
+            prelude(
+                &settings(&[("application_name", "App")]),
+                &settings(&[("application_name", "app")])
+            )
+            .is_some()
+        );
+    }
+
+    /// Trap 28: what parsing reads is part of a statement's key, what it doesn't is not.
+    #[test]
+    fn trap_28_parse_keys_follow_what_parsing_reads() {
+        let none = settings(&[("application_name", "psql"), ("log_duration", "on")]);
+        assert_eq!(none.parse_key(), 0);
+        assert_ne!(
+            settings(&[("TimeZone", "UTC")]).parse_key(),
+            settings(&[("TimeZone", "Asia/Shanghai")]).parse_key()
+        );
+        assert_eq!(
+            settings(&[("timezone", "UTC")]).parse_key(),
+            settings(&[("TimeZone", "UTC")]).parse_key()
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! Prepared statements across backends: a client's names, the names that backends know them by, and who holds what.
+//!
+//! A statement is shared between clients by its exact bytes (text and parameter types), and by the settings and role
+//! under which it was parsed; its name on the backends is ours, never reused with another text (trap 27). Each backend
+//! remembers what it holds, bounded in bytes, least recently used first out. The unnamed statement is not shared: the
+//! client's ledger keeps its definition, because it outlives its Sync (trap 29).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::statement_effects::Effects;
+
+/// One statement as backends know it.
+#[derive(Debug)]
+pub struct Statement {
+    /// Never 0, never reused.
+    pub id: u64,
+    /// The name on every backend.
+    pub name: Box<[u8]>,
+    /// Everything behind the name in its Parse: text, count, types.
+    pub definition: Box<[u8]>,
+    /// What executing it may do to the session.
+    pub effects: Effects,
+}
+
+impl Statement {
+    /// What it weighs in the bounds: its text and what PostgreSQL and we spend around it.
+    pub fn weight(&self) -> usize {
+        self.definition.len() + 256
+    }
+
+    /// Its text.
+    pub fn sql(&self) -> &[u8] {
+        self.definition.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    definition: Box<[u8]>,
+    parse_key: u64,
+}
+
+/// The statements that clients of one pool hold at this moment.
+#[derive(Debug)]
+pub struct SharedStatements {
+    /// Unguessable, so that no client's own name meets a shared one.
+    prefix: Box<str>,
+    next_id: AtomicU64,
+    by_key: Mutex<ByKey>,
+}
+
+#[derive(Debug, Default)]
+struct ByKey {
+    statements: HashMap<Key, Weak<Statement>>,
+    /// Entries at which the dead are swept out next.
+    sweep_at: usize,
+}
+
+impl SharedStatements {
+    /// `nonce` is random: part of every shared name.
+    pub fn new(nonce: u64) -> Self {
+        Self {
+            prefix: format!("pgs_{nonce:016x}_").into(),
+            next_id: AtomicU64::new(1),
+            by_key: Mutex::default(),
+        }
+    }
+
+    /// A client's own name that looks like one of ours would reach another client's statement.
+    pub fn is_reserved(&self, name: &[u8]) -> bool {
+        name.starts_with(self.prefix.as_bytes())
+    }
+
+    /// The shared statement of a definition parsed under these settings, made if nobody holds it.
+    pub fn share(&self, definition: &[u8], parse_key: u64, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_key.statements.len() >= by_key.sweep_at {
+            by_key.statements.retain(|_, weak| weak.strong_count() > 0);
+            by_key.sweep_at = (by_key.statements.len() * 2).max(1024);
+        }
+        let key = Key {
+            definition: definition.into(),
+            parse_key,
+        };
+        if let Some(found) = by_key.statements.get(&key).and_then(Weak::upgrade) {
+            return found;
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}{id}", self.prefix).into_bytes().into();
+        let statement = Arc::new(Statement {
+            id,
+            name,
+            definition: definition.into(),
+            effects: effects(),
+        });
+        by_key.statements.insert(key, Arc::downgrade(&statement));
+        statement
+    }
+}
+
+/// The statements that one client believes it holds, by its own names.
+#[derive(Debug, Default)]
+pub struct ClientStatements {
+    by_name: Option<Box<HashMap<Box<[u8]>, Arc<Statement>>>>,
+    bytes: usize,
+}
+
+impl ClientStatements {
+    /// The statement that a name stands for.
+    pub fn find(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.by_name.as_ref()?.get(name)
+    }
+
+    /// Records a name. The caller has made sure that it is free.
+    pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.bytes += statement.weight();
+        self.by_name.get_or_insert_default().insert(name.into(), statement);
+    }
+
+    /// Forgets a name.
+    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        let map = self.by_name.as_mut()?;
+        let removed = map.remove(name)?;
+        self.bytes -= removed.weight();
+        if map.is_empty() {
+            self.by_name = None;
+        }
+        Some(removed)
+    }
+
+    /// Forgets every name.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The weight of all of them.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// The statements that one backend holds.
+#[derive(Debug, Default)]
+pub struct BackendStatements {
+    held: HashMap<u64, Held>,
+    bytes: usize,
+    tick: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    statement: Arc<Statement>,
+    used_at: u64,
+}
+
+impl BackendStatements {
+    /// Whether the backend holds it; counts as a use.
+    pub fn touch(&mut self, statement: &Statement) -> bool {
+        self.tick += 1;
+        match self.held.get_mut(&statement.id) {
+            Some(held) => {
+                held.used_at = self.tick;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Records that the backend is about to hold it.
+    pub fn insert(&mut self, statement: Arc<Statement>) {
+        self.tick += 1;
+        let weight = statement.weight();
+        if self
+            .held
+            .insert(
+                statement.id,
+                Held {
+                    statement,
+                    used_at: self.tick,
+                },
+            )
+            .is_none()
+        {
+            self.bytes += weight;
+        }
+    }
+
+    /// Records that the backend doesn't hold it, or is about to close it.
+    pub fn remove(&mut self, id: u64) {
+        if let Some(held) = self.held.remove(&id) {
+            self.bytes -= held.statement.weight();
+        }
+    }
+
+    /// Takes out the least recently used one while the bound is exceeded. What was touched last is never taken: a Bind
+    /// that uses it may be on its way (trap 26).
+    pub fn evict(&mut self, bytes_max: usize) -> Option<Arc<Statement>> {
+        if self.bytes <= bytes_max || self.held.len() < 2 {
+            return None;
+        }
+        let oldest = self.held.values().min_by_key(|held| held.used_at)?.statement.clone();
+        self.remove(oldest.id);
+        Some(oldest)
+    }
+
+    /// DISCARD ALL or DEALLOCATE ALL ran on the backend.
+    pub fn clear(&mut self) {
+        self.held.clear();
+        self.bytes = 0;
+    }
+
+    /// How many it holds.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared() -> SharedStatements {
+        SharedStatements::new(7)
+    }
+
+    fn share(of: &SharedStatements, text: &[u8], key: u64) -> Arc<Statement> {
+        of.share(text, key, || Effects::NONE)
+    }
+
+    /// Trap 27: the key is the whole text, the types and the settings; a name is never used twice.
+    #[test]
+    fn trap_27_a_name_stands_for_one_definition_for_ever() {
+        let all = shared();
+        let one = share(&all, b"select 1\0\0\0", 0);
+        assert!(Arc::ptr_eq(&one, &share(&all, b"select 1\0\0\0", 0)));
+        let name = one.name.clone();
+        assert_ne!(share(&all, b"select 1\0\0\0", 1).name, name);
+        assert_ne!(share(&all, b"select 1\0\0\x01\0\0\0\x17", 0).name, name);
+        drop(one);
+        assert_ne!(share(&all, b"select 1\0\0\0", 0).name, name);
+        assert!(all.is_reserved(&name) && !all.is_reserved(b"s1"));
+    }
+
+    #[test]
+    fn a_backend_gives_up_the_least_recently_used_first() {
+        let (all, mut backend) = (shared(), BackendStatements::default());
+        let statements: Vec<_> = (0..3)
+            .map(|n| share(&all, format!("select {n}\0\0\0").as_bytes(), 0))
+            .collect();
+        for statement in &statements {
+            backend.insert(statement.clone());
+        }
+        assert!(backend.touch(&statements[0]));
+        assert_eq!(backend.evict(600).unwrap().id, statements[1].id);
+        assert!(!backend.touch(&statements[1]));
+        assert_eq!(backend.len(), 2);
+        assert!(backend.evict(100_000).is_none());
+    }
+
+    /// Trap 26: the only statement held, however large, is in use.
+    #[test]
+    fn trap_26_the_statement_in_use_is_not_evicted() {
+        let (all, mut backend) = (shared(), BackendStatements::default());
+        backend.insert(share(&all, &[b'x'; 5000], 0));
+        assert!(backend.evict(10).is_none());
+    }
+
+    #[test]
+    fn a_client_forgets_what_it_closes() {
+        let (all, mut client) = (shared(), ClientStatements::default());
+        client.insert(b"s1", share(&all, b"select 1\0\0\0", 0));
+        assert!(client.find(b"s1").is_some() && client.bytes() > 0);
+        assert!(client.remove(b"s1").is_some() && client.remove(b"s1").is_none());
+        assert_eq!(client.bytes(), 0);
+    }
+}
