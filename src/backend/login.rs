@@ -49,7 +49,9 @@ pub struct Connector {
 /// The keys that the last SCRAM login derived from its password: the next one with the same password, salt and
 /// iterations is spared some milliseconds of CPU.
 #[derive(Clone, Default)]
-pub struct SaltedKeysCache(Arc<Mutex<Option<(Zeroizing<String>, SaltedKeys)>>>);
+pub struct SaltedKeysCache(Arc<Mutex<Option<SaltedPassword>>>);
+
+type SaltedPassword = (Zeroizing<String>, SaltedKeys);
 
 impl SaltedKeysCache {
     fn find(&self, password: &str) -> Option<SaltedKeys> {

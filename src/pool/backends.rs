@@ -215,8 +215,7 @@ impl Pool {
     /// Something says that the upstream's name now leads elsewhere, or this server changed its role (25006, a flip of
     /// in_hot_standby): idle backends are closed, used ones when they come back, and new ones look the name up (trap 80).
     pub fn suspect_upstream(&self) {
-        tracing::warn!(pool = %self.key(), "the upstream may have changed; its backends are replaced");
-        self.core.retire_all(CloseReason::Broken);
+        self.core.suspect_upstream();
         self.close_unfit();
     }
 
@@ -355,13 +354,11 @@ impl Pool {
     pub(crate) fn take_back(&self, mut connection: Pooled, client_id: u64) {
         connection.record.came_back(self.core.now());
         connection.count_as(BackendState::Idle);
-        if connection.backend.role_changed() {
-            self.suspect_upstream();
-        }
+        connection.keeps_its_role();
         if self
             .core
             .total_cap
-            .claims_released(self.core.demand.is_some() || self.has_line())
+            .claims_released(self.core.number, self.core.demand.is_some() || self.has_line())
         {
             connection.condemn(CloseReason::Evicted);
         }
@@ -409,11 +406,7 @@ impl Pool {
             }
         }
         drop(parked);
-        let role_changed = unfit.iter().any(|connection| connection.backend.role_changed());
         drop(unfit);
-        if role_changed {
-            self.suspect_upstream();
-        }
     }
 
     /// Closes the backend that was idle longest. Says whether there was one.
@@ -489,7 +482,7 @@ impl PoolCore {
         if self.is_closed() {
             return Err(LeaseError::Unavailable(closed_report()));
         }
-        let place = self.total_cap.take(Want::Hungry).await;
+        let place = self.total_cap.take(self.number, Want::Hungry).await;
         let passed_secret = self.login_options.load().passed_secret.clone();
         let options = LoginOptions {
             passed_secret,

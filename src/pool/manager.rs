@@ -36,6 +36,8 @@ pub(crate) enum ConnectError {
 #[derive(Debug)]
 pub(crate) struct PoolCore {
     pub(crate) key: PoolKey,
+    /// Tells pools apart, also those of the same key at different times.
+    pub(crate) number: u64,
     pub(crate) settings: ArcSwap<PoolConfig>,
     pub(crate) connector: ArcSwap<Connector>,
     pub(crate) login_options: ArcSwap<LoginOptions>,
@@ -88,7 +90,7 @@ impl bb8::ManageConnection for BackendManager {
             Want::Hungry
         };
         let place = tokio::select! {
-            place = core.total_cap.take(want) => place,
+            place = core.total_cap.take(core.number, want) => place,
             () = core.demand.gone() => return Err(ConnectError::NotWanted),
         };
         core.open(place).await
@@ -105,7 +107,6 @@ impl bb8::ManageConnection for BackendManager {
 }
 
 impl PoolCore {
-    #[allow(clippy::too_many_arguments, reason = "made in one place")]
     pub(crate) fn new(
         key: PoolKey,
         settings: PoolConfig,
@@ -122,6 +123,7 @@ impl PoolCore {
             login_options: ArcSwap::from_pointee(login_options),
             metrics,
             pool_metrics,
+            number: total_cap.next_pool_number(),
             failures: ConnectFailures::new(),
             demand: Arc::default(),
             total_cap,
@@ -233,6 +235,11 @@ impl PoolCore {
         }
     }
 
+    pub(crate) fn suspect_upstream(&self) {
+        tracing::warn!(pool = %self.key, "the upstream is not what it was; its backends are replaced");
+        self.retire_all(CloseReason::Broken);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
     }
@@ -305,7 +312,7 @@ impl OpenBackend {
                         .parameters
                         .store(Some(Arc::clone(self.backend.neutral_parameters())));
                 }
-                true
+                self.keeps_its_role()
             }
             crate::backend::IdleVerdict::Gone(sqlstate) => {
                 tracing::info!(pool = %self.core.key, ?sqlstate, "an idle backend ended");
@@ -315,8 +322,21 @@ impl OpenBackend {
         }
     }
 
+    /// A server that was promoted or demoted is another one than the pool logged in to: every backend of before is
+    /// closed when it is idle, and new ones look the upstream's name up (trap 80).
+    pub(crate) fn keeps_its_role(&mut self) -> bool {
+        if self.backend.role_changed() && self.record.retired().is_none() {
+            self.core.suspect_upstream();
+        }
+        !self.is_condemned()
+    }
+
     pub(crate) fn core(&self) -> &Arc<PoolCore> {
         &self.core
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.gauge.state() == BackendState::Pinned
     }
 
     pub(crate) fn count_as(&mut self, state: BackendState) {
