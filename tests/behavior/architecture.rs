@@ -530,8 +530,9 @@ fn sources() -> Vec<(PathBuf, String)> {
     files
 }
 
-/// `tests.rs` and `…_tests.rs`, which their modules declare under `#[cfg(test)]`.
+/// `tests.rs`, `…_tests.rs` and what lies under `tests/`, which their modules declare under `#[cfg(test)]`.
 fn is_test_module(path: &Path) -> bool {
-    path.file_stem()
-        .is_some_and(|stem| stem == "tests" || stem.to_string_lossy().ends_with("_tests"))
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
+    let inside_src = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path);
+    stem == "tests" || stem.ends_with("_tests") || inside_src.components().any(|part| part.as_os_str() == "tests")
 }
