@@ -4,6 +4,7 @@ mod builtin_functions;
 mod definitions;
 pub mod effects_cache;
 mod keywords;
+mod ordinary_statement;
 pub mod pins;
 pub mod reset;
 mod session_functions;
