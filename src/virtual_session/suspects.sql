@@ -140,19 +140,19 @@ named (class, obj, schema, name) as (
     where t.oid >= 16384 and t.typrelid = 0 and t.typelem = 0
 ),
 body as (
-    select r.oid, r.body, r.body ~ b.writes as writes
+    select r.oid, r.body, case when r.body ~ b.writes then 'writes' else 'reads' end as through_body
     from routine r, body_pattern b
     where r.lanname in ('sql', 'plpgsql') and r.prokind <> 'a' and r.prosrc <> ''
 ),
 word as (
-    select distinct b.oid, b.writes, w.word
+    select distinct b.oid, b.through_body, w.word
     from body b, regexp_split_to_table(b.body, '[\x01-\x23\x25-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]+') as w (word)
     where w.word <> ''
 ),
--- Whatever reaches `from` is reached through `to`. `by_body`: through the code of a routine, which reaches a table that
--- is suspicious on write if it writes.
-edge (from_class, from_obj, to_class, to_obj, on_write, by_body) as (
-    select refclassid, refobjid, classid, objid, false, false
+-- Whatever reaches `from` is reached through `to`. `through_body`: 'writes' or 'reads' where `to` is a routine whose body
+-- names `from`; what is suspicious on write is reached through a body that writes, then by any call.
+edge (from_class, from_obj, to_class, to_obj, on_write, through_body) as (
+    select refclassid, refobjid, classid, objid, false, null
     from pg_catalog.pg_depend
     where objid >= 16384 and deptype in ('n', 'a', 'i')
         and refclassid in (
@@ -162,49 +162,50 @@ edge (from_class, from_obj, to_class, to_obj, on_write, by_body) as (
             'pg_catalog.pg_am'::regclass
         )
     union all
-    select refclassid, refobjid, classid, objid, false, classid = 'pg_catalog.pg_proc'::regclass
+    select refclassid, refobjid, classid, objid, false,
+        case when classid = 'pg_catalog.pg_proc'::regclass then 'writes' end
     from pg_catalog.pg_depend
     where objid >= 16384 and deptype = 'n' and refclassid = 'pg_catalog.pg_class'::regclass
         and classid in ('pg_catalog.pg_rewrite'::regclass, 'pg_catalog.pg_policy'::regclass, 'pg_catalog.pg_proc'::regclass)
     union all
-    select 'pg_catalog.pg_trigger'::regclass, oid, 'pg_catalog.pg_class'::regclass, tgrelid, true, false
+    select 'pg_catalog.pg_trigger'::regclass, oid, 'pg_catalog.pg_class'::regclass, tgrelid, true, null
     from pg_catalog.pg_trigger where not tgisinternal
     union all
-    select 'pg_catalog.pg_attrdef'::regclass, oid, 'pg_catalog.pg_class'::regclass, adrelid, true, false
+    select 'pg_catalog.pg_attrdef'::regclass, oid, 'pg_catalog.pg_class'::regclass, adrelid, true, null
     from pg_catalog.pg_attrdef
     union all
-    select 'pg_catalog.pg_constraint'::regclass, oid, 'pg_catalog.pg_class'::regclass, conrelid, true, false
+    select 'pg_catalog.pg_constraint'::regclass, oid, 'pg_catalog.pg_class'::regclass, conrelid, true, null
     from pg_catalog.pg_constraint where conrelid <> 0 and contype = 'c'
     union all
-    select 'pg_catalog.pg_constraint'::regclass, oid, 'pg_catalog.pg_type'::regclass, contypid, false, false
+    select 'pg_catalog.pg_constraint'::regclass, oid, 'pg_catalog.pg_type'::regclass, contypid, false, null
     from pg_catalog.pg_constraint where contypid <> 0
     union all
-    select 'pg_catalog.pg_policy'::regclass, oid, 'pg_catalog.pg_class'::regclass, polrelid, false, false
+    select 'pg_catalog.pg_policy'::regclass, oid, 'pg_catalog.pg_class'::regclass, polrelid, false, null
     from pg_catalog.pg_policy
     union all
-    select 'pg_catalog.pg_rewrite'::regclass, oid, 'pg_catalog.pg_class'::regclass, ev_class, ev_type <> '1', false
+    select 'pg_catalog.pg_rewrite'::regclass, oid, 'pg_catalog.pg_class'::regclass, ev_class, ev_type <> '1', null
     from pg_catalog.pg_rewrite where oid >= 16384
     union all
-    select 'pg_catalog.pg_class'::regclass, indexrelid, 'pg_catalog.pg_class'::regclass, indrelid, true, false
+    select 'pg_catalog.pg_class'::regclass, indexrelid, 'pg_catalog.pg_class'::regclass, indrelid, true, null
     from pg_catalog.pg_index where indexrelid >= 16384
     union all
     -- A write to the referenced table may cascade to the referencing one.
-    select 'pg_catalog.pg_class'::regclass, conrelid, 'pg_catalog.pg_class'::regclass, confrelid, true, false
+    select 'pg_catalog.pg_class'::regclass, conrelid, 'pg_catalog.pg_class'::regclass, confrelid, true, null
     from pg_catalog.pg_constraint where contype = 'f'
     union all
     -- A statement on the parent runs on the children.
-    select 'pg_catalog.pg_class'::regclass, inhrelid, 'pg_catalog.pg_class'::regclass, inhparent, false, false
+    select 'pg_catalog.pg_class'::regclass, inhrelid, 'pg_catalog.pg_class'::regclass, inhparent, false, null
     from pg_catalog.pg_inherits where inhrelid >= 16384
     union all
-    select n.class, n.obj, 'pg_catalog.pg_proc'::regclass, w.oid, false, w.writes
+    select n.class, n.obj, 'pg_catalog.pg_proc'::regclass, w.oid, false, w.through_body
     from word w join named n on lower(n.name::text collate "C") = w.word
     union all
     -- Names that are no single word.
-    select n.class, n.obj, 'pg_catalog.pg_proc'::regclass, b.oid, false, b.writes
+    select n.class, n.obj, 'pg_catalog.pg_proc'::regclass, b.oid, false, b.through_body
     from named n join body b on strpos(b.body, replace(lower(n.name::text collate "C"), '"', '""')) > 0
     where n.name::text collate "C" ~ '[\x01-\x23\x25-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]'
     union all
-    select 'pg_catalog.pg_operator'::regclass, o.oid, 'pg_catalog.pg_proc'::regclass, b.oid, false, b.writes
+    select 'pg_catalog.pg_operator'::regclass, o.oid, 'pg_catalog.pg_proc'::regclass, b.oid, false, b.through_body
     from pg_catalog.pg_operator o
     join bad_routine r on r.oid = o.oprcode or r.oid = o.oprrest or r.oid = o.oprjoin
     join routine p on p.oid = r.oid and (p.lanname <> 'c' or r.reason is not null)
@@ -213,8 +214,10 @@ edge (from_class, from_obj, to_class, to_obj, on_write, by_body) as (
 reach (class, obj, on_write) as (
     select class, obj, on_write from seed
     union
-    select e.to_class, e.to_obj, not e.by_body and (r.on_write or e.on_write)
-    from reach r join edge e on e.from_class = r.class and e.from_obj = r.obj
+    select e.to_class, e.to_obj, e.through_body is null and (r.on_write or e.on_write)
+    from reach r
+    join edge e on e.from_class = r.class and e.from_obj = r.obj
+    where not r.on_write or e.through_body is distinct from 'reads'
 ),
 reached as (
     select class, obj, bool_and(on_write) as on_write from reach group by class, obj
