@@ -9,6 +9,7 @@ mod builtin_functions;
 mod definitions;
 pub mod effects_cache;
 mod keywords;
+mod ordinary_statement;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
