@@ -83,19 +83,19 @@ impl Default for Flow {
 impl Flow {
     /// As new, but for its buffers, which are kept unless they were made for bulk.
     pub(super) fn recycle(&mut self) {
-        let (mut read, mut own) = (std::mem::take(&mut self.read), std::mem::take(&mut self.own));
-        let mut pieces = std::mem::take(&mut self.pieces);
-        read.clear();
-        own.clear();
-        pieces.clear();
-        *self = Self::default();
-        if read.capacity() <= BUFFER_LEN {
-            self.read = read;
+        for buffer in [&mut self.read, &mut self.own] {
+            buffer.clear();
+            if buffer.capacity() > BUFFER_LEN {
+                *buffer = BytesMut::new();
+            }
         }
-        if own.capacity() <= BUFFER_LEN {
-            self.own = own;
-        }
-        self.pieces = pieces;
+        self.pieces.clear();
+        self.decided = 0;
+        self.rest = (0, Rest::Pass);
+        self.full_reads = 0;
+        self.unflushed = false;
+        self.written = 0;
+        self.mark = None;
     }
 
     /// Bytes that arrived and were not decided on.

@@ -183,17 +183,26 @@ impl Default for Exchange {
 impl Exchange {
     /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
     pub fn recycle(&mut self) {
+        self.lease = None;
         self.up.recycle();
         self.down.recycle();
         self.pipeline.recycle();
-        let (up, down) = (std::mem::take(&mut self.up), std::mem::take(&mut self.down));
-        let pipeline = std::mem::take(&mut self.pipeline);
-        *self = Self {
-            up,
-            down,
-            pipeline,
-            ..Self::default()
-        };
+        self.commit_at_risk = false;
+        self.tell_prelude = false;
+        self.prelude_owed = false;
+        self.tag_seen = None;
+        self.last_words = None;
+        self.new_pins = false;
+        self.catalog_changed = false;
+        self.sent_to_backend = 0;
+        self.lost = None;
+        self.tally = SessionTally::default();
+        self.query_since = None;
+        self.transaction_since = None;
+        self.answered_at = None;
+        self.cancel_sent_at = None;
+        self.stalled_since = None;
+        self.finished = Finished::default();
     }
 
     /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
