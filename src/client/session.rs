@@ -15,7 +15,7 @@ use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
-use crate::net::{IdleState, Stream};
+use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
@@ -217,26 +217,36 @@ impl Session {
     // --- getting and giving back a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
-        if let Some(lease) = self.pool.try_lease(&self.holder) {
-            exchange.attach(lease);
-            return None;
-        }
-        self.gauge.set(ClientState::Waiting);
-        let mut drain = self.drain.clone();
-        let leased = tokio::select! {
-            biased;
-            leased = self.pool.lease(&self.holder) => leased,
-            () = client_left(&mut self.stream) => return Some(Then::End),
-            _ = drain.changed_to(Phase::ClosingAll) => {
-                return self.leave(exchange, &error::shutting_down()).await;
+        loop {
+            let lease = match self.pool.try_lease(&self.holder) {
+                Some(lease) => lease,
+                None => {
+                    self.gauge.set(ClientState::Waiting);
+                    let mut drain = self.drain.clone();
+                    let leased = tokio::select! {
+                        biased;
+                        leased = self.pool.lease(&self.holder) => leased,
+                        () = self.stream.left() => return Some(Then::End),
+                        _ = drain.changed_to(Phase::ClosingAll) => {
+                            return self.leave(exchange, &error::shutting_down()).await;
+                        }
+                    };
+                    self.gauge.set(ClientState::Active);
+                    match leased {
+                        Ok(lease) => lease,
+                        Err(error) => {
+                            self.refuse(exchange, rules, &error);
+                            return None;
+                        }
+                    }
+                }
+            };
+            if self.ledger.accepts(&lease.state) {
+                exchange.attach(lease);
+                return None;
             }
-        };
-        self.gauge.set(ClientState::Active);
-        match leased {
-            Ok(lease) => exchange.attach(lease),
-            Err(error) => self.refuse(exchange, rules, &error),
+            lease.discard(CloseReason::NotClean);
         }
-        None
     }
 
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
@@ -459,20 +469,6 @@ async fn idle_race(
         }
     })
     .await
-}
-
-/// Ends when the client has closed its side; never while it may only have sent more.
-async fn client_left(stream: &mut Stream) {
-    loop {
-        if stream.read_ready().await.is_err() {
-            return;
-        }
-        match stream.try_peek_idle() {
-            IdleState::Closed => return,
-            IdleState::HasData => std::future::pending().await,
-            IdleState::Quiet => {}
-        }
-    }
 }
 
 const fn has_limits(limits: &LimitsConfig) -> bool {
