@@ -219,7 +219,7 @@ impl Connector {
                 if report.sqlstate == SqlState::INVALID_PASSWORD && password::may_change(&self.password) =>
             {
                 let again = self.secret(host, options).await?;
-                if is_same(&secret, &again) {
+                if secret.is_same(&again) {
                     return Err(ConnectFailure::Refused(report));
                 }
                 self.try_transports(host, again, options).await
@@ -454,14 +454,6 @@ fn passes(wanted: TargetSessionAttrs) -> &'static [TargetSessionAttrs] {
         Wanted::Primary => &[Wanted::Primary],
         Wanted::Standby => &[Wanted::Standby],
         Wanted::PreferStandby => &[Wanted::Standby, Wanted::Any],
-    }
-}
-
-fn is_same(one: &LoginSecret, other: &LoginSecret) -> bool {
-    match (one, other) {
-        (LoginSecret::None, LoginSecret::None) => true,
-        (LoginSecret::Password { password: one, .. }, LoginSecret::Password { password: other, .. }) => one == other,
-        _ => false,
     }
 }
 

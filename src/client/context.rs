@@ -85,6 +85,7 @@ pub struct ClientContext {
     next_client: AtomicU64,
     clients: AtomicUsize,
     unauthenticated: AtomicUsize,
+    turned_away: AtomicUsize,
 }
 
 /// What a listener demands of its clients.
@@ -138,6 +139,7 @@ impl ClientContext {
             next_client: AtomicU64::new(1),
             clients: AtomicUsize::new(0),
             unauthenticated: AtomicUsize::new(0),
+            turned_away: AtomicUsize::new(0),
         })
     }
 
@@ -185,6 +187,11 @@ impl ClientContext {
     /// A place among `limits.max_unauthenticated`, or none.
     pub fn unauthenticated_place(self: &Arc<Self>, max: u32) -> Option<Place> {
         self.place(|context| &context.unauthenticated, max)
+    }
+
+    /// A place among those who are being told that there is none; without one they aren't even told.
+    pub fn turned_away_place(self: &Arc<Self>, max: u32) -> Option<Place> {
+        self.place(|context| &context.turned_away, max)
     }
 
     /// Clients connected now.

@@ -65,7 +65,7 @@ pub async fn greet(
         return with_own_backend(pool, holder, cancel, login, authenticated).await;
     }
     let neutral = pool.learn().await.map_err(|error| fatal(&error))?;
-    pool.know_catalog().await.map_err(|error| fatal(&error))?;
+    pool.know_catalog().await;
     let settings = match pool.prove(&holder, &login.settings).await {
         Ok(StartupSettings::Follow(settings)) => settings,
         Ok(StartupSettings::NeedOwnBackend) => {

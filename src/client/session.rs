@@ -14,7 +14,7 @@ use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
-use crate::net::{IdleState, Stream};
+use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
@@ -162,8 +162,13 @@ impl Session {
         loop {
             let then = match self.next_interruption(&mut exchange, &rules).await {
                 Interruption::Outcome(Outcome::NeedsBackend) => match self.pool.try_lease(&self.holder) {
-                    Some(lease) => {
+                    Some(lease) if self.ledger.accepts(&lease.state) => {
                         exchange.attach(lease);
+                        None
+                    }
+                    // It holds traces of a custom setting that this client never named.
+                    Some(lease) => {
+                        lease.discard(CloseReason::NotClean);
                         None
                     }
                     None => Box::pin(self.acquire(&mut exchange, &rules)).await,
@@ -257,21 +262,29 @@ impl Session {
     // --- getting and giving back a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
-        self.gauge.set(ClientState::Waiting);
-        let leased = tokio::select! {
-            biased;
-            leased = self.pool.lease(&self.holder) => leased,
-            () = client_left(&mut self.stream) => return Some(Then::End),
-            () = self.drain.reached(Phase::ClosingAll) => {
-                return self.leave(exchange, &error::shutting_down()).await;
+        loop {
+            self.gauge.set(ClientState::Waiting);
+            let leased = tokio::select! {
+                biased;
+                leased = self.pool.lease(&self.holder) => leased,
+                () = self.stream.left() => return Some(Then::End),
+                () = self.drain.reached(Phase::ClosingAll) => {
+                    return self.leave(exchange, &error::shutting_down()).await;
+                }
+            };
+            self.gauge.set(ClientState::Active);
+            match leased {
+                Ok(lease) if self.ledger.accepts(&lease.state) => {
+                    exchange.attach(lease);
+                    return None;
+                }
+                Ok(lease) => lease.discard(CloseReason::NotClean),
+                Err(error) => {
+                    self.refuse(exchange, rules, &error);
+                    return None;
+                }
             }
-        };
-        self.gauge.set(ClientState::Active);
-        match leased {
-            Ok(lease) => exchange.attach(lease),
-            Err(error) => self.refuse(exchange, rules, &error),
         }
-        None
     }
 
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
@@ -470,20 +483,6 @@ impl Session {
         tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
         if let Some(lease) = exchange.lease() {
             lease.set_pin(Some(reason));
-        }
-    }
-}
-
-/// Ends when the client has closed its side; never while it may only have sent more.
-async fn client_left(stream: &mut Stream) {
-    loop {
-        if stream.read_ready().await.is_err() {
-            return;
-        }
-        match stream.try_peek_idle() {
-            IdleState::Closed => return,
-            IdleState::HasData => std::future::pending().await,
-            IdleState::Quiet => {}
         }
     }
 }

@@ -10,14 +10,18 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::idle::{self, IdleProbe, IdleState, ProbedFd};
 use super::peer_address::PeerAddress;
 use super::tls::session::{Socket, TlsSession};
+
+/// How often a peer that has sent something is looked at, while nobody reads it.
+const HANG_UP_TICK: Duration = Duration::from_millis(50);
 
 /// One connected socket. Small while idle: what TLS needs is boxed.
 pub struct Stream {
@@ -178,6 +182,26 @@ impl Stream {
             Kind::Tcp(socket) => idle::peek(socket.as_raw_fd()),
             Kind::Unix(socket) => idle::peek(socket.as_raw_fd()),
             Kind::Tls(session) => session.try_peek_idle(),
+        }
+    }
+
+    /// Ends when the other side has closed its half of the connection, also behind bytes that nobody has read yet: a
+    /// driver says Terminate before it closes. For waits in which nothing is read from this stream. Cancel-safe.
+    pub async fn left(&mut self) {
+        while self.read_ready().await.is_ok() && self.try_peek_idle() != IdleState::Closed {
+            if self.readiness().await.is_ok_and(|ready| ready.is_read_closed()) {
+                return;
+            }
+            // The runtime tells readiness once, and the bytes are not ours to take.
+            tokio::time::sleep(HANG_UP_TICK).await;
+        }
+    }
+
+    async fn readiness(&self) -> io::Result<Ready> {
+        match &self.kind {
+            Kind::Tcp(socket) => socket.ready(Interest::READABLE).await,
+            Kind::Unix(socket) => socket.ready(Interest::READABLE).await,
+            Kind::Tls(session) => session.readiness().await,
         }
     }
 

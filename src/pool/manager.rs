@@ -172,6 +172,7 @@ impl PoolCore {
         let known = self.parameters.load();
         if known.as_deref() != Some(&**backend.neutral_parameters()) {
             self.parameters.store(Some(Arc::clone(backend.neutral_parameters())));
+            self.knowledge.forget_proven();
         }
         tracing::debug!(pool = %self.key, process_id = ?backend.cancel_target().process_id(), "backend opened");
     }
@@ -321,6 +322,7 @@ impl OpenBackend {
                     self.core
                         .parameters
                         .store(Some(Arc::clone(self.backend.neutral_parameters())));
+                    self.core.knowledge.forget_proven();
                 }
                 self.keeps_its_role()
             }

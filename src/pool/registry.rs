@@ -129,6 +129,10 @@ impl Pools {
     pub fn pass_secret(&self, user: &str, secret: LoginSecret) {
         {
             let mut secrets = lock(&self.0.passed_secrets);
+            // The same again, as at nearly every login, is no reason to forget a refusal or a back-off.
+            if secrets.get(user).is_some_and(|known| known.is_same(&secret)) {
+                return;
+            }
             if secrets.len() >= PASSED_SECRETS_MAX && !secrets.contains_key(user) {
                 secrets.clear();
             }

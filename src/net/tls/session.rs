@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
@@ -169,6 +169,14 @@ impl TlsSession {
         match &mut self.stream {
             TlsStream::Client(stream) => stream.get_mut().1.read_tls(&mut socket),
             TlsStream::Server(stream) => stream.get_mut().1.read_tls(&mut socket),
+        }
+    }
+
+    /// Waits for the socket's readiness to be read, without reading.
+    pub(crate) async fn readiness(&self) -> io::Result<Ready> {
+        match &self.stream.get_ref().0.socket {
+            Socket::Tcp(socket) => socket.ready(Interest::READABLE).await,
+            Socket::Unix(socket) => socket.ready(Interest::READABLE).await,
         }
     }
 
