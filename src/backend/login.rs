@@ -156,10 +156,13 @@ impl Connector {
                 match self.connect_host(host, *wanted, options).await {
                     Ok(backend) => return Ok(backend),
                     // A server that answered with a refusal is the answer; the other hosts aren't asked (as in libpq).
-                    Err(ConnectFailure::Refused(report)) => return Err(ConnectFailure::Refused(report)),
-                    Err(unavailable) => {
-                        tracing::debug!(host = %host_name(host), reason = %unavailable.report(), "no login on this host");
-                        failure = unavailable;
+                    Err(ConnectFailure::Refused(report)) => {
+                        return Err(ConnectFailure::Refused(from_host(report, host)));
+                    }
+                    Err(ConnectFailure::Unavailable(report)) => {
+                        let report = from_host(report, host);
+                        tracing::debug!(%report, "no login on this host");
+                        failure = ConnectFailure::Unavailable(behind(&failure, report));
                     }
                 }
             }
@@ -239,10 +242,11 @@ impl Connector {
                 Ok(LoginSecret::Password { password, salted })
             }
             Err(error) => {
-                tracing::warn!(%error, "the password for PostgreSQL can't be read");
-                Err(ConnectFailure::unavailable(
+                let report = Report::fatal(
+                    SqlState::CONNECTION_FAILURE,
                     "the password for the database server can't be read",
-                ))
+                );
+                Err(ConnectFailure::Unavailable(report.with_detail_log(error.to_string())))
             }
         }
     }
@@ -282,16 +286,19 @@ impl Connector {
         let mut stream = dial(host, &self.upstream, &self.tls, transport)
             .await
             .map_err(|error| {
-                tracing::debug!(host = %host_name(host), %error, "dial failed");
                 if error.is_unavailable() {
-                    Attempt::last(ConnectFailure::unavailable("could not connect to the database server"))
+                    let report = Report::fatal(
+                        SqlState::CONNECTION_FAILURE,
+                        "could not connect to the database server",
+                    );
+                    Attempt::last(ConnectFailure::Unavailable(report.with_detail_log(error.message)))
                 } else {
                     let report = Report::fatal(
                         SqlState::CONNECTION_FAILURE,
                         "could not connect to the database server securely",
                     )
-                    .with_detail("TLS with the database server failed; the log of pgsidecar says why.");
-                    tracing::warn!(host = %host_name(host), %error, "TLS with the database server failed");
+                    .with_detail("TLS with the database server failed; the log of pgsidecar says why.")
+                    .with_detail_log(error.message);
                     let tried_tls = (transport == Transport::TlsIfOffered).then_some(true);
                     Attempt {
                         failure: ConnectFailure::Refused(report),
@@ -460,6 +467,25 @@ fn is_same(one: &LoginSecret, other: &LoginSecret) -> bool {
         (LoginSecret::None, LoginSecret::None) => true,
         (LoginSecret::Password { password: one, .. }, LoginSecret::Password { password: other, .. }) => one == other,
         _ => false,
+    }
+}
+
+/// Tells the log which host said so, where nothing else does.
+fn from_host(report: Report, host: &Host) -> Report {
+    if report.detail_log.is_some() {
+        return report;
+    }
+    report.with_detail_log(format!("said by {}", host_name(host)))
+}
+
+/// The last host's report is told to the client; the log gets what every host said.
+fn behind(earlier: &ConnectFailure, report: Report) -> Report {
+    match (&earlier.report().detail_log, &report.detail_log) {
+        (Some(earlier), Some(last)) if !last.contains(earlier.as_str()) => {
+            let both = format!("{earlier}; {last}");
+            report.with_detail_log(both)
+        }
+        _ => report,
     }
 }
 

@@ -143,7 +143,14 @@ impl Session {
         }
     }
 
+    /// A reload's limits and pool settings hold for a client from its next request on.
+    fn catch_up(&mut self) {
+        self.snapshot = self.context.snapshot();
+        self.settings = self.pool.settings();
+    }
+
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
+        self.catch_up();
         let mut exchange = Exchange::default();
         exchange.preload(&early);
         if let Some(lease) = dedicated {
@@ -234,6 +241,8 @@ impl Session {
         self.gauge.set(ClientState::Active);
         match leased {
             Ok(lease) => exchange.attach(lease),
+            // Its pool will not come back: only a new connection finds another.
+            Err(LeaseError::Unavailable(report)) => return self.leave(exchange, &report).await,
             Err(error) => self.refuse(exchange, rules, &error),
         }
         None
@@ -261,6 +270,9 @@ impl Session {
                 tracing::info!(%error, "a backend was lost while the catalog was read");
                 return None;
             }
+        }
+        if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
+            self.pool.suspect_upstream();
         }
         lease.park();
         None

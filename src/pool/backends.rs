@@ -220,6 +220,25 @@ impl Pool {
         self.close_unfit();
     }
 
+    /// Whether a backend that refused to write (25006) should be on a primary and is on a standby: a demoted server, or
+    /// a name that led to the wrong one. Asked only after such an error, and not where a standby is what is wanted.
+    pub async fn is_now_standby(&self, lease: &mut Lease) -> bool {
+        use crate::config::TargetSessionAttrs as Wanted;
+        let wanted = self.core.connector.load().upstream.target_session_attrs;
+        if !matches!(wanted, Wanted::Any | Wanted::ReadWrite | Wanted::Primary) || !self.core.may_be_suspected() {
+            return false;
+        }
+        let limit = self.core.settings.load().reset_timeout;
+        let asked = lease.query("SELECT pg_catalog.pg_is_in_recovery()");
+        match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(outcome)) => matches!(outcome.first_column.first(), Some(Some(value)) if &value[..] == b"t"),
+            Ok(Err(_)) | Err(_) => {
+                lease.mark_broken();
+                false
+            }
+        }
+    }
+
     /// A client proved who it is with a secret that also opens PostgreSQL: used where no password is configured for
     /// this user. A refusal that the old one met is forgotten.
     pub fn pass_secret(&self, secret: LoginSecret) {

@@ -14,6 +14,7 @@ use crate::backend::{Backend, Condition, Owed};
 use crate::metrics::{BackendState, CloseReason};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::reset::ResetPlan;
+use crate::virtual_session::sql_lexer::Lexing;
 use crate::wire::backend_message::TransactionStatus;
 
 /// A backend of a pool, as bb8 hands it out.
@@ -51,6 +52,7 @@ pub struct Lease {
     held: Held,
     admitted: Option<Admitted>,
     holder: Arc<Holder>,
+    is_pinned: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Lease {
             held,
             admitted,
             holder: Arc::clone(holder),
+            is_pinned: false,
         };
         let open = lease.open_mut();
         open.backend.begin_use();
@@ -146,12 +149,18 @@ impl Lease {
     /// The client keeps the backend beyond its transactions, and why; or no longer.
     pub fn set_pin(&mut self, reason: Option<PinReason>) {
         self.holder.set_pin(reason);
+        self.is_pinned = reason.is_some();
         let state = if reason.is_some() {
             BackendState::Pinned
         } else {
             BackendState::Active
         };
         self.open_mut().count_as(state);
+    }
+
+    /// The statement that the holder is about to send, for the report of who holds the backends. Copies its beginning.
+    pub fn note_statement(&self, sql: &[u8], lexing: Lexing) {
+        self.open().record.note_statement(sql, lexing);
     }
 
     /// Whether the backend was opened for this holder alone: it is closed when the lease ends.
@@ -176,6 +185,9 @@ impl Lease {
         }
         self.holder.cancel_slot().end_lease();
         self.holder.set_idle_in_transaction(false);
+        if self.is_pinned {
+            self.holder.set_pin(None);
+        }
         let admitted = self.admitted.take();
         match (held, admitted) {
             (Held::Pooled(mut connection), Some(admitted)) => {

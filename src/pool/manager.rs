@@ -53,7 +53,12 @@ pub(crate) struct PoolCore {
     is_closed: AtomicBool,
     epoch: Instant,
     coarse_now: AtomicU64,
+    /// When a backend was last asked whether its server is a standby.
+    suspected_at: AtomicU64,
 }
+
+/// A replica that an application writes to by mistake is not asked about, and reconnected to, at each mistake.
+const SUSPICION_PAUSE_MS: u64 = 5000;
 
 /// One open backend and what it holds while it is open: its place under the caps, its count in the metrics.
 #[derive(Debug)]
@@ -134,6 +139,7 @@ impl PoolCore {
             is_closed: AtomicBool::new(false),
             epoch: Instant::now(),
             coarse_now: AtomicU64::new(0),
+            suspected_at: AtomicU64::new(0),
             key,
         })
     }
@@ -162,7 +168,9 @@ impl PoolCore {
     }
 
     fn connected(&self, backend: &Backend, started: Instant) {
-        self.failures.succeeded();
+        if self.failures.succeeded() {
+            tracing::info!(pool = %self.key, "backends can be opened again");
+        }
         self.has_logged_in.store(true, Ordering::Release);
         self.metrics.readiness().upstream_login_succeeded();
         self.pool_metrics.backend_connected(started.elapsed());
@@ -181,7 +189,11 @@ impl PoolCore {
             ConnectFailure::Unavailable(report) => (report.sqlstate == SqlState::TOO_MANY_CONNECTIONS, report),
         };
         self.metrics.readiness().upstream_up(reached);
-        tracing::warn!(pool = %self.key, %report, "no backend could be opened");
+        if self.failures.is_news(report, Instant::now()) {
+            tracing::warn!(pool = %self.key, %report, "no backend could be opened");
+        } else {
+            tracing::debug!(pool = %self.key, %report, "no backend could be opened");
+        }
     }
 
     pub(crate) fn admit(self: &Arc<Self>, backend: Backend, place: TotalPlace) -> Box<OpenBackend> {
@@ -231,6 +243,16 @@ impl PoolCore {
         for record in lock(&self.records).iter() {
             record.retire(reason);
         }
+    }
+
+    /// At most once in a while.
+    pub(crate) fn may_be_suspected(&self) -> bool {
+        let (now, last) = (self.now(), self.suspected_at.load(Ordering::Relaxed));
+        let may = last == 0 || now.saturating_sub(last) >= SUSPICION_PAUSE_MS;
+        if may {
+            self.suspected_at.store(now.max(1), Ordering::Relaxed);
+        }
+        may
     }
 
     pub(crate) fn is_closed(&self) -> bool {

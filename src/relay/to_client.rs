@@ -67,6 +67,7 @@ impl Exchange {
         match tag {
             BackendTag::ErrorResponse => {
                 let fields = ReportFields::parse(body).ok();
+                self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
                     fatal = Some(fields.to_report());
                 }
@@ -126,6 +127,9 @@ impl Exchange {
         self.cancel_sent_at = None;
         self.answered_at = self.query_since.map(|_| std::time::Instant::now());
         self.finished.query = self.query_since.take().map(|since| since.elapsed());
+        if let Some(lease) = self.lease.as_ref().filter(|_| status != TransactionStatus::Idle) {
+            lease.holder().set_idle_in_transaction(true);
+        }
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
