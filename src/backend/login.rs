@@ -46,23 +46,36 @@ pub struct Connector {
     pub salted: SaltedKeysCache,
 }
 
-/// The keys that the last SCRAM login derived from its password: the next one with the same password, salt and
-/// iterations is spared some milliseconds of CPU.
+/// The password of the last login that succeeded, and what SCRAM derived from it: the next login with the same password,
+/// salt and iterations is spared some milliseconds of CPU.
 #[derive(Clone, Default)]
-pub struct SaltedKeysCache(Arc<Mutex<Option<(Zeroizing<String>, SaltedKeys)>>>);
+pub struct SaltedKeysCache(Arc<Mutex<Option<Proven>>>);
+
+struct Proven {
+    password: Zeroizing<String>,
+    keys: Option<SaltedKeys>,
+}
 
 impl SaltedKeysCache {
     fn find(&self, password: &str) -> Option<SaltedKeys> {
         let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cached
-            .as_ref()
-            .filter(|(known, _)| known.as_str() == password)
-            .map(|(_, keys)| keys.clone())
+        let proven = cached.as_ref().filter(|proven| proven.password.as_str() == password);
+        proven.and_then(|proven| proven.keys.clone())
     }
 
-    fn keep(&self, secret: &LoginSecret, salted: Option<SaltedKeys>) {
-        if let (LoginSecret::Password { password, .. }, Some(keys)) = (secret, salted) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((password.clone(), keys));
+    /// What opened PostgreSQL last.
+    fn last_proven(&self) -> Option<LoginSecret> {
+        let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().map(|proven| LoginSecret::Password {
+            password: proven.password.clone(),
+            salted: proven.keys.clone(),
+        })
+    }
+
+    fn keep(&self, secret: &LoginSecret, keys: Option<SaltedKeys>) {
+        if let LoginSecret::Password { password, .. } = secret {
+            let password = password.clone();
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Proven { password, keys });
         }
     }
 }
@@ -212,20 +225,32 @@ impl Connector {
         }
     }
 
-    /// Logs in, and once more with a secret read anew where a rotated one may explain the refusal (trap 88).
+    /// Whether the password may be another one at the next login.
+    pub fn password_may_change(&self) -> bool {
+        password::may_change(&self.password)
+    }
+
+    /// Logs in, and again where a rotated secret may explain the refusal (trap 88): with what is read anew, or, where the
+    /// secret changed before PostgreSQL's own did, with the one that was right before.
     async fn log_in_to(&self, host: &Host, options: &LoginOptions) -> Result<Backend, ConnectFailure> {
         let secret = self.secret(host, options).await?;
-        match self.try_transports(host, secret.clone(), options).await {
+        let refused = match self.try_transports(host, secret.clone(), options).await {
             Err(ConnectFailure::Refused(report))
-                if report.sqlstate == SqlState::INVALID_PASSWORD && password::may_change(&self.password) =>
+                if report.sqlstate == SqlState::INVALID_PASSWORD && self.password_may_change() =>
             {
-                let again = self.secret(host, options).await?;
-                if is_same(&secret, &again) {
-                    return Err(ConnectFailure::Refused(report));
-                }
-                self.try_transports(host, again, options).await
+                report
             }
-            done => done,
+            done => return done,
+        };
+        let again = self.secret(host, options).await?;
+        let other = if is_same(&secret, &again) {
+            self.salted.last_proven().filter(|proven| !is_same(&secret, proven))
+        } else {
+            Some(again)
+        };
+        match other {
+            Some(other) => self.try_transports(host, other, options).await,
+            None => Err(ConnectFailure::Refused(refused)),
         }
     }
 

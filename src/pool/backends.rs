@@ -216,6 +216,8 @@ impl Pool {
     /// in_hot_standby): idle backends are closed, used ones when they come back, and new ones look the name up (trap 80).
     pub fn suspect_upstream(&self) {
         tracing::warn!(pool = %self.key(), "the upstream may have changed; its backends are replaced");
+        // The next greeting is learned from a new login (trap 9).
+        self.core.parameters.store(None);
         self.core.retire_all(CloseReason::Broken);
         self.close_unfit();
     }
@@ -314,7 +316,8 @@ impl Pool {
             if self.core.is_closed() {
                 return Err(LeaseError::Unavailable(closed_report()));
             }
-            if let Some(report) = self.core.failures.remembered_refusal(Instant::now()) {
+            let refused = self.core.failures.remembered_refusal(Instant::now());
+            if let Some((report, _)) = refused.filter(|_| self.core.open_count() == 0) {
                 return Err(LeaseError::Refused(report));
             }
             tokio::select! {
@@ -326,8 +329,9 @@ impl Pool {
                     }
                 }
                 changed = failures.changed() => {
+                    // As in the line: an open backend is worth waiting for (trap 88).
                     let error = failures.borrow_and_update().clone();
-                    if changed.is_ok() {
+                    if changed.is_ok() && (self.core.open_count() == 0 || self.core.is_closed()) {
                         refusal(error)?;
                     }
                 }

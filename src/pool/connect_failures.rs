@@ -22,6 +22,8 @@ const REFUSAL_FIRST: Duration = Duration::from_millis(500);
 const REFUSAL_LONGEST: Duration = Duration::from_secs(5);
 /// The longest pause of connects that nobody waits for, after refusals.
 const UNWANTED_LONGEST: Duration = Duration::from_secs(15);
+/// How long a password that was right before, and may be changing now, is tried again before clients are told.
+const ROTATION_MAX: Duration = Duration::from_secs(10);
 /// The same failure over and over is one line per this time.
 const LOGGED_AGAIN: Duration = Duration::from_secs(30);
 
@@ -42,6 +44,8 @@ struct State {
     refusal: Option<(Report, Instant)>,
     /// When a connect that nobody waits for may be tried after a refusal.
     unwanted_at: Option<Instant>,
+    /// Since when a password that may change is refused.
+    rotating_since: Option<Instant>,
     last: Option<Report>,
     /// What the log was told last of a failure, and when.
     logged: Option<(Report, Instant)>,
@@ -99,13 +103,25 @@ impl ConnectFailures {
     }
 
     /// A refusal that is recent enough to be repeated without asking.
-    pub(crate) fn remembered_refusal(&self, now: Instant) -> Option<Report> {
-        let state = lock(&self.state);
-        state
-            .refusal
-            .as_ref()
-            .filter(|(_, until)| now < *until)
-            .map(|(report, _)| report.clone())
+    /// With when it ends to be so.
+    pub(crate) fn remembered_refusal(&self, now: Instant) -> Option<(Report, Instant)> {
+        lock(&self.state).refusal.clone().filter(|(_, until)| now < *until)
+    }
+
+    /// What a failure means for those who wait. A password that PostgreSQL no longer takes, of a pool whose password
+    /// `rotates` and was right before, is waited for a while: the file or command may be about to change (trap 88).
+    pub(crate) fn softened(&self, failure: ConnectFailure, rotates: bool, now: Instant) -> ConnectFailure {
+        match failure {
+            ConnectFailure::Refused(report) if rotates && report.sqlstate == SqlState::INVALID_PASSWORD => {
+                let since = *lock(&self.state).rotating_since.get_or_insert(now);
+                if now.saturating_duration_since(since) < ROTATION_MAX {
+                    ConnectFailure::Unavailable(report)
+                } else {
+                    ConnectFailure::Refused(report)
+                }
+            }
+            failure => failure,
+        }
     }
 
     /// The last failure since the last success.
@@ -142,7 +158,7 @@ impl ConnectFailures {
 
     pub(crate) fn failed(&self, failure: &ConnectFailure, now: Instant) {
         let mut state = lock(&self.state);
-        let logged = state.logged.take();
+        let (logged, rotating_since) = (state.logged.take(), state.rotating_since);
         match failure {
             ConnectFailure::Refused(report) => {
                 let times = state.refusals;
@@ -157,8 +173,12 @@ impl ConnectFailures {
                     ..State::default()
                 };
             }
-            ConnectFailure::Unavailable(_) => {
-                let pause = doubled(PAUSE_FIRST, state.unreached, PAUSE_LONGEST);
+            ConnectFailure::Unavailable(report) => {
+                let pause = match report.sqlstate.class() {
+                    // A login counts where accounts are locked; a connect that nobody answers costs nothing.
+                    "28" => doubled(PAUSE_LONGEST / 8, state.unreached, PAUSE_LONGEST * 2),
+                    _ => doubled(PAUSE_FIRST, state.unreached, PAUSE_LONGEST),
+                };
                 state.unreached = state.unreached.saturating_add(1);
                 state.next_at = Some(now + jittered(pause));
                 state.refusal = None;
@@ -167,6 +187,7 @@ impl ConnectFailures {
         }
         state.last = Some(failure.report().clone());
         state.logged = logged;
+        state.rotating_since = rotating_since;
     }
 }
 
@@ -205,7 +226,7 @@ mod tests {
         failures.failed(&ConnectFailure::Refused(report.clone()), now);
         assert_eq!(
             failures.remembered_refusal(now + Duration::from_millis(4999)),
-            Some(report)
+            Some((report, now + REFUSAL_LONGEST))
         );
         assert_eq!(failures.remembered_refusal(now + Duration::from_secs(5)), None);
     }

@@ -21,6 +21,9 @@ use crate::config::PoolConfig;
 use crate::metrics::{BackendGauge, BackendState, CloseReason, Metrics, PoolMetrics};
 use crate::wire::{Report, SqlState};
 
+/// How often a connect that was refused looks whether the last open backend has gone.
+const REFUSED_TICK: Duration = Duration::from_millis(100);
+
 /// Why bb8 got no backend.
 #[derive(Debug, Clone)]
 pub(crate) enum ConnectError {
@@ -84,8 +87,15 @@ impl bb8::ManageConnection for BackendManager {
         // Counted before the first await, so that nobody opens one more beside it.
         let _connecting = Connecting::new(core);
         let _turn = core.failures.turn(&core.demand).await?;
-        if let Some(report) = core.failures.remembered_refusal(Instant::now()) {
-            return Err(ConnectError::Failed(ConnectFailure::Refused(report)));
+        while let Some((report, until)) = core.failures.remembered_refusal(Instant::now()) {
+            if core.open_count() == 0 {
+                return Err(ConnectError::Failed(ConnectFailure::Refused(report)));
+            }
+            // Those who wait are served by the backends that are open: PostgreSQL is asked again in a while.
+            tokio::select! {
+                () = tokio::time::sleep_until(until.min(Instant::now() + REFUSED_TICK)) => {}
+                () = core.demand.gone() => return Err(ConnectError::NotWanted),
+            }
         }
         let want = if core.open_count() == 0 {
             Want::Starved
@@ -161,6 +171,8 @@ impl PoolCore {
                 Ok(open)
             }
             Err(failure) => {
+                let rotates = self.has_logged_in() && connector.password_may_change();
+                let failure = self.failures.softened(failure, rotates, Instant::now());
                 self.connect_failed(&failure);
                 Err(ConnectError::Failed(failure))
             }
@@ -186,7 +198,7 @@ impl PoolCore {
         self.failures.failed(failure, Instant::now());
         let (reached, report) = match failure {
             ConnectFailure::Refused(report) => (true, report),
-            ConnectFailure::Unavailable(report) => (report.sqlstate == SqlState::TOO_MANY_CONNECTIONS, report),
+            ConnectFailure::Unavailable(report) => (matches!(report.sqlstate.class(), "28" | "53"), report),
         };
         self.metrics.readiness().upstream_up(reached);
         if self.failures.is_news(report, Instant::now()) {
