@@ -52,7 +52,6 @@ pub struct Lease {
     held: Held,
     admitted: Option<Admitted>,
     holder: Arc<Holder>,
-    is_pinned: bool,
 }
 
 #[derive(Debug)]
@@ -86,7 +85,6 @@ impl Lease {
             held,
             admitted,
             holder: Arc::clone(holder),
-            is_pinned: false,
         };
         let open = lease.open_mut();
         open.backend.begin_use();
@@ -149,7 +147,6 @@ impl Lease {
     /// The client keeps the backend beyond its transactions, and why; or no longer.
     pub fn set_pin(&mut self, reason: Option<PinReason>) {
         self.holder.set_pin(reason);
-        self.is_pinned = reason.is_some();
         let state = if reason.is_some() {
             BackendState::Pinned
         } else {
@@ -185,9 +182,6 @@ impl Lease {
         }
         self.holder.cancel_slot().end_lease();
         self.holder.set_idle_in_transaction(false);
-        if self.is_pinned {
-            self.holder.set_pin(None);
-        }
         let admitted = self.admitted.take();
         match (held, admitted) {
             (Held::Pooled(mut connection), Some(admitted)) => {

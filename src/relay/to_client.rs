@@ -162,7 +162,10 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
         if let Some(lease) = self.lease.as_mut() {
-            lease.parameters.set(&name, &value);
+            lease.learn_parameter(&ParameterStatus {
+                name: name.as_bytes(),
+                value: value.as_bytes(),
+            });
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.get(&name).map(str::to_owned);
                 parties
