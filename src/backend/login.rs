@@ -312,10 +312,8 @@ impl Connector {
             .await
             .map_err(|error| {
                 if error.is_unavailable() {
-                    let report = Report::fatal(
-                        SqlState::CONNECTION_FAILURE,
-                        "could not connect to the database server",
-                    );
+                    let report =
+                        Report::fatal(SqlState::CONNECTION_FAILURE, "could not connect to the database server");
                     Attempt::last(ConnectFailure::Unavailable(report.with_detail_log(error.message)))
                 } else {
                     let report = Report::fatal(

@@ -1,7 +1,7 @@
 //! What every client's task is given: passed down by argument, never global, so that a test can make two of everything.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -12,6 +12,10 @@ use crate::metrics::Metrics;
 use crate::net::tls::{ClientTls, TlsConfigError};
 use crate::pool::{CancelKeys, Pools};
 use crate::protocol::scram::MockSecret;
+use crate::relay::Exchange;
+
+/// Exchanges that are kept for reuse: two buffers of 8 KiB each.
+const SPARE_EXCHANGES_MAX: usize = 64;
 
 /// What a reload replaces as one: no client sees half of an old and half of a new configuration.
 #[derive(Debug)]
@@ -76,6 +80,7 @@ pub struct ClientContext {
     pub cancel_keys: Arc<CancelKeys>,
     /// What auth.query said lately.
     pub auth_query: AuthQueryCache,
+    spare_exchanges: Mutex<Vec<Box<Exchange>>>,
     mock_key: [u8; 32],
     next_client: AtomicU64,
     clients: AtomicUsize,
@@ -128,6 +133,7 @@ impl ClientContext {
             metrics,
             cancel_keys: CancelKeys::new(),
             auth_query: AuthQueryCache::default(),
+            spare_exchanges: Mutex::default(),
             mock_key,
             next_client: AtomicU64::new(1),
             clients: AtomicUsize::new(0),
@@ -149,6 +155,25 @@ impl ClientContext {
     pub fn replace(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
         self.auth_query.clear();
+    }
+
+    /// Buffers and queues for a busy client.
+    pub fn take_exchange(&self) -> Box<Exchange> {
+        let spare = self
+            .spare_exchanges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        spare.unwrap_or_default()
+    }
+
+    /// They are kept for the next one, up to a bound.
+    pub fn give_back_exchange(&self, mut exchange: Box<Exchange>) {
+        exchange.recycle();
+        let mut spare = self.spare_exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_EXCHANGES_MAX {
+            spare.push(exchange);
+        }
     }
 
     /// A number that no other client of this process has.

@@ -1,7 +1,6 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
 use crate::backend::ServerParameters;
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
-use crate::drain::{DrainSignal, Phase};
+use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
 use crate::net::{IdleState, Stream};
@@ -43,7 +42,7 @@ pub struct Session {
     context: Arc<ClientContext>,
     snapshot: Arc<Snapshot>,
     gauge: ClientGauge,
-    drain: DrainSignal,
+    drain: DrainWatch,
 }
 
 /// What follows a busy spell.
@@ -94,7 +93,7 @@ impl Session {
             context,
             snapshot,
             gauge,
-            drain,
+            drain: DrainWatch::new(drain),
         };
         (session, dedicated)
     }
@@ -120,16 +119,24 @@ impl Session {
         self.gauge.set(ClientState::Idle);
         let limit = self.snapshot.config.limits.client_idle_timeout;
         let leave_at = self.drain_phase_between_transactions();
-        let timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
-        let last_words = {
-            let mut drain = self.drain.clone();
-            let draining = std::pin::pin!(drain.changed_to(leave_at));
-            idle_race(&mut self.stream, draining, timer).await
-        };
+        let mut timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
+        let last_words = std::future::poll_fn(|cx| {
+            if self.stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(Some(error::shutting_down()));
+            }
+            match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
         match last_words {
             None => true,
             Some(report) => {
-                self.say_last(&report).await;
+                Box::pin(self.say_last(&report)).await;
                 false
             }
         }
@@ -151,7 +158,7 @@ impl Session {
 
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
         self.catch_up();
-        let mut exchange = Exchange::default();
+        let mut exchange = self.context.take_exchange();
         exchange.preload(&early);
         if let Some(lease) = dedicated {
             exchange.attach(lease);
@@ -160,31 +167,57 @@ impl Session {
         let rules = self.rules();
         let mut unseen_retries = 0;
         loop {
-            let interruption = self.next_interruption(&mut exchange, &rules).await;
-            let then = match interruption {
-                Interruption::Tick => self.enforce_limits(&mut exchange).await,
-                Interruption::Drain => self.leave(&mut exchange, &error::shutting_down()).await,
-                Interruption::Outcome(outcome) => match outcome {
-                    Outcome::NeedsBackend => self.acquire(&mut exchange, &rules).await,
-                    Outcome::Settled => self.give_back(&mut exchange).await,
-                    Outcome::Drained => Some(Then::Idle),
-                    Outcome::ClientGone => self.clean_up(&mut exchange).await,
-                    Outcome::BackendLost(loss) => {
-                        unseen_retries += 1;
-                        self.on_loss(&mut exchange, &rules, loss, unseen_retries).await
+            let then = match self.next_interruption(&mut exchange, &rules).await {
+                Interruption::Outcome(Outcome::NeedsBackend) => match self.pool.try_lease(&self.holder) {
+                    Some(lease) => {
+                        exchange.attach(lease);
+                        None
                     }
-                    Outcome::PreludeFailed(report) => self.on_prelude_failure(&mut exchange, &rules, report).await,
-                    Outcome::ClientViolation(report) => self.leave(&mut exchange, &report).await,
-                    Outcome::TransactionRefused => self.leave(&mut exchange, &error::transactions_not_allowed()).await,
+                    None => Box::pin(self.acquire(&mut exchange, &rules)).await,
                 },
+                Interruption::Outcome(Outcome::Settled) if !exchange.catalog_changed && !exchange.read_only_refused => {
+                    self.observe(&mut exchange);
+                    exchange.detach().map(Lease::park);
+                    None
+                }
+                Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),
+                // Boxed: what is rare is no part of what every transaction allocates.
+                rare => Box::pin(self.on_rare(rare, &mut exchange, &rules, &mut unseen_retries)).await,
             };
             if exchange.new_pins {
                 self.announce_pin(&mut exchange);
             }
             if let Some(then) = then {
                 self.observe(&mut exchange);
+                self.context.give_back_exchange(exchange);
                 return then;
             }
+        }
+    }
+
+    async fn on_rare(
+        &mut self,
+        interruption: Interruption,
+        exchange: &mut Exchange,
+        rules: &Rules,
+        unseen_retries: &mut u32,
+    ) -> Option<Then> {
+        match interruption {
+            Interruption::Tick => self.enforce_limits(exchange).await,
+            Interruption::Drain => self.leave(exchange, &error::shutting_down()).await,
+            Interruption::Outcome(outcome) => match outcome {
+                Outcome::NeedsBackend => self.acquire(exchange, rules).await,
+                Outcome::Settled => self.give_back_in_doubt(exchange).await,
+                Outcome::Drained => Some(Then::Idle),
+                Outcome::ClientGone => self.clean_up(exchange).await,
+                Outcome::BackendLost(loss) => {
+                    *unseen_retries += 1;
+                    self.on_loss(exchange, rules, loss, *unseen_retries).await
+                }
+                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, report).await,
+                Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
+                Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
+            },
         }
     }
 
@@ -200,41 +233,43 @@ impl Session {
     }
 
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
-        let has_limits = has_limits(&self.snapshot.config.limits);
         let leave_at = if exchange.is_between_transactions() {
             self.drain_phase_between_transactions()
         } else {
             Phase::ClosingAll
         };
-        let mut drain = self.drain.clone();
-        let parties = Parties {
+        let has_limits = has_limits(&self.snapshot.config.limits);
+        let mut tick = has_limits.then(|| Box::pin(tokio::time::sleep(LIMIT_TICK)));
+        let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
             neutral: &self.neutral,
         };
-        tokio::select! {
-            biased;
-            outcome = exchange.next(parties) => Interruption::Outcome(outcome),
-            _ = drain.changed_to(leave_at) => Interruption::Drain,
-            () = tokio::time::sleep(LIMIT_TICK), if has_limits => Interruption::Tick,
-        }
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
+                return Poll::Ready(Interruption::Outcome(outcome));
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(Interruption::Drain);
+            }
+            match tick.as_mut().map(|tick| tick.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Interruption::Tick),
+                _ => Poll::Pending,
+            }
+        })
+        .await
     }
 
     // --- getting and giving back a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
-        if let Some(lease) = self.pool.try_lease(&self.holder) {
-            exchange.attach(lease);
-            return None;
-        }
         self.gauge.set(ClientState::Waiting);
-        let mut drain = self.drain.clone();
         let leased = tokio::select! {
             biased;
             leased = self.pool.lease(&self.holder) => leased,
             () = client_left(&mut self.stream) => return Some(Then::End),
-            _ = drain.changed_to(Phase::ClosingAll) => {
+            () = self.drain.reached(Phase::ClosingAll) => {
                 return self.leave(exchange, &error::shutting_down()).await;
             }
         };
@@ -260,21 +295,23 @@ impl Session {
         exchange.refuse_next(&report, &mut parties);
     }
 
-    async fn give_back(&mut self, exchange: &mut Exchange) -> Option<Then> {
+    /// What is known of the server may be old: it is asked before anyone else has the backend.
+    async fn give_back_in_doubt(&mut self, exchange: &mut Exchange) -> Option<Then> {
         self.observe(exchange);
         let mut lease = exchange.detach()?;
-        if std::mem::take(&mut exchange.catalog_changed) {
-            let knowledge = self.pool.knowledge();
-            knowledge.doubt_catalog();
-            if let Err(error) = knowledge.read_catalog(&mut lease).await {
-                tracing::info!(%error, "a backend was lost while the catalog was read");
-                return None;
-            }
-        }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
         }
-        lease.park();
+        if !std::mem::take(&mut exchange.catalog_changed) {
+            lease.park();
+            return None;
+        }
+        let knowledge = self.pool.knowledge();
+        knowledge.doubt_catalog();
+        match knowledge.read_catalog(&mut lease).await {
+            Ok(()) => lease.park(),
+            Err(error) => tracing::info!(%error, "a backend was lost while the catalog was read"),
+        }
         None
     }
 
@@ -450,27 +487,6 @@ impl Session {
             lease.set_pin(Some(reason));
         }
     }
-}
-
-/// Waits for the first of: the client's bytes (`None`), the drain, the idle limit (their last words).
-async fn idle_race(
-    stream: &mut Stream,
-    mut draining: Pin<&mut impl Future<Output = Phase>>,
-    mut timer: Option<Pin<Box<tokio::time::Sleep>>>,
-) -> Option<Report> {
-    std::future::poll_fn(|cx| {
-        if stream.poll_read_ready(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        if draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(error::shutting_down()));
-        }
-        match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
-            _ => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// Ends when the client has closed its side; never while it may only have sent more.

@@ -215,10 +215,7 @@ impl Pool {
     /// Something says that the upstream's name now leads elsewhere, or this server changed its role (25006, a flip of
     /// in_hot_standby): idle backends are closed, used ones when they come back, and new ones look the name up (trap 80).
     pub fn suspect_upstream(&self) {
-        tracing::warn!(pool = %self.key(), "the upstream may have changed; its backends are replaced");
-        // The next greeting is learned from a new login (trap 9).
-        self.core.parameters.store(None);
-        self.core.retire_all(CloseReason::Broken);
+        self.core.suspect_upstream();
         self.close_unfit();
     }
 
@@ -342,7 +339,7 @@ impl Pool {
     fn take_parked(&self, client_id: u64) -> Option<Pooled> {
         loop {
             let mut connection = lock(&self.parked).take(client_id)?;
-            if connection.is_fit() {
+            if connection.is_still_fit() {
                 return Some(connection);
             }
             drop(connection);
@@ -378,13 +375,11 @@ impl Pool {
     pub(crate) fn take_back(&self, mut connection: Pooled, client_id: u64) {
         connection.record.came_back(self.core.now());
         connection.count_as(BackendState::Idle);
-        if connection.backend.role_changed() {
-            self.suspect_upstream();
-        }
+        connection.keeps_its_role();
         if self
             .core
             .total_cap
-            .claims_released(self.core.demand.is_some() || self.has_line())
+            .claims_released(self.core.number, self.core.demand.is_some() || self.has_line())
         {
             connection.condemn(CloseReason::Evicted);
         }
@@ -432,11 +427,7 @@ impl Pool {
             }
         }
         drop(parked);
-        let role_changed = unfit.iter().any(|connection| connection.backend.role_changed());
         drop(unfit);
-        if role_changed {
-            self.suspect_upstream();
-        }
     }
 
     /// Closes the backend that was idle longest. Says whether there was one.
@@ -512,7 +503,7 @@ impl PoolCore {
         if self.is_closed() {
             return Err(LeaseError::Unavailable(closed_report()));
         }
-        let place = self.total_cap.take(Want::Hungry).await;
+        let place = self.total_cap.take(self.number, Want::Hungry).await;
         let passed_secret = self.login_options.load().passed_secret.clone();
         let options = LoginOptions {
             passed_secret,

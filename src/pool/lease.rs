@@ -120,6 +120,7 @@ impl Lease {
             Ok(()) => self.discard(CloseReason::Cancelled),
             Err(error) => {
                 tracing::info!(%error, "a backend could not be reset");
+                tracing::info!(%error, "a backend could not be reset");
                 self.discard(CloseReason::ResetFailed);
             }
         }
@@ -176,10 +177,13 @@ impl Lease {
 
     /// Ends the hold: `close` is why the backend is not given back.
     fn end(&mut self, close: Option<CloseReason>) {
-        let held = std::mem::replace(&mut self.held, Held::Over);
-        if matches!(held, Held::Over) {
+        if matches!(self.held, Held::Over) {
             return;
         }
+        if self.open().is_pinned() {
+            self.holder.set_pin(None);
+        }
+        let held = std::mem::replace(&mut self.held, Held::Over);
         self.holder.cancel_slot().end_lease();
         self.holder.set_idle_in_transaction(false);
         let admitted = self.admitted.take();

@@ -39,6 +39,8 @@ pub(crate) enum ConnectError {
 #[derive(Debug)]
 pub(crate) struct PoolCore {
     pub(crate) key: PoolKey,
+    /// Tells pools apart, also those of the same key at different times.
+    pub(crate) number: u64,
     pub(crate) settings: ArcSwap<PoolConfig>,
     pub(crate) connector: ArcSwap<Connector>,
     pub(crate) login_options: ArcSwap<LoginOptions>,
@@ -103,7 +105,7 @@ impl bb8::ManageConnection for BackendManager {
             Want::Hungry
         };
         let place = tokio::select! {
-            place = core.total_cap.take(want) => place,
+            place = core.total_cap.take(core.number, want) => place,
             () = core.demand.gone() => return Err(ConnectError::NotWanted),
         };
         core.open(place).await
@@ -120,7 +122,6 @@ impl bb8::ManageConnection for BackendManager {
 }
 
 impl PoolCore {
-    #[allow(clippy::too_many_arguments, reason = "made in one place")]
     pub(crate) fn new(
         key: PoolKey,
         settings: PoolConfig,
@@ -137,6 +138,7 @@ impl PoolCore {
             login_options: ArcSwap::from_pointee(login_options),
             metrics,
             pool_metrics,
+            number: total_cap.next_pool_number(),
             failures: ConnectFailures::new(),
             demand: Arc::default(),
             total_cap,
@@ -267,6 +269,13 @@ impl PoolCore {
         may
     }
 
+    pub(crate) fn suspect_upstream(&self) {
+        tracing::warn!(pool = %self.key, "the upstream is not what it was; its backends are replaced");
+        // The next greeting is learned from a new login (trap 9).
+        self.parameters.store(None);
+        self.retire_all(CloseReason::Broken);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
     }
@@ -327,6 +336,16 @@ impl OpenBackend {
         self.close_reason.get_or_insert(reason);
     }
 
+    /// [`is_fit`](Self::is_fit) for one that was given back a moment ago: as long as the runtime has heard nothing from it, the kernel
+    /// is not asked.
+    pub(crate) fn is_still_fit(&mut self) -> bool {
+        let quiet = self.backend.read_buffer.is_empty() && self.backend.stream.has_been_quiet();
+        if quiet && !self.is_condemned() && self.backend.condition() == crate::backend::Condition::Clean {
+            return true;
+        }
+        self.is_fit()
+    }
+
     /// Whether it can be lent: not retired, clean, and silent or harmless on its socket.
     pub(crate) fn is_fit(&mut self) -> bool {
         if self.is_condemned() {
@@ -339,7 +358,7 @@ impl OpenBackend {
                         .parameters
                         .store(Some(Arc::clone(self.backend.neutral_parameters())));
                 }
-                true
+                self.keeps_its_role()
             }
             crate::backend::IdleVerdict::Gone(sqlstate) => {
                 tracing::info!(pool = %self.core.key, ?sqlstate, "an idle backend ended");
@@ -349,8 +368,21 @@ impl OpenBackend {
         }
     }
 
+    /// A server that was promoted or demoted is another one than the pool logged in to: every backend of before is
+    /// closed when it is idle, and new ones look the upstream's name up (trap 80).
+    pub(crate) fn keeps_its_role(&mut self) -> bool {
+        if self.backend.role_changed() && self.record.retired().is_none() {
+            self.core.suspect_upstream();
+        }
+        !self.is_condemned()
+    }
+
     pub(crate) fn core(&self) -> &Arc<PoolCore> {
         &self.core
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.gauge.state() == BackendState::Pinned
     }
 
     pub(crate) fn count_as(&mut self, state: BackendState) {

@@ -76,7 +76,10 @@ impl Record {
     /// What its holder asked last, without literals; `None` before it asked anything.
     pub(crate) fn fingerprint(&self) -> Option<String> {
         let lent = lock(&self.lent);
-        let kept = lent.statement.get(..lent.statement_len).filter(|kept| !kept.is_empty())?;
+        let kept = lent
+            .statement
+            .get(..lent.statement_len)
+            .filter(|kept| !kept.is_empty())?;
         Some(fingerprint(kept, lent.lexing, lent.is_cut))
     }
 

@@ -166,6 +166,12 @@ impl Registry {
         }
     }
 
+    /// Whether this is the pool of the upstream's own database and user, which is kept warm whatever comes.
+    pub(crate) fn is_default(&self, key: &PoolKey) -> bool {
+        let config = self.config.load();
+        key.database == config.upstream.dbname && key.user == config.upstream.user
+    }
+
     fn pool(self: &Arc<Self>, key: &PoolKey) -> Result<Arc<Pool>, LeaseError> {
         let mut pools = lock(&self.pools);
         if let Some(pool) = pools.get(key) {
@@ -188,8 +194,7 @@ impl Registry {
         let core = PoolCore::new(key.clone(), settings, connector, options, metrics, total_cap);
         let pool = Pool::new(core);
         pools.insert(key.clone(), Arc::clone(&pool));
-        let stays_warm = *key == self.default_key();
-        tokio::spawn(keeper::keep(Arc::downgrade(&pool), Arc::downgrade(self), stays_warm));
+        tokio::spawn(keeper::keep(Arc::downgrade(&pool), Arc::downgrade(self)));
         Ok(pool)
     }
 

@@ -176,6 +176,16 @@ impl<N> Default for Pipeline<N> {
 }
 
 impl<N> Pipeline<N> {
+    /// As new; the queue's memory is kept.
+    pub fn recycle(&mut self) {
+        let mut items = std::mem::take(&mut self.items);
+        items.clear();
+        *self = Self {
+            items,
+            ..Self::default()
+        };
+    }
+
     /// The status of the last ReadyForQuery.
     pub const fn status(&self) -> TransactionStatus {
         self.status

@@ -81,6 +81,23 @@ impl Default for Flow {
 }
 
 impl Flow {
+    /// As new, but for its buffers, which are kept unless they were made for bulk.
+    pub(super) fn recycle(&mut self) {
+        let (mut read, mut own) = (std::mem::take(&mut self.read), std::mem::take(&mut self.own));
+        let mut pieces = std::mem::take(&mut self.pieces);
+        read.clear();
+        own.clear();
+        pieces.clear();
+        *self = Self::default();
+        if read.capacity() <= BUFFER_LEN {
+            self.read = read;
+        }
+        if own.capacity() <= BUFFER_LEN {
+            self.own = own;
+        }
+        self.pieces = pieces;
+    }
+
     /// Bytes that arrived and were not decided on.
     pub fn undecided(&self) -> &[u8] {
         self.read.get(self.decided..).unwrap_or_default()

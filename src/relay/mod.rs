@@ -184,6 +184,21 @@ impl Default for Exchange {
 }
 
 impl Exchange {
+    /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
+    pub fn recycle(&mut self) {
+        self.up.recycle();
+        self.down.recycle();
+        self.pipeline.recycle();
+        let (up, down) = (std::mem::take(&mut self.up), std::mem::take(&mut self.down));
+        let pipeline = std::mem::take(&mut self.pipeline);
+        *self = Self {
+            up,
+            down,
+            pipeline,
+            ..Self::default()
+        };
+    }
+
     /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
@@ -256,12 +271,8 @@ impl Exchange {
         self.up.preload(bytes);
     }
 
-    /// Waits for the next thing that the session must decide.
-    pub async fn next(&mut self, mut parties: Parties<'_>) -> Outcome {
-        std::future::poll_fn(|cx| self.poll(cx, &mut parties)).await
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+    /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
+    pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
         loop {
             let up = self.poll_up(cx, parties);
             if let Step::Stop(outcome) = up {

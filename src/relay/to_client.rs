@@ -125,14 +125,15 @@ impl Exchange {
         }
         self.commit_at_risk = false;
         self.cancel_sent_at = None;
-        self.answered_at = self.query_since.map(|_| std::time::Instant::now());
-        self.finished.query = self.query_since.take().map(|since| since.elapsed());
+        let now = std::time::Instant::now();
+        self.answered_at = Some(now);
+        self.finished.query = self.query_since.take().map(|since| now - since);
         if let Some(lease) = self.lease.as_ref().filter(|_| status != TransactionStatus::Idle) {
             lease.holder().set_idle_in_transaction(true);
         }
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;
-            self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
+            self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             parties.session.transaction_ended();
         }
     }

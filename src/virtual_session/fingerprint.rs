@@ -13,7 +13,9 @@ pub fn fingerprint(text: &[u8], lexing: Lexing, is_cut: bool) -> String {
     let mut set = SetClause::Start;
     loop {
         match lexer.next_token() {
-            Ok(Some(token)) if is_cut && token.end >= text.len() => break written.cut(),
+            Ok(Some(token)) if is_cut && usize::try_from(token.end).is_ok_and(|end| end >= text.len()) => {
+                break written.cut();
+            }
             Ok(Some(token)) => {
                 let bytes = token.bytes(text);
                 let was_value = set == SetClause::Value;
@@ -62,11 +64,11 @@ impl SetClause {
 #[derive(Default)]
 struct Writer {
     text: String,
-    last_end: usize,
+    last_end: u32,
 }
 
 impl Writer {
-    fn word(&mut self, bytes: &[u8], start: usize, end: usize) {
+    fn word(&mut self, bytes: &[u8], start: u32, end: u32) {
         if start > self.last_end && !self.text.is_empty() {
             self.text.push(' ');
         }
@@ -82,8 +84,7 @@ impl Writer {
     }
 
     fn cut(mut self) -> String {
-        self.text
-            .push_str(if self.text.is_empty() { "…" } else { " …" });
+        self.text.push_str(if self.text.is_empty() { "…" } else { " …" });
         self.text
     }
 }
@@ -106,7 +107,10 @@ mod tests {
             ),
             ("/* secret */ SELECT \"Col\"", "SELECT \"Col\""),
             ("SET app.tenant TO secret", "SET app.tenant TO ?"),
-            ("set local app.tenant = a, b; select 1", "set local app.tenant = ?; select ?"),
+            (
+                "set local app.tenant = a, b; select 1",
+                "set local app.tenant = ?; select ?",
+            ),
             ("ALTER ROLE x PASSWORD 'secret'", "ALTER ROLE x PASSWORD ?"),
             ("ALTER ROLE x SET app.key TO secret", "ALTER ROLE x SET app.key TO ?"),
             ("", ""),

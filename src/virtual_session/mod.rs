@@ -10,6 +10,7 @@ mod definitions;
 pub mod effects_cache;
 pub mod fingerprint;
 mod keywords;
+mod ordinary_statement;
 pub mod parameters;
 pub mod pins;
 pub mod reset;

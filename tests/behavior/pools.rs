@@ -72,7 +72,9 @@ async fn trap_75_lost_idle_backends_are_noticed_without_a_query_and_replaced() {
     assert!(process_ids(&database).iter().all(|id| !before.contains(id)));
     assert_eq!(sidecar.metric("pgsidecar_queries_total", &[]).await, Some(0.0));
     assert_eq!(
-        sidecar.metric("pgsidecar_backend_closed_total", &[("reason", "broken")]).await,
+        sidecar
+            .metric("pgsidecar_backend_closed_total", &[("reason", "broken")])
+            .await,
         Some(3.0)
     );
 }
@@ -133,7 +135,9 @@ async fn trap_47_an_off_timeout_closes_nothing() {
         .start_ready()
         .await;
     other
-        .wait_metric("pgsidecar_backend_closed_total", &[("reason", "lifetime")], |closed| closed >= 2.0)
+        .wait_metric("pgsidecar_backend_closed_total", &[("reason", "lifetime")], |closed| {
+            closed >= 2.0
+        })
         .await;
     assert_eq!(client.value("SELECT pg_backend_pid()").await, backend);
 }
@@ -151,7 +155,9 @@ async fn trap_47_max_lifetime_replaces_idle_backends_at_different_times_and_neve
     client.ask("BEGIN").await;
     let backend = client.value("SELECT pg_backend_pid()").await;
     sidecar
-        .wait_metric("pgsidecar_backend_closed_total", &[("reason", "lifetime")], |closed| closed >= 3.0)
+        .wait_metric("pgsidecar_backend_closed_total", &[("reason", "lifetime")], |closed| {
+            closed >= 3.0
+        })
         .await;
     assert_eq!(client.value("SELECT pg_backend_pid()").await, backend);
     client.ask("COMMIT").await;
@@ -175,7 +181,9 @@ async fn trap_79_sixteen_waiters_open_sixteen_backends_at_once() {
             }
             session.login().await?;
             session.until_query("taken").await?;
-            session.complete("SELECT 0", pgsidecar::wire::backend_message::TransactionStatus::Idle).await?;
+            session
+                .complete("SELECT 0", pgsidecar::wire::backend_message::TransactionStatus::Idle)
+                .await?;
             session.serve().await
         }
     })
@@ -197,7 +205,10 @@ async fn trap_79_sixteen_waiters_open_sixteen_backends_at_once() {
 #[tokio::test]
 async fn who_asked_first_is_served_first() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let mut holder = login(&sidecar, &database).await;
     holder.ask("CREATE SEQUENCE turn").await;
     holder.ask("BEGIN").await;
@@ -221,7 +232,10 @@ async fn who_asked_first_is_served_first() {
 #[tokio::test]
 async fn trap_46_waiters_that_leave_lose_no_backend() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "2").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
     for _ in 0..10 {
         let mut holders = [login(&sidecar, &database).await, login(&sidecar, &database).await];
         for holder in &mut holders {
@@ -259,7 +273,11 @@ async fn the_53300_of_a_timeout_counts_who_holds_and_the_log_names_them() {
         .await;
     let mut named = RawClient::connect(sidecar.port).await;
     named
-        .log_in(USER, PASSWORD, &[("database", &database.name), ("application_name", "billing")])
+        .log_in(
+            USER,
+            PASSWORD,
+            &[("database", &database.name), ("application_name", "billing")],
+        )
         .await
         .expect("the login succeeds");
     named.ask("BEGIN").await;
@@ -292,7 +310,10 @@ async fn the_53300_of_a_timeout_counts_who_holds_and_the_log_names_them() {
         assert!(detail.contains(part), "{part} in {detail}");
     }
     assert!(told.hint.is_some_and(|hint| hint.contains("pool.max_size")));
-    assert!(!detail.contains("billing"), "other clients are no client's business: {detail}");
+    assert!(
+        !detail.contains("billing"),
+        "other clients are no client's business: {detail}"
+    );
     let line = sidecar.wait_for_log("a client got no backend in time").await;
     for part in [
         "billing",
@@ -390,8 +411,14 @@ async fn trap_77_a_refused_login_leaves_those_who_can_have_an_open_backend_alone
 
 #[tokio::test]
 async fn pools_are_made_for_the_databases_and_users_that_clients_name() {
-    let (one, two) = (Postgres::shared().create_database(), Postgres::shared().create_database());
-    Postgres::shared().psql("postgres", &format!("GRANT ALL ON DATABASE {} TO {OTHER_USER}", one.name));
+    let (one, two) = (
+        Postgres::shared().create_database(),
+        Postgres::shared().create_database(),
+    );
+    Postgres::shared().psql(
+        "postgres",
+        &format!("GRANT ALL ON DATABASE {} TO {OTHER_USER}", one.name),
+    );
     let sidecar = Sidecar::builder(&one)
         .set(
             "USERS",
@@ -420,13 +447,22 @@ async fn pools_are_made_for_the_databases_and_users_that_clients_name() {
         .expect_err("PostgreSQL has no such database");
     assert_eq!(told.sqlstate, SqlState::INVALID_CATALOG_NAME);
     assert_eq!(told.message, "database \"no_such_database\" does not exist");
-    assert!(!sidecar.metrics().await.contains("no_such_database"), "trap 92: never a label");
+    assert!(
+        !sidecar.metrics().await.contains("no_such_database"),
+        "trap 92: never a label"
+    );
 }
 
 #[tokio::test]
 async fn databases_restricts_renames_redirects_and_changes_the_user() {
-    let (one, two) = (Postgres::shared().create_database(), Postgres::shared().create_database());
-    Postgres::shared().psql("postgres", &format!("GRANT ALL ON DATABASE {} TO {OTHER_USER}", two.name));
+    let (one, two) = (
+        Postgres::shared().create_database(),
+        Postgres::shared().create_database(),
+    );
+    Postgres::shared().psql(
+        "postgres",
+        &format!("GRANT ALL ON DATABASE {} TO {OTHER_USER}", two.name),
+    );
     let elsewhere = two.url_as(OTHER_USER, OTHER_PASSWORD);
     let yaml = format!(
         "listen: 127.0.0.1:$PORT\nmetrics: {{listen: '127.0.0.1:$METRICS_PORT'}}\n\
@@ -473,10 +509,15 @@ async fn beyond_max_total_the_longest_idle_backend_of_another_pool_makes_room() 
         assert!(open <= 3, "{open}");
     }
     sidecar
-        .wait_metric("pgsidecar_backend_closed_total", &[("reason", "evicted")], |evicted| evicted >= 3.0)
+        .wait_metric("pgsidecar_backend_closed_total", &[("reason", "evicted")], |evicted| {
+            evicted >= 3.0
+        })
         .await;
     // Both places in use: who comes third waits until one is free, and is served.
-    let mut holders = [login(&sidecar, &databases[0]).await, login(&sidecar, &databases[1]).await];
+    let mut holders = [
+        login(&sidecar, &databases[0]).await,
+        login(&sidecar, &databases[1]).await,
+    ];
     for holder in &mut holders {
         holder.ask("BEGIN").await;
     }
@@ -490,7 +531,10 @@ async fn beyond_max_total_the_longest_idle_backend_of_another_pool_makes_room() 
 #[tokio::test]
 async fn beyond_max_pools_one_that_nobody_uses_goes_and_its_labels_with_it() {
     let databases: Vec<_> = (0..3).map(|_| Postgres::shared().create_database()).collect();
-    let sidecar = Sidecar::builder(&databases[0]).set("POOL__MAX_POOLS", "2").start_ready().await;
+    let sidecar = Sidecar::builder(&databases[0])
+        .set("POOL__MAX_POOLS", "2")
+        .start_ready()
+        .await;
     let mut kept = login(&sidecar, &databases[0]).await;
     kept.value("SELECT 1").await;
     login(&sidecar, &databases[1]).await.value("SELECT 1").await;
@@ -516,21 +560,33 @@ async fn beyond_max_pools_one_that_nobody_uses_goes_and_its_labels_with_it() {
 
 #[tokio::test]
 async fn the_labels_of_a_pool_that_was_idle_for_long_are_gone() {
-    let (one, two) = (Postgres::shared().create_database(), Postgres::shared().create_database());
-    let sidecar = Sidecar::builder(&one).set("POOL__IDLE_TIMEOUT", "300ms").start_ready().await;
+    let (one, two) = (
+        Postgres::shared().create_database(),
+        Postgres::shared().create_database(),
+    );
+    let sidecar = Sidecar::builder(&one)
+        .set("POOL__IDLE_TIMEOUT", "300ms")
+        .start_ready()
+        .await;
     login(&sidecar, &two).await.value("SELECT 1").await;
     crate::support::eventually("the labels go", async || {
         (!sidecar.metrics().await.contains(&two.name)).then_some(())
     })
     .await;
-    assert!(sidecar.metrics().await.contains(&one.name), "the upstream's own pool stays");
+    assert!(
+        sidecar.metrics().await.contains(&one.name),
+        "the upstream's own pool stays"
+    );
     crate::support::eventually("its backends go", async || process_ids(&two).is_empty().then_some(())).await;
 }
 
 #[tokio::test]
 async fn oldest_wait_is_shown_while_someone_waits() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let mut holder = login(&sidecar, &database).await;
     holder.ask("BEGIN").await;
     let mut waiter = login(&sidecar, &database).await;

@@ -29,7 +29,10 @@ fn healthcheck(sidecar: &Sidecar, arguments: &[&str]) -> Output {
         .arg("healthcheck")
         .args(arguments)
         .env_clear()
-        .env("PGSIDECAR_METRICS_LISTEN", format!("127.0.0.1:{}", sidecar.metrics_port))
+        .env(
+            "PGSIDECAR_METRICS_LISTEN",
+            format!("127.0.0.1:{}", sidecar.metrics_port),
+        )
         .output()
         .expect("the binary runs")
 }
@@ -77,7 +80,10 @@ async fn connects_are_logged_where_that_is_asked_for_and_json_is_json() {
         .await;
     drop(RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await);
     let line = sidecar.wait_for_log("disconnected").await;
-    assert!(line.starts_with('{') && line.ends_with('}') && line.contains("127.0.0.1:"), "{line}");
+    assert!(
+        line.starts_with('{') && line.ends_with('}') && line.contains("127.0.0.1:"),
+        "{line}"
+    );
     sidecar.wait_for_log("\"connected\"").await;
 }
 
@@ -109,7 +115,9 @@ async fn a_port_that_is_taken_is_named() {
         .variable("PGSIDECAR_LISTEN", &address);
     let line = complaint(listen).await;
     assert!(line.contains(&address) && line.contains("in use"), "{line}");
-    let metrics = Builder::default().upstream(NOWHERE).variable("PGSIDECAR_METRICS_LISTEN", &address);
+    let metrics = Builder::default()
+        .upstream(NOWHERE)
+        .variable("PGSIDECAR_METRICS_LISTEN", &address);
     let line = complaint(metrics).await;
     assert!(
         line.contains("metrics.listen") && line.contains(&address) && line.contains("in use"),
@@ -131,17 +139,26 @@ async fn a_certificate_that_cannot_be_read_is_named_with_its_key() {
             .set("TLS__CERT", &path)
             .set("TLS__KEY", &key);
         let line = complaint(client_side).await;
-        assert!(line.contains("tls.cert") && line.contains(&path) && line.contains(cause), "{line}");
+        assert!(
+            line.contains("tls.cert") && line.contains(&path) && line.contains(cause),
+            "{line}"
+        );
         let upstream_side = Builder::default().upstream(format!("{NOWHERE}?sslmode=verify-full&sslrootcert={path}"));
         let line = complaint(upstream_side).await;
-        assert!(line.contains("sslrootcert") && line.contains(&path) && line.contains(cause), "{line}");
+        assert!(
+            line.contains("sslrootcert") && line.contains(&path) && line.contains(cause),
+            "{line}"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_unknown_host_and_a_wrong_password_are_one_line_each_however_often_they_fail() {
     let database = Postgres::shared().create_database();
-    let wrong = format!("postgres://{USER}:wrong_secret@127.0.0.1:{}/{}", database.port, database.name);
+    let wrong = format!(
+        "postgres://{USER}:wrong_secret@127.0.0.1:{}/{}",
+        database.port, database.name
+    );
     let port = free_port();
     for (url, words) in [
         (
@@ -171,7 +188,10 @@ async fn an_unknown_host_and_a_wrong_password_are_one_line_each_however_often_th
 #[tokio::test]
 async fn a_missing_upstream_and_a_missing_password_name_what_to_set() {
     let line = complaint(Builder::default()).await;
-    assert!(line.contains("upstream.url") || line.contains("PGSIDECAR_UPSTREAM"), "{line}");
+    assert!(
+        line.contains("upstream.url") || line.contains("PGSIDECAR_UPSTREAM"),
+        "{line}"
+    );
     let line = complaint(Builder::default().upstream("postgres://app@127.0.0.1/app")).await;
     assert!(line.contains("users") || line.contains("password"), "{line}");
 }

@@ -54,7 +54,11 @@ async fn trap_48_pool_sizes_change_without_dropping_anyone() {
     sidecar
         .wait_metric("pgsidecar_clients", &[("state", "waiting")], |waiting| waiting == 1.0)
         .await;
-    assert!(reload(&sidecar, "pool: {max_size: 3, min_idle: 2}\n").await.contains("reloaded"));
+    assert!(
+        reload(&sidecar, "pool: {max_size: 3, min_idle: 2}\n")
+            .await
+            .contains("reloaded")
+    );
     // The line moves on at once.
     assert_eq!(waiter.until_ready().await[1].row(), [Some("served".to_owned())]);
     assert_eq!(holder.value("SELECT pg_backend_pid()").await, backend);
@@ -63,7 +67,11 @@ async fn trap_48_pool_sizes_change_without_dropping_anyone() {
         .await;
     assert_eq!(sidecar.metric("pgsidecar_pool_max_size", &[]).await, Some(3.0));
     holder.ask("COMMIT").await;
-    assert!(reload(&sidecar, "pool: {max_size: 1, min_idle: 0}\n").await.contains("reloaded"));
+    assert!(
+        reload(&sidecar, "pool: {max_size: 1, min_idle: 0}\n")
+            .await
+            .contains("reloaded")
+    );
     let all = async |sidecar: &Sidecar| {
         let mut sum = 0.0;
         for state in ["active", "idle", "pinned"] {
@@ -74,7 +82,10 @@ async fn trap_48_pool_sizes_change_without_dropping_anyone() {
         }
         sum
     };
-    crate::support::eventually("one backend is left", async || (all(&sidecar).await <= 1.0).then_some(())).await;
+    crate::support::eventually("one backend is left", async || {
+        (all(&sidecar).await <= 1.0).then_some(())
+    })
+    .await;
     assert_eq!(holder.value("SELECT 1").await, "1");
     assert_eq!(waiter.value("SELECT 1").await, "1");
 }
@@ -88,7 +99,10 @@ async fn a_bad_file_changes_nothing_and_says_so() {
     for (bad, words) in [
         ("pool: {max_sise: 9}\n", "did you mean pool.max_size"),
         ("pool: {max_size: many}\n", "pool.max_size"),
-        ("pool: {max_size: 9}\ntls: {mode: allow, cert: /nowhere.crt, key: /nowhere.key}\n", "/nowhere.crt"),
+        (
+            "pool: {max_size: 9}\ntls: {mode: allow, cert: /nowhere.crt, key: /nowhere.key}\n",
+            "/nowhere.crt",
+        ),
         (
             "pool: {max_size: 9}\ndatabases: {x: {upstream: 'postgres://u:p@h/x?sslmode=verify-ca&sslrootcert=/nowhere.crt'}}\n",
             "/nowhere.crt",
@@ -111,7 +125,10 @@ async fn users_limits_and_log_level_change_at_a_reload() {
     let users = |password: &str| format!("users: [{{name: {USER}, password: {password}}}]\n");
     let sidecar = start(&database, &users("first")).await;
     let mut old = RawClient::login(sidecar.port, USER, "first", &database.name).await;
-    let changed = format!("{}limits: {{max_clients: 2, idle_transaction_timeout: 300ms}}\n", users("second"));
+    let changed = format!(
+        "{}limits: {{max_clients: 2, idle_transaction_timeout: 300ms}}\n",
+        users("second")
+    );
     assert!(reload(&sidecar, &changed).await.contains("reloaded"));
     let told = RawClient::connect(sidecar.port)
         .await
@@ -176,7 +193,10 @@ async fn what_only_a_start_can_change_is_named() {
 
 #[tokio::test]
 async fn another_upstream_replaces_backends_as_they_come_back_and_clients_stay() {
-    let (one, two) = (Postgres::shared().create_database(), Postgres::shared().create_database());
+    let (one, two) = (
+        Postgres::shared().create_database(),
+        Postgres::shared().create_database(),
+    );
     let databases = |name: &str| format!("databases: {{front: {{dbname: {name}}}, {}: }}\n", one.name);
     let sidecar = start(&one, &databases(&one.name)).await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "front").await;
@@ -186,7 +206,11 @@ async fn another_upstream_replaces_backends_as_they_come_back_and_clients_stay()
     assert_eq!(inside.value("SELECT current_database()").await, one.name);
     assert!(reload(&sidecar, &databases(&two.name)).await.contains("reloaded"));
     assert_eq!(client.value("SELECT current_database()").await, two.name);
-    assert_eq!(inside.value("SELECT current_database()").await, one.name, "a transaction ends where it began");
+    assert_eq!(
+        inside.value("SELECT current_database()").await,
+        one.name,
+        "a transaction ends where it began"
+    );
     inside.ask("COMMIT").await;
     assert_eq!(inside.value("SELECT current_database()").await, two.name);
 }
@@ -195,12 +219,20 @@ async fn another_upstream_replaces_backends_as_they_come_back_and_clients_stay()
 async fn a_name_that_was_taken_away_ends_its_clients_at_their_next_request() {
     let database = Postgres::shared().create_database();
     let databases = |names: &str| format!("databases: {{{}: {names}}}\n", database.name);
-    let sidecar = start(&database, &databases(&format!(", extra: {{dbname: {}}}", database.name))).await;
+    let sidecar = start(
+        &database,
+        &databases(&format!(", extra: {{dbname: {}}}", database.name)),
+    )
+    .await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "extra").await;
     client.ask("BEGIN").await;
     client.value("SELECT 1").await;
     assert!(reload(&sidecar, &databases("")).await.contains("reloaded"));
-    assert_eq!(client.ask("COMMIT").await[0].command(), "COMMIT", "a transaction goes to its end");
+    assert_eq!(
+        client.ask("COMMIT").await[0].command(),
+        "COMMIT",
+        "a transaction goes to its end"
+    );
     client.query("SELECT 1").await;
     let last = client.until_closed().await;
     assert_eq!((last.len(), last[0].sqlstate().as_str()), (1, "57P01"));
