@@ -148,11 +148,15 @@ impl ClientContext {
         self.snapshot.load_full()
     }
 
+    /// Loads and derives what another configuration needs, and changes nothing.
+    pub fn prepare(&self, config: Arc<Config>) -> Result<Snapshot, BadSnapshot> {
+        Snapshot::new(config, self.mock_key)
+    }
+
     /// Puts another configuration into force.
-    pub fn replace(&self, config: Arc<Config>) -> Result<(), BadSnapshot> {
-        self.snapshot.store(Arc::new(Snapshot::new(config, self.mock_key)?));
+    pub fn replace(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
         self.auth_query.clear();
-        Ok(())
     }
 
     /// Buffers and queues for a busy client.

@@ -150,7 +150,14 @@ impl Session {
         }
     }
 
+    /// A reload's limits and pool settings hold for a client from its next request on.
+    fn catch_up(&mut self) {
+        self.snapshot = self.context.snapshot();
+        self.settings = self.pool.settings();
+    }
+
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
+        self.catch_up();
         let mut exchange = self.context.take_exchange();
         exchange.preload(&early);
         if let Some(lease) = dedicated {
@@ -173,7 +180,7 @@ impl Session {
                     }
                     None => Box::pin(self.acquire(&mut exchange, &rules)).await,
                 },
-                Interruption::Outcome(Outcome::Settled) if !exchange.catalog_changed => {
+                Interruption::Outcome(Outcome::Settled) if !exchange.catalog_changed && !exchange.read_only_refused => {
                     self.observe(&mut exchange);
                     exchange.detach().map(Lease::park);
                     None
@@ -205,7 +212,7 @@ impl Session {
             Interruption::Drain => self.leave(exchange, &error::shutting_down()).await,
             Interruption::Outcome(outcome) => match outcome {
                 Outcome::NeedsBackend => self.acquire(exchange, rules).await,
-                Outcome::Settled => self.give_back_after_ddl(exchange).await,
+                Outcome::Settled => self.give_back_in_doubt(exchange).await,
                 Outcome::Drained => Some(Then::Idle),
                 Outcome::ClientGone => self.clean_up(exchange).await,
                 Outcome::BackendLost(loss) => {
@@ -279,6 +286,8 @@ impl Session {
                     return None;
                 }
                 Ok(lease) => lease.discard(CloseReason::NotClean),
+                // Its pool will not come back: only a new connection finds another.
+                Err(LeaseError::Unavailable(report)) => return self.leave(exchange, &report).await,
                 Err(error) => {
                     self.refuse(exchange, rules, &error);
                     return None;
@@ -299,11 +308,17 @@ impl Session {
         exchange.refuse_next(&report, &mut parties);
     }
 
-    /// What the catalog told may be old: it is read again before anyone else has the backend.
-    async fn give_back_after_ddl(&mut self, exchange: &mut Exchange) -> Option<Then> {
+    /// What is known of the server may be old: it is asked before anyone else has the backend.
+    async fn give_back_in_doubt(&mut self, exchange: &mut Exchange) -> Option<Then> {
         self.observe(exchange);
         let mut lease = exchange.detach()?;
-        exchange.catalog_changed = false;
+        if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
+            self.pool.suspect_upstream();
+        }
+        if !std::mem::take(&mut exchange.catalog_changed) {
+            lease.park();
+            return None;
+        }
         let knowledge = self.pool.knowledge();
         knowledge.doubt_catalog();
         match knowledge.read_catalog(&mut lease).await {

@@ -219,6 +219,25 @@ impl Pool {
         self.close_unfit();
     }
 
+    /// Whether a backend that refused to write (25006) should be on a primary and is on a standby: a demoted server, or
+    /// a name that led to the wrong one. Asked only after such an error, and not where a standby is what is wanted.
+    pub async fn is_now_standby(&self, lease: &mut Lease) -> bool {
+        use crate::config::TargetSessionAttrs as Wanted;
+        let wanted = self.core.connector.load().upstream.target_session_attrs;
+        if !matches!(wanted, Wanted::Any | Wanted::ReadWrite | Wanted::Primary) || !self.core.may_be_suspected() {
+            return false;
+        }
+        let limit = self.core.settings.load().reset_timeout;
+        let asked = lease.query("SELECT pg_catalog.pg_is_in_recovery()");
+        match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(outcome)) => matches!(outcome.first_column.first(), Some(Some(value)) if &value[..] == b"t"),
+            Ok(Err(_)) | Err(_) => {
+                lease.mark_broken();
+                false
+            }
+        }
+    }
+
     /// A client proved who it is with a secret that also opens PostgreSQL: used where no password is configured for
     /// this user. A refusal that the old one met is forgotten.
     pub fn pass_secret(&self, secret: LoginSecret) {
@@ -294,7 +313,8 @@ impl Pool {
             if self.core.is_closed() {
                 return Err(LeaseError::Unavailable(closed_report()));
             }
-            if let Some(report) = self.core.failures.remembered_refusal(Instant::now()) {
+            let refused = self.core.failures.remembered_refusal(Instant::now());
+            if let Some((report, _)) = refused.filter(|_| self.core.open_count() == 0) {
                 return Err(LeaseError::Refused(report));
             }
             tokio::select! {
@@ -306,8 +326,9 @@ impl Pool {
                     }
                 }
                 changed = failures.changed() => {
+                    // As in the line: an open backend is worth waiting for (trap 88).
                     let error = failures.borrow_and_update().clone();
-                    if changed.is_ok() {
+                    if changed.is_ok() && (self.core.open_count() == 0 || self.core.is_closed()) {
                         refusal(error)?;
                     }
                 }

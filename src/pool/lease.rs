@@ -14,6 +14,7 @@ use crate::backend::{Backend, Condition, Owed};
 use crate::metrics::{BackendState, CloseReason};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::reset::ResetPlan;
+use crate::virtual_session::sql_lexer::Lexing;
 use crate::wire::backend_message::TransactionStatus;
 
 /// A backend of a pool, as bb8 hands it out.
@@ -153,6 +154,11 @@ impl Lease {
             BackendState::Active
         };
         self.open_mut().count_as(state);
+    }
+
+    /// The statement that the holder is about to send, for the report of who holds the backends. Copies its beginning.
+    pub fn note_statement(&self, sql: &[u8], lexing: Lexing) {
+        self.open().record.note_statement(sql, lexing);
     }
 
     /// Whether the backend was opened for this holder alone: it is closed when the lease ends.

@@ -21,6 +21,9 @@ use crate::config::PoolConfig;
 use crate::metrics::{BackendGauge, BackendState, CloseReason, Metrics, PoolMetrics};
 use crate::wire::{Report, SqlState};
 
+/// How often a connect that was refused looks whether the last open backend has gone.
+const REFUSED_TICK: Duration = Duration::from_millis(100);
+
 /// Why bb8 got no backend.
 #[derive(Debug, Clone)]
 pub(crate) enum ConnectError {
@@ -55,7 +58,12 @@ pub(crate) struct PoolCore {
     is_closed: AtomicBool,
     epoch: Instant,
     coarse_now: AtomicU64,
+    /// When a backend was last asked whether its server is a standby.
+    suspected_at: AtomicU64,
 }
+
+/// A replica that an application writes to by mistake is not asked about, and reconnected to, at each mistake.
+const SUSPICION_PAUSE_MS: u64 = 5000;
 
 /// One open backend and what it holds while it is open: its place under the caps, its count in the metrics.
 #[derive(Debug)]
@@ -81,8 +89,15 @@ impl bb8::ManageConnection for BackendManager {
         // Counted before the first await, so that nobody opens one more beside it.
         let _connecting = Connecting::new(core);
         let _turn = core.failures.turn(&core.demand).await?;
-        if let Some(report) = core.failures.remembered_refusal(Instant::now()) {
-            return Err(ConnectError::Failed(ConnectFailure::Refused(report)));
+        while let Some((report, until)) = core.failures.remembered_refusal(Instant::now()) {
+            if core.open_count() == 0 {
+                return Err(ConnectError::Failed(ConnectFailure::Refused(report)));
+            }
+            // Those who wait are served by the backends that are open: PostgreSQL is asked again in a while.
+            tokio::select! {
+                () = tokio::time::sleep_until(until.min(Instant::now() + REFUSED_TICK)) => {}
+                () = core.demand.gone() => return Err(ConnectError::NotWanted),
+            }
         }
         let want = if core.open_count() == 0 {
             Want::Starved
@@ -136,6 +151,7 @@ impl PoolCore {
             is_closed: AtomicBool::new(false),
             epoch: Instant::now(),
             coarse_now: AtomicU64::new(0),
+            suspected_at: AtomicU64::new(0),
             key,
         })
     }
@@ -157,6 +173,8 @@ impl PoolCore {
                 Ok(open)
             }
             Err(failure) => {
+                let rotates = self.has_logged_in() && connector.password_may_change();
+                let failure = self.failures.softened(failure, rotates, Instant::now());
                 self.connect_failed(&failure);
                 Err(ConnectError::Failed(failure))
             }
@@ -164,7 +182,9 @@ impl PoolCore {
     }
 
     fn connected(&self, backend: &Backend, started: Instant) {
-        self.failures.succeeded();
+        if self.failures.succeeded() {
+            tracing::info!(pool = %self.key, "backends can be opened again");
+        }
         self.has_logged_in.store(true, Ordering::Release);
         self.metrics.readiness().upstream_login_succeeded();
         self.pool_metrics.backend_connected(started.elapsed());
@@ -181,10 +201,14 @@ impl PoolCore {
         self.failures.failed(failure, Instant::now());
         let (reached, report) = match failure {
             ConnectFailure::Refused(report) => (true, report),
-            ConnectFailure::Unavailable(report) => (report.sqlstate == SqlState::TOO_MANY_CONNECTIONS, report),
+            ConnectFailure::Unavailable(report) => (matches!(report.sqlstate.class(), "28" | "53"), report),
         };
         self.metrics.readiness().upstream_up(reached);
-        tracing::warn!(pool = %self.key, %report, "no backend could be opened");
+        if self.failures.is_news(report, Instant::now()) {
+            tracing::warn!(pool = %self.key, %report, "no backend could be opened");
+        } else {
+            tracing::debug!(pool = %self.key, %report, "no backend could be opened");
+        }
     }
 
     pub(crate) fn admit(self: &Arc<Self>, backend: Backend, place: TotalPlace) -> Box<OpenBackend> {
@@ -236,8 +260,20 @@ impl PoolCore {
         }
     }
 
+    /// At most once in a while.
+    pub(crate) fn may_be_suspected(&self) -> bool {
+        let (now, last) = (self.now(), self.suspected_at.load(Ordering::Relaxed));
+        let may = last == 0 || now.saturating_sub(last) >= SUSPICION_PAUSE_MS;
+        if may {
+            self.suspected_at.store(now.max(1), Ordering::Relaxed);
+        }
+        may
+    }
+
     pub(crate) fn suspect_upstream(&self) {
         tracing::warn!(pool = %self.key, "the upstream is not what it was; its backends are replaced");
+        // The next greeting is learned from a new login (trap 9).
+        self.parameters.store(None);
         self.retire_all(CloseReason::Broken);
     }
 

@@ -42,6 +42,20 @@ impl fmt::Display for PoolKey {
 #[derive(Debug, Clone)]
 pub struct Pools(Arc<Registry>);
 
+/// The certificates and keys towards every upstream of a configuration.
+#[derive(Debug)]
+pub struct LoadedTls(Vec<(UpstreamTlsConfig, Arc<UpstreamTls>)>);
+
+impl LoadedTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// A certificate or key of an upstream can't be loaded.
+    pub fn of(config: &Config) -> Result<Self, TlsConfigError> {
+        load_tls(config).map(Self)
+    }
+}
+
 /// What the pools share.
 pub(crate) struct Registry {
     config: ArcSwap<Config>,
@@ -114,14 +128,9 @@ impl Pools {
     }
 
     /// Takes a new configuration over: sizes change in place, pools whose way to log in changed replace their backends
-    /// as they come back, pools of names that are gone are closed. On an error nothing has changed.
-    ///
-    /// # Errors
-    /// A certificate or key of an upstream can't be loaded.
-    pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), TlsConfigError> {
-        let tls = load_tls(&config)?;
-        self.0.reconfigure(config, tls);
-        Ok(())
+    /// as they come back, pools of names that are gone are closed.
+    pub fn reconfigure(&self, config: Arc<Config>, tls: LoadedTls) {
+        self.0.reconfigure(config, tls.0);
     }
 
     /// A client proved who it is with a secret that PostgreSQL would take too (its ClientKey, or its password): used

@@ -119,6 +119,8 @@ pub struct Exchange {
     pub new_pins: bool,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
+    /// PostgreSQL refused to write (25006): a primary may have become a standby.
+    pub read_only_refused: bool,
     /// Bytes of the lease's exchange that the kernel took.
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
@@ -167,6 +169,7 @@ impl Default for Exchange {
             last_words: None,
             new_pins: false,
             catalog_changed: false,
+            read_only_refused: false,
             sent_to_backend: 0,
             lost: None,
             tally: SessionTally::default(),

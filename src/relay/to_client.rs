@@ -67,6 +67,7 @@ impl Exchange {
         match tag {
             BackendTag::ErrorResponse => {
                 let fields = ReportFields::parse(body).ok();
+                self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
                     fatal = Some(fields.to_report());
                 }
@@ -127,6 +128,9 @@ impl Exchange {
         let now = std::time::Instant::now();
         self.answered_at = Some(now);
         self.finished.query = self.query_since.take().map(|since| now - since);
+        if let Some(lease) = self.lease.as_ref().filter(|_| status != TransactionStatus::Idle) {
+            lease.holder().set_idle_in_transaction(true);
+        }
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
@@ -159,7 +163,10 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
         if let Some(lease) = self.lease.as_mut() {
-            lease.parameters.set(&name, &value);
+            lease.learn_parameter(&ParameterStatus {
+                name: name.as_bytes(),
+                value: value.as_bytes(),
+            });
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.get(&name).map(str::to_owned);
                 parties

@@ -8,6 +8,7 @@
 mod builtin_functions;
 mod definitions;
 pub mod effects_cache;
+pub mod fingerprint;
 mod keywords;
 mod ordinary_statement;
 pub mod parameters;

@@ -75,7 +75,9 @@ impl Stage {
     fn reconfigure(&self, settings: &[(&str, &str)]) {
         let mut all = vec![("MIN_IDLE", "0")];
         all.extend(settings);
-        self.pools.reconfigure(config(self.server.port(), &all)).unwrap();
+        let config = config(self.server.port(), &all);
+        self.pools
+            .reconfigure(Arc::clone(&config), LoadedTls::of(&config).unwrap());
     }
 
     fn closed(&self, reason: CloseReason) -> u64 {
