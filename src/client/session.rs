@@ -19,12 +19,15 @@ use crate::net::{IdleState, Stream};
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
+use crate::virtual_session::pins::PinSet;
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
 
 /// How often the limits of a busy client are looked at, at most.
 const LIMIT_TICK: Duration = Duration::from_millis(100);
+/// How often a client in line that has sent more is looked at.
+const HANG_UP_TICK: Duration = Duration::from_millis(100);
 /// Backends tried in a row for one request that none of them has seen a byte of.
 const UNSEEN_RETRIES_MAX: u32 = 5;
 /// How long last words may take to leave.
@@ -44,6 +47,8 @@ pub struct Session {
     snapshot: Arc<Snapshot>,
     gauge: ClientGauge,
     drain: DrainSignal,
+    /// The pins that the metrics and the log know of.
+    announced: PinSet,
 }
 
 /// What follows a busy spell.
@@ -95,6 +100,7 @@ impl Session {
             snapshot,
             gauge,
             drain,
+            announced: PinSet::EMPTY,
         };
         (session, dedicated)
     }
@@ -148,6 +154,7 @@ impl Session {
         exchange.preload(&early);
         if let Some(lease) = dedicated {
             exchange.attach(lease);
+            self.announce_pins(&mut exchange);
         }
         self.gauge.set(ClientState::Active);
         let rules = self.rules();
@@ -156,10 +163,17 @@ impl Session {
             let interruption = self.next_interruption(&mut exchange, &rules).await;
             let then = match interruption {
                 Interruption::Tick => self.enforce_limits(&mut exchange).await,
-                Interruption::Drain => self.leave(&mut exchange, &error::shutting_down()).await,
+                Interruption::Drain => self.on_drain(&mut exchange).await,
                 Interruption::Outcome(outcome) => match outcome {
                     Outcome::NeedsBackend => self.acquire(&mut exchange, &rules).await,
                     Outcome::Settled => self.give_back(&mut exchange).await,
+                    Outcome::Boundary => self.leave(&mut exchange, &error::shutting_down()).await,
+                    Outcome::Noted => {
+                        self.announce_pins(&mut exchange);
+                        self.doubt_catalog(&mut exchange);
+                        self.observe(&mut exchange);
+                        None
+                    }
                     Outcome::Drained => Some(Then::Idle),
                     Outcome::ClientGone => self.clean_up(&mut exchange).await,
                     Outcome::BackendLost(loss) => {
@@ -171,9 +185,6 @@ impl Session {
                     Outcome::TransactionRefused => self.leave(&mut exchange, &error::transactions_not_allowed()).await,
                 },
             };
-            if exchange.new_pins {
-                self.announce_pin(&mut exchange);
-            }
             if let Some(then) = then {
                 self.observe(&mut exchange);
                 return then;
@@ -194,10 +205,10 @@ impl Session {
 
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
         let has_limits = has_limits(&self.snapshot.config.limits);
-        let leave_at = if exchange.is_between_transactions() {
-            self.drain_phase_between_transactions()
-        } else {
+        let leave_at = if exchange.ends_at_boundary {
             Phase::ClosingAll
+        } else {
+            self.drain_phase_between_transactions()
         };
         let mut drain = self.drain.clone();
         let parties = Parties {
@@ -212,6 +223,16 @@ impl Session {
             _ = drain.changed_to(leave_at) => Interruption::Drain,
             () = tokio::time::sleep(LIMIT_TICK), if has_limits => Interruption::Tick,
         }
+    }
+
+    /// The drain has come to the phase in which clients between transactions go. One inside its transaction goes at the
+    /// end of that, or in the last phase.
+    async fn on_drain(&mut self, exchange: &mut Exchange) -> Option<Then> {
+        if self.drain.phase() == Phase::ClosingAll || exchange.is_between_transactions() {
+            return self.leave(exchange, &error::shutting_down()).await;
+        }
+        exchange.ends_at_boundary = true;
+        None
     }
 
     // --- getting and giving back a backend ---
@@ -254,6 +275,10 @@ impl Session {
     async fn give_back(&mut self, exchange: &mut Exchange) -> Option<Then> {
         self.observe(exchange);
         let mut lease = exchange.detach()?;
+        if !self.announced.is_empty() {
+            self.announced = PinSet::EMPTY;
+            lease.set_pin(None);
+        }
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
             knowledge.doubt_catalog();
@@ -263,6 +288,9 @@ impl Session {
             }
         }
         lease.park();
+        if self.drain.phase() >= self.drain_phase_between_transactions() {
+            return self.leave(exchange, &error::shutting_down()).await;
+        }
         None
     }
 
@@ -272,11 +300,12 @@ impl Session {
         let Some(mut lease) = exchange.detach() else {
             return Some(Then::End);
         };
+        let catalog_changed = std::mem::take(&mut exchange.catalog_changed);
         let plan = self.reset_plan(exchange);
         lease.transaction_status = exchange.backend_status();
         match exchange.owed() {
-            _ if lease.is_dedicated() => lease.discard(CloseReason::SessionEnd),
-            None => lease.discard(CloseReason::ClientGone),
+            _ if lease.is_dedicated() => lease.abandon(CloseReason::SessionEnd),
+            None => lease.abandon(CloseReason::ClientGone),
             Some(owed) => {
                 lease.read_buffer = exchange.hand_over_unread();
                 if owed.ready == 0 && !owed.sync_missing && lease.read_buffer.is_empty() {
@@ -286,6 +315,10 @@ impl Session {
                 }
             }
         }
+        if catalog_changed {
+            self.pool.knowledge().doubt_catalog();
+            self.read_catalog_aside();
+        }
         Some(Then::End)
     }
 
@@ -293,8 +326,8 @@ impl Session {
         let plan = ResetPlan::for_pins(self.ledger.pins());
         let used_as_session = self.settings.mode == PoolMode::Session;
         match plan {
-            // What was promised to the ledger and never confirmed is forgotten with everything else.
-            ResetPlan::Nothing if exchange.has_unconfirmed_notes() || used_as_session => ResetPlan::DiscardAll,
+            // What was under way may have changed settings without the ledgers' knowing, and so may its rollback.
+            ResetPlan::Nothing if !exchange.is_settled() || used_as_session => ResetPlan::DiscardAll,
             plan => plan,
         }
     }
@@ -302,10 +335,15 @@ impl Session {
     // --- when things break ---
 
     async fn on_loss(&mut self, exchange: &mut Exchange, rules: &Rules, loss: Loss, retries: u32) -> Option<Then> {
-        if let Some(lease) = exchange.detach() {
-            lease.discard(CloseReason::Broken);
+        let dedicated = exchange.lease().is_some_and(|lease| lease.is_dedicated());
+        match exchange.detach() {
+            Some(lease) if loss.runs_on => lease.abandon(CloseReason::Broken),
+            Some(lease) => lease.discard(CloseReason::Broken),
+            None => {}
         }
-        let tied = !self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session;
+        // What it never saw a byte of left nothing on it.
+        let tied = dedicated
+            || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
@@ -427,16 +465,36 @@ impl Session {
         }
     }
 
-    fn announce_pin(&self, exchange: &mut Exchange) {
+    fn announce_pins(&mut self, exchange: &mut Exchange) {
         exchange.new_pins = false;
-        let Some(reason) = self.ledger.pins().iter().next() else {
-            return;
-        };
-        self.context.metrics.pinned(reason.label());
-        tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
-        if let Some(lease) = exchange.lease() {
-            lease.set_pin(Some(reason));
+        let pins = self.ledger.pins();
+        for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
+            self.context.metrics.pinned(reason.label());
+            tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
         }
+        self.announced = pins;
+        if let Some(lease) = exchange.lease() {
+            lease.set_pin(pins.iter().next());
+        }
+    }
+
+    /// What the catalog says is about to change: nothing of it is trusted until it is read again.
+    fn doubt_catalog(&self, exchange: &mut Exchange) {
+        if !std::mem::take(&mut exchange.catalog_touched) {
+            return;
+        }
+        self.pool.knowledge().doubt_catalog();
+        let kept = self.settings.mode == PoolMode::Session || !self.ledger.pins().is_empty();
+        if kept && exchange.is_settled() {
+            // Its own backend won't come back for this soon.
+            exchange.catalog_changed = false;
+            self.read_catalog_aside();
+        }
+    }
+
+    fn read_catalog_aside(&self) {
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.know_catalog().await });
     }
 }
 
@@ -461,7 +519,8 @@ async fn idle_race(
     .await
 }
 
-/// Ends when the client has closed its side; never while it may only have sent more.
+/// Ends when the client has closed its side, whatever it sent before that: a Terminate, or requests that nobody will
+/// read the answers of.
 async fn client_left(stream: &mut Stream) {
     loop {
         if stream.read_ready().await.is_err() {
@@ -469,7 +528,9 @@ async fn client_left(stream: &mut Stream) {
         }
         match stream.try_peek_idle() {
             IdleState::Closed => return,
-            IdleState::HasData => std::future::pending().await,
+            // Its bytes stay where they are until there is a backend, so readiness can't tell of the end behind them.
+            IdleState::HasData if stream.is_hung_up() => return,
+            IdleState::HasData => tokio::time::sleep(HANG_UP_TICK).await,
             IdleState::Quiet => {}
         }
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
@@ -171,6 +171,15 @@ impl Stream {
             Kind::Tcp(socket) => idle::peek(socket.as_raw_fd()),
             Kind::Unix(socket) => idle::peek(socket.as_raw_fd()),
             Kind::Tls(session) => session.try_peek_idle(),
+        }
+    }
+
+    /// Whether the peer has closed its side, however much it sent before. One system call.
+    pub fn is_hung_up(&self) -> bool {
+        match &self.kind {
+            Kind::Tcp(socket) => idle::hung_up(socket.as_fd()),
+            Kind::Unix(socket) => idle::hung_up(socket.as_fd()),
+            Kind::Tls(session) => idle::hung_up(session.as_fd()),
         }
     }
 

@@ -152,8 +152,7 @@ impl Exchange {
             return stop;
         }
         if !LARGE_OBJECT_FUNCTIONS.contains(&oid) && !LARGE_OBJECT_FUNCTIONS_64.contains(&oid) {
-            parties.session.pin(PinReason::Routine);
-            self.new_pins = true;
+            self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
         self.pipeline.expect(Request::FunctionCall, Fate::Forward, Note::None);
@@ -195,8 +194,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        parties.session.pin(PinReason::LargeStatement);
-        self.new_pins = true;
+        self.pin(PinReason::LargeStatement, parties);
         parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
@@ -269,8 +267,7 @@ impl Exchange {
             Some(statement) => self.parse_duplicate(header, &statement, parties),
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
-                parties.session.pin(PinReason::LargeStatement);
-                self.new_pins = true;
+                self.pin(PinReason::LargeStatement, parties);
                 self.pipeline.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
@@ -507,6 +504,9 @@ impl Exchange {
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
         let settled = self.pipeline.is_settled();
+        if self.lease.is_some() && self.pipeline.is_quiet() {
+            self.request_begins();
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Some(Next::NeedsBackend);
         };
@@ -517,7 +517,6 @@ impl Exchange {
                 self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
                 self.up.say(|out| compose::query(out, &sql));
             }
-            self.request_begins();
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
@@ -525,18 +524,20 @@ impl Exchange {
 
     fn request_begins(&mut self) {
         let now = std::time::Instant::now();
-        self.query_since = Some(now);
+        self.query_since.get_or_insert(now);
         self.transaction_since.get_or_insert(now);
     }
 
     /// Records what a statement may do to the session, and returns the note of its request.
     fn apply(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Note {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
-        self.commit_at_risk |= effects.ends_transaction || (outside && effects.may_commit());
+        self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
+        self.ends_block |= effects.ends_transaction;
         if effects.is_none() {
             return Note::None;
         }
         let pinned = parties.session.pins();
+        self.remember_ledger(parties);
         if let Some(lease) = self.lease.as_mut() {
             let reported = parties.neutral;
             let follows = |name: &str| reported.contains(name);
@@ -544,10 +545,24 @@ impl Exchange {
         }
         self.new_pins |= parties.session.pins() != pinned;
         self.catalog_changed |= effects.catalog_change;
+        self.catalog_touched |= effects.catalog_change;
         match effects.steps.first().map(|step| &step.action) {
             Some(Action::DiscardAll) if effects.statement_count == 1 => Note::Watched(Watched::DiscardAll),
             Some(Action::DeallocateAll) if effects.statement_count == 1 => Note::Watched(Watched::DeallocateAll),
             _ => Note::None,
+        }
+    }
+
+    fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {
+        self.remember_ledger(parties);
+        parties.session.pin(reason);
+        self.new_pins = true;
+    }
+
+    /// While nothing was sent, the request may yet go to another backend as if it had never been read.
+    fn remember_ledger(&mut self, parties: &Parties<'_>) {
+        if self.sent_to_backend == 0 && self.before_effects.is_none() {
+            self.before_effects = Some(parties.session.checkpoint());
         }
     }
 

@@ -200,6 +200,34 @@ impl VirtualSession {
         self.pins
     }
 
+    /// What a statement may change of the ledger, to be taken back with [`Self::return_to`] where it was never sent.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            wanted: self.wanted.clone(),
+            pins: self.pins,
+            unseen_settings: self.unseen_settings,
+            unseen_until_ready: self.unseen_until_ready,
+            rebase: self.rebase,
+        }
+    }
+
+    /// Takes back what was applied since the checkpoint.
+    pub fn return_to(&mut self, checkpoint: Checkpoint) {
+        let Checkpoint {
+            wanted,
+            pins,
+            unseen_settings,
+            unseen_until_ready,
+            rebase,
+        } = checkpoint;
+        self.wanted = wanted;
+        self.relex();
+        self.pins = pins;
+        self.unseen_settings = unseen_settings;
+        self.unseen_until_ready = unseen_until_ready;
+        self.rebase = rebase;
+    }
+
     /// Ties the backend to the client for a reason that no statement shows.
     pub fn pin(&mut self, reason: PinReason) {
         self.pins.insert(reason);
@@ -503,6 +531,16 @@ pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>)
         }),
         encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
     }
+}
+
+/// See [`VirtualSession::checkpoint`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    wanted: Arc<Settings>,
+    pins: PinSet,
+    unseen_settings: u64,
+    unseen_until_ready: bool,
+    rebase: bool,
 }
 
 /// How long settings that the ledger can't see stay in force.

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod auth;
+mod breakage;
 mod cancel;
 mod command_line;
 mod config_file;
