@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::statement_effects::{Action, Effects, Step};
+use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
 use crate::virtual_session::statements::Statement;
 use crate::virtual_session::{Note, UnnamedStep, VirtualSession, Watched};
 use crate::wire::backend_message::TransactionStatus;
@@ -38,6 +38,10 @@ pub(super) enum Next {
 /// Object identifiers of the large-object functions, which drivers call by FunctionCall and which leave nothing behind
 /// in the session (their descriptors end with the transaction). The same in every PostgreSQL version.
 const LARGE_OBJECT_FUNCTIONS: [u32; 13] = [715, 764, 765, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170];
+/// Makes a backend forget the values that its sequences gave.
+const FORGET_SEQUENCES: &[u8] = b"DISCARD SEQUENCES";
+/// The statement and portal that say so amid a client's group; they exist for no longer.
+const FORGETTING: &[u8] = b"pgsidecar forgets sequences";
 const LARGE_OBJECT_FUNCTIONS_64: [u32; 2] = [3171, 3172];
 
 impl Exchange {
@@ -182,7 +186,7 @@ impl Exchange {
         parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
-        let watched = self.apply(&effects, parties);
+        let watched = self.apply(&effects, Request::Query, parties);
         self.pipeline.expect(Request::Query, Fate::Forward, watched);
         self.up.pass(header);
         self.tally.queries += 1;
@@ -356,7 +360,7 @@ impl Exchange {
             return Ok(stop);
         }
         self.ensure_parsed(&statement, parties);
-        let watched = self.apply(&statement.effects, parties);
+        let watched = self.apply(&statement.effects, Request::Bind, parties);
         self.pipeline.expect(Request::Bind, Fate::Forward, watched);
         let replaced = HEADER_LEN + portal.len() + 1 + name_len;
         self.up.pass_behind(header, replaced, |out| {
@@ -463,7 +467,7 @@ impl Exchange {
             return Next::Held;
         }
         let note = if request == Request::Bind {
-            self.apply(&effects, parties)
+            self.apply(&effects, request, parties)
         } else {
             Note::None
         };
@@ -529,15 +533,16 @@ impl Exchange {
     }
 
     /// Records what a statement may do to the session, and returns the note of its request.
-    fn apply(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Note {
+    fn apply(&mut self, effects: &Effects, request: Request, parties: &mut Parties<'_>) -> Note {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
         self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
         self.ends_block |= effects.ends_transaction;
-        if effects.is_none() {
+        if effects.is_none() && effects.sequence == SequenceUse::None {
             return Note::None;
         }
         let pinned = parties.session.pins();
         self.remember_ledger(parties);
+        self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
             let reported = parties.neutral;
             let follows = |name: &str| reported.contains(name);
@@ -551,6 +556,32 @@ impl Exchange {
             Some(Action::DeallocateAll) if effects.statement_count == 1 => Note::Watched(Watched::DeallocateAll),
             _ => Note::None,
         }
+    }
+
+    /// Sees to it that lastval and currval tell only what this client drew.
+    fn keep_sequences_apart(&mut self, uses: SequenceUse, request: Request, parties: &mut Parties<'_>) {
+        let Some(lease) = self.lease.as_mut().filter(|_| uses != SequenceUse::None) else {
+            return;
+        };
+        if !parties.session.use_sequences(uses, &mut lease.state) {
+            return;
+        }
+        if request == Request::Query {
+            self.pipeline.expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
+            self.up.say(|out| compose::query(out, FORGET_SEQUENCES));
+            return;
+        }
+        // A Query amid a group would end it, and an unnamed statement would replace the client's.
+        for request in [Request::Parse, Request::Bind, Request::Execute, Request::Close, Request::Close] {
+            self.pipeline.expect(request, Fate::Swallow, Note::SequencesForgotten);
+        }
+        self.up.say(|out| {
+            compose::parse(out, FORGETTING, &[FORGET_SEQUENCES, b"\0\0\0"].concat());
+            compose::frame(out, FrontendTag::Bind.byte(), &[FORGETTING, b"\0", FORGETTING, b"\0\0\0\0\0\0\0"]);
+            compose::frame(out, FrontendTag::Execute.byte(), &[FORGETTING, b"\0\0\0\0\0"]);
+            compose::frame(out, FrontendTag::Close.byte(), &[b"P", FORGETTING, b"\0"]);
+            compose::close_statement(out, FORGETTING);
+        });
     }
 
     fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {

@@ -91,6 +91,12 @@ impl Exchange {
             let report = ReportFields::parse(body).map(|fields| fields.to_report()).ok();
             return Err(report.map_or_else(|| self.lost_backend("its prelude failed"), Outcome::PreludeFailed));
         }
+        if verdict.ours_failed
+            && let Some(lease) = self.lease.as_mut()
+        {
+            // Of what is said to a backend behind a prelude, only this can fail by itself.
+            lease.state.doubt_sequences();
+        }
         self.on_verdict(header, verdict, parties)
     }
 

@@ -30,7 +30,7 @@ use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
-use statement_effects::{Action, Effects};
+use statement_effects::{Action, Effects, SequenceUse};
 use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
 
 /// What the clients of one pool share: statements and settings that are equal are one.
@@ -59,15 +59,31 @@ pub struct BackendState {
     pub applied: Arc<Settings>,
     /// Shared statements that it has parsed.
     pub statements: BackendStatements,
+    /// Who drew values of its sequences, which lastval and currval tell.
+    drawn: Drawn,
     /// Whose unnamed statement it holds, if anyone's.
     unnamed: Option<UnnamedId>,
 }
 
 impl BackendState {
+    /// It may not have forgotten the values of its sequences after all.
+    pub fn doubt_sequences(&mut self) {
+        self.drawn = Drawn::BySeveral;
+    }
+
     /// DISCARD ALL has run: nothing is left of anyone.
     pub fn discarded(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Whose sequence values a backend remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Drawn {
+    #[default]
+    ByNobody,
+    By(u64),
+    BySeveral,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +118,8 @@ pub enum Note {
     Unnamed,
     /// The client's own unnamed Parse.
     ClientUnnamed,
+    /// The backend was told to forget the values of its sequences.
+    SequencesForgotten,
     /// A Query or Execute whose command tag must be looked at.
     Watched(Watched),
 }
@@ -144,6 +162,8 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
+    /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
+    reads_sequences: bool,
     /// RESET was run in the session: the baseline must be applied again, and the client told.
     rebase: bool,
 }
@@ -166,6 +186,7 @@ impl VirtualSession {
             pins: PinSet::default(),
             unseen_settings: 0,
             unseen_until_ready: false,
+            reads_sequences: false,
             rebase: false,
         };
         session.relex();
@@ -275,6 +296,28 @@ impl VirtualSession {
                 _ => {}
             }
         }
+    }
+
+    /// A statement that has to do with sequences is about to run. True: the backend remembers values that others drew,
+    /// and must forget them first (DISCARD SEQUENCES), so that lastval and currval tell nothing of theirs.
+    pub fn use_sequences(&mut self, uses: SequenceUse, backend: &mut BackendState) -> bool {
+        let own = Drawn::By(self.client);
+        let forget = uses.reads() && backend.drawn != Drawn::ByNobody && backend.drawn != own;
+        if forget {
+            backend.drawn = Drawn::ByNobody;
+        }
+        self.reads_sequences |= uses.reads();
+        if uses.draws() {
+            backend.drawn = match backend.drawn {
+                Drawn::ByNobody => own,
+                drawn if drawn == own => own,
+                _ => Drawn::BySeveral,
+            };
+            if self.reads_sequences {
+                self.pins.insert(PinReason::Sequence);
+            }
+        }
+        forget
     }
 
     fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
@@ -510,6 +553,11 @@ impl VirtualSession {
             Note::Closed(closed) => {
                 let (name, statement) = *closed;
                 self.statements.insert(&name, statement);
+            }
+            Note::SequencesForgotten => {
+                if let Some(backend) = backend {
+                    backend.doubt_sequences();
+                }
             }
             Note::Unnamed => {
                 if let Some(backend) = backend {

@@ -14,6 +14,7 @@ mod drain;
 mod fuzz_corpus;
 mod limits;
 mod metrics;
+mod pins;
 mod prepared_statements;
 mod startup;
 mod support;
