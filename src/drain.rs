@@ -200,6 +200,12 @@ impl DrainWatch {
         }
     }
 
+    /// The phase of now: one load.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.signal.phase()
+    }
+
     /// Ready when the phase is `at_least` this. Otherwise the task is woken at the next phase, whichever it is.
     pub fn poll_reached(&mut self, cx: &mut Context<'_>, at_least: Phase) -> Poll<()> {
         loop {

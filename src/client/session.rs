@@ -18,6 +18,7 @@ use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
+use crate::virtual_session::pins::PinSet;
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
@@ -43,6 +44,8 @@ pub struct Session {
     snapshot: Arc<Snapshot>,
     gauge: ClientGauge,
     drain: DrainWatch,
+    /// The pins that the metrics and the log know of.
+    announced: PinSet,
 }
 
 /// What follows a busy spell.
@@ -94,6 +97,7 @@ impl Session {
             snapshot,
             gauge,
             drain: DrainWatch::new(drain),
+            announced: PinSet::EMPTY,
         };
         (session, dedicated)
     }
@@ -162,6 +166,7 @@ impl Session {
         exchange.preload(&early);
         if let Some(lease) = dedicated {
             exchange.attach(lease);
+            self.announce_pins(&mut exchange);
         }
         self.gauge.set(ClientState::Active);
         let rules = self.rules();
@@ -180,7 +185,7 @@ impl Session {
                     }
                     None => Box::pin(self.acquire(&mut exchange, &rules)).await,
                 },
-                Interruption::Outcome(Outcome::Settled) if !exchange.catalog_changed && !exchange.read_only_refused => {
+                Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
                     self.observe(&mut exchange);
                     exchange.detach().map(Lease::park);
                     None
@@ -189,15 +194,20 @@ impl Session {
                 // Boxed: what is rare is no part of what every transaction allocates.
                 rare => Box::pin(self.on_rare(rare, &mut exchange, &rules, &mut unseen_retries)).await,
             };
-            if exchange.new_pins {
-                self.announce_pin(&mut exchange);
-            }
             if let Some(then) = then {
                 self.observe(&mut exchange);
                 self.context.give_back_exchange(exchange);
                 return then;
             }
         }
+    }
+
+    /// Nothing is to be asked of the backend, told of a pin, or ended with the transaction.
+    fn parts_without_a_word(&self, exchange: &Exchange) -> bool {
+        !exchange.catalog_changed
+            && !exchange.read_only_refused
+            && self.announced.is_empty()
+            && self.drain.phase() == Phase::Serving
     }
 
     async fn on_rare(
@@ -209,8 +219,15 @@ impl Session {
     ) -> Option<Then> {
         match interruption {
             Interruption::Tick => self.enforce_limits(exchange).await,
-            Interruption::Drain => self.leave(exchange, &error::shutting_down()).await,
+            Interruption::Drain => self.on_drain(exchange).await,
             Interruption::Outcome(outcome) => match outcome {
+                Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
+                Outcome::Noted => {
+                    self.announce_pins(exchange);
+                    self.doubt_catalog(exchange);
+                    self.observe(exchange);
+                    None
+                }
                 Outcome::NeedsBackend => self.acquire(exchange, rules).await,
                 Outcome::Settled => self.give_back_in_doubt(exchange).await,
                 Outcome::Drained => Some(Then::Idle),
@@ -238,10 +255,10 @@ impl Session {
     }
 
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
-        let leave_at = if exchange.is_between_transactions() {
-            self.drain_phase_between_transactions()
-        } else {
+        let leave_at = if exchange.ends_at_boundary {
             Phase::ClosingAll
+        } else {
+            self.drain_phase_between_transactions()
         };
         let has_limits = has_limits(&self.snapshot.config.limits);
         let mut tick = has_limits.then(|| Box::pin(tokio::time::sleep(LIMIT_TICK)));
@@ -264,6 +281,16 @@ impl Session {
             }
         })
         .await
+    }
+
+    /// The drain has come to the phase in which clients between transactions go. One inside its transaction goes at the
+    /// end of that, or in the last phase.
+    async fn on_drain(&mut self, exchange: &mut Exchange) -> Option<Then> {
+        if self.drain.phase() == Phase::ClosingAll || exchange.is_between_transactions() {
+            return self.leave(exchange, &error::shutting_down()).await;
+        }
+        exchange.ends_at_boundary = true;
+        None
     }
 
     // --- getting and giving back a backend ---
@@ -312,18 +339,24 @@ impl Session {
     async fn give_back_in_doubt(&mut self, exchange: &mut Exchange) -> Option<Then> {
         self.observe(exchange);
         let mut lease = exchange.detach()?;
+        if !self.announced.is_empty() {
+            self.announced = PinSet::EMPTY;
+            lease.set_pin(None);
+        }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
         }
-        if !std::mem::take(&mut exchange.catalog_changed) {
-            lease.park();
-            return None;
+        if std::mem::take(&mut exchange.catalog_changed) {
+            let knowledge = self.pool.knowledge();
+            knowledge.doubt_catalog();
+            if let Err(error) = knowledge.read_catalog(&mut lease).await {
+                tracing::info!(%error, "a backend was lost while the catalog was read");
+                return None;
+            }
         }
-        let knowledge = self.pool.knowledge();
-        knowledge.doubt_catalog();
-        match knowledge.read_catalog(&mut lease).await {
-            Ok(()) => lease.park(),
-            Err(error) => tracing::info!(%error, "a backend was lost while the catalog was read"),
+        lease.park();
+        if self.drain.phase() >= self.drain_phase_between_transactions() {
+            return self.leave(exchange, &error::shutting_down()).await;
         }
         None
     }
@@ -334,11 +367,12 @@ impl Session {
         let Some(mut lease) = exchange.detach() else {
             return Some(Then::End);
         };
+        let catalog_changed = std::mem::take(&mut exchange.catalog_changed);
         let plan = self.reset_plan(exchange);
         lease.transaction_status = exchange.backend_status();
         match exchange.owed() {
-            _ if lease.is_dedicated() => lease.discard(CloseReason::SessionEnd),
-            None => lease.discard(CloseReason::ClientGone),
+            _ if lease.is_dedicated() => lease.abandon(CloseReason::SessionEnd),
+            None => lease.abandon(CloseReason::ClientGone),
             Some(owed) => {
                 lease.read_buffer = exchange.hand_over_unread();
                 if owed.ready == 0 && !owed.sync_missing && lease.read_buffer.is_empty() {
@@ -348,6 +382,10 @@ impl Session {
                 }
             }
         }
+        if catalog_changed {
+            self.pool.knowledge().doubt_catalog();
+            self.read_catalog_aside();
+        }
         Some(Then::End)
     }
 
@@ -355,8 +393,8 @@ impl Session {
         let plan = ResetPlan::for_pins(self.ledger.pins());
         let used_as_session = self.settings.mode == PoolMode::Session;
         match plan {
-            // What was promised to the ledger and never confirmed is forgotten with everything else.
-            ResetPlan::Nothing if exchange.has_unconfirmed_notes() || used_as_session => ResetPlan::DiscardAll,
+            // What was under way may have changed settings without the ledgers' knowing, and so may its rollback.
+            ResetPlan::Nothing if !exchange.is_settled() || used_as_session => ResetPlan::DiscardAll,
             plan => plan,
         }
     }
@@ -364,10 +402,15 @@ impl Session {
     // --- when things break ---
 
     async fn on_loss(&mut self, exchange: &mut Exchange, rules: &Rules, loss: Loss, retries: u32) -> Option<Then> {
-        if let Some(lease) = exchange.detach() {
-            lease.discard(CloseReason::Broken);
+        let dedicated = exchange.lease().is_some_and(|lease| lease.is_dedicated());
+        match exchange.detach() {
+            Some(lease) if loss.runs_on => lease.abandon(CloseReason::Broken),
+            Some(lease) => lease.discard(CloseReason::Broken),
+            None => {}
         }
-        let tied = !self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session;
+        // What it never saw a byte of left nothing on it.
+        let tied =
+            dedicated || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
@@ -489,16 +532,36 @@ impl Session {
         }
     }
 
-    fn announce_pin(&self, exchange: &mut Exchange) {
+    fn announce_pins(&mut self, exchange: &mut Exchange) {
         exchange.new_pins = false;
-        let Some(reason) = self.ledger.pins().iter().next() else {
-            return;
-        };
-        self.context.metrics.pinned(reason.label());
-        tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
-        if let Some(lease) = exchange.lease() {
-            lease.set_pin(Some(reason));
+        let pins = self.ledger.pins();
+        for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
+            self.context.metrics.pinned(reason.label());
+            tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
         }
+        self.announced = pins;
+        if let Some(lease) = exchange.lease() {
+            lease.set_pin(pins.iter().next());
+        }
+    }
+
+    /// What the catalog says is about to change: nothing of it is trusted until it is read again.
+    fn doubt_catalog(&self, exchange: &mut Exchange) {
+        if !std::mem::take(&mut exchange.catalog_touched) {
+            return;
+        }
+        self.pool.knowledge().doubt_catalog();
+        let kept = self.settings.mode == PoolMode::Session || !self.ledger.pins().is_empty();
+        if kept && exchange.is_settled() {
+            // Its own backend won't come back for this soon.
+            exchange.catalog_changed = false;
+            self.read_catalog_aside();
+        }
+    }
+
+    fn read_catalog_aside(&self) {
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.know_catalog().await });
     }
 }
 

@@ -140,6 +140,23 @@ impl Lease {
         }
     }
 
+    /// Closes the backend and cancels what it may be running: PostgreSQL notices a closed socket only when it next
+    /// writes.
+    pub fn abandon(mut self, reason: CloseReason) {
+        self.cancel_what_runs();
+        self.end(Some(reason));
+    }
+
+    fn cancel_what_runs(&self) {
+        let target = Arc::clone(self.cancel_target());
+        if self.condition() == Condition::InUse
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let limit = self.open().core().settings.load().cancel_timeout;
+            runtime.spawn(async move { target.send(Instant::now() + limit).await });
+        }
+    }
+
     /// Closes the backend.
     pub fn discard(mut self, reason: CloseReason) {
         self.end(Some(reason));
@@ -262,13 +279,7 @@ impl Drop for Lease {
         if matches!(self.held, Held::Over) {
             return;
         }
-        let target = Arc::clone(self.cancel_target());
-        if self.condition() == Condition::InUse
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let limit = self.open().core().settings.load().cancel_timeout;
-            runtime.spawn(async move { target.send(Instant::now() + limit).await });
-        }
+        self.cancel_what_runs();
         self.end(Some(CloseReason::ClientGone));
     }
 }

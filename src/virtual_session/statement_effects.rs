@@ -110,6 +110,16 @@ impl Effects {
         !self.is_read_only_shape
     }
 
+    /// Whether it may commit the block that it is run in. ROLLBACK alone can't.
+    pub fn may_end_in_commit(&self) -> bool {
+        let only_rolls_back = self.statement_count == 1
+            && matches!(
+                self.transaction,
+                TransactionControl::Rollback | TransactionControl::RollbackAndChain
+            );
+        self.ends_transaction && !only_rolls_back
+    }
+
     /// The changes of settings, in order.
     pub fn settings(&self) -> impl Iterator<Item = &SettingChange> {
         self.steps.iter().filter_map(|step| match &step.action {

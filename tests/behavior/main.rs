@@ -5,6 +5,7 @@
 
 mod architecture;
 mod auth;
+mod breakage;
 mod cancel;
 mod command_line;
 mod config_file;
@@ -13,6 +14,7 @@ mod drain;
 mod fuzz_corpus;
 mod limits;
 mod metrics;
+mod pins;
 mod pools;
 mod prepared_statements;
 mod process;

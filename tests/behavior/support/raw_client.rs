@@ -207,6 +207,11 @@ impl RawClient {
         row.row().remove(0).expect("not null")
     }
 
+    /// The bare connection, for bytes that are no whole messages. What was received already is not in it.
+    pub fn into_stream(self) -> impl tokio::io::AsyncRead + Unpin {
+        self.stream
+    }
+
     /// Half-closes: the other side reads an end of file and may still write.
     pub async fn shutdown(&mut self) {
         let _ = self.stream.shutdown().await;
