@@ -54,7 +54,7 @@ pub async fn greet(
     })?;
     let holder = Holder::new(number, address, cancel.slot.clone());
     let key = PoolKey {
-        database: login.database.clone(),
+        database: database_of(login, context),
         user: login.user.clone(),
     };
     if let Some(secret) = authenticated.secret_to_pass() {
@@ -111,6 +111,16 @@ pub async fn greet(
         dedicated: None,
         words,
     })
+}
+
+/// The database that the client's pool is of. Physical replication is connected to none, and need not name one.
+fn database_of(login: &Login, context: &ClientContext) -> String {
+    let names_one = login.parameters.iter().any(|(name, value)| name == "database" && !value.is_empty());
+    if login.replication == Replication::Physical && !names_one {
+        context.pools.default_key().database
+    } else {
+        login.database.clone()
+    }
 }
 
 /// Replication, and parameters that only a connection's start can set: PostgreSQL itself greets, by way of a backend

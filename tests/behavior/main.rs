@@ -5,15 +5,19 @@
 
 mod architecture;
 mod auth;
+mod auth_query;
 mod cancel;
+mod client_tls;
 mod command_line;
 mod config_file;
 mod copy;
 mod drain;
 mod fuzz_corpus;
 mod limits;
+mod listeners;
 mod metrics;
 mod prepared_statements;
 mod startup;
+mod startup_parameters;
 mod support;
 mod transaction_pooling;
