@@ -86,20 +86,11 @@ pub async fn greet(
         compose::parameter_status(&mut words, name, startup.value(name).unwrap_or(value));
     }
     closing_words(&mut words, &cancel);
-    let own: Vec<_> = startup
-        .entries()
-        .iter()
-        .filter(|(name, value)| {
-            !neutral
-                .iter()
-                .any(|(other, same)| other.eq_ignore_ascii_case(name) && same == &**value)
-        })
-        .cloned()
-        .collect();
+    // Also what equals the server's own value: a reload of its configuration must not change what the client asked for.
     let session = VirtualSession::new(
         number,
         pool.knowledge().ledger().clone(),
-        Settings::new(own),
+        startup,
         neutral_lexing(&neutral),
     );
     Ok(Greeted {

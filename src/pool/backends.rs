@@ -355,6 +355,7 @@ impl Pool {
     pub(crate) fn take_back(&self, mut connection: Pooled, client_id: u64) {
         connection.record.came_back(self.core.now());
         connection.count_as(BackendState::Idle);
+        connection.learn_neutral_change();
         if connection.backend.role_changed() {
             self.suspect_upstream();
         }
