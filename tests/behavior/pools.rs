@@ -269,6 +269,7 @@ async fn the_53300_of_a_timeout_counts_who_holds_and_the_log_names_them() {
     let sidecar = Sidecar::builder(&database)
         .set("POOL__MAX_SIZE", "3")
         .set("POOL__ACQUIRE_TIMEOUT", "1s")
+        .set("LIMITS__QUERY_TIMEOUT", "10m")
         .start_ready()
         .await;
     let mut named = RawClient::connect(sidecar.port).await;
@@ -292,6 +293,7 @@ async fn the_53300_of_a_timeout_counts_who_holds_and_the_log_names_them() {
         sync(),
     ]))
     .await;
+    wait_backends(&sidecar, "pinned", |pinned| pinned == 1.0).await;
     wait_backends(&sidecar, "active", |active| active == 2.0).await;
     let mut waiter = login(&sidecar, &database).await;
     let answer = waiter.ask("SELECT 1").await;
