@@ -37,7 +37,7 @@ fn process_ids(database: &Database) -> Vec<String> {
 
 fn terminate_all(database: &Database) {
     let sql = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{}'",
+        "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{}'",
         database.name
     );
     Postgres::shared().psql("postgres", &sql);
@@ -396,17 +396,23 @@ async fn trap_77_a_refused_login_leaves_those_who_can_have_an_open_backend_alone
     let sidecar = crate::support::sidecar::Builder::default()
         .upstream(url)
         .set("POOL__MIN_IDLE", "0")
-        .set("POOL__MAX_SIZE", "2")
-        .start()
+        .start_ready()
         .await;
     let client = async || RawClient::login(sidecar.port, &role, "limited_password", &database.name).await;
-    let (mut first, mut second) = (client().await, client().await);
-    first.ask("BEGIN").await;
+    let mut waiter = client().await;
+    waiter.value("SELECT 1").await;
+    let mut holders = Vec::new();
+    // Until whoever comes next needs a login.
+    while holders.is_empty() || sidecar.metric("pgsidecar_backends", &[("state", "idle")]).await != Some(0.0) {
+        let mut holder = client().await;
+        holder.ask("BEGIN").await;
+        holders.push(holder);
+    }
     Postgres::shared().psql("postgres", &format!("ALTER ROLE {role} NOLOGIN"));
-    second.query("SELECT 'served'").await;
+    waiter.query("SELECT 'served'").await;
     sidecar.wait_for_log("is not permitted to log in").await;
-    first.ask("COMMIT").await;
-    assert_eq!(second.until_ready().await[1].row(), [Some("served".to_owned())]);
+    holders[0].ask("COMMIT").await;
+    assert_eq!(waiter.until_ready().await[1].row(), [Some("served".to_owned())]);
 }
 
 // --- several pools ---

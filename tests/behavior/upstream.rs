@@ -344,7 +344,7 @@ fn rotating_role(password: &str) -> String {
 }
 
 fn terminate(role: &str) {
-    let sql = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'");
+    let sql = format!("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE usename = '{role}'");
     Postgres::shared().psql("postgres", &sql);
 }
 
