@@ -342,8 +342,8 @@ impl Session {
             None => {}
         }
         // What it never saw a byte of left nothing on it.
-        let tied = dedicated
-            || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
+        let tied =
+            dedicated || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
@@ -442,7 +442,12 @@ impl Session {
             if let Some(lease) = exchange.lease() {
                 let target = lease.cancel_target().clone();
                 let deadline = tokio::time::Instant::now() + limit;
-                tokio::spawn(async move { target.send(deadline).await });
+                // Announced here and now: the query may end before the task runs, and its backend must not go then.
+                let in_flight = target.announce();
+                tokio::spawn(async move {
+                    target.send(deadline).await;
+                    drop(in_flight);
+                });
             }
             return None;
         }

@@ -567,17 +567,28 @@ impl Exchange {
             return;
         }
         if request == Request::Query {
-            self.pipeline.expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
+            self.pipeline
+                .expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
             self.up.say(|out| compose::query(out, FORGET_SEQUENCES));
             return;
         }
         // A Query amid a group would end it, and an unnamed statement would replace the client's.
-        for request in [Request::Parse, Request::Bind, Request::Execute, Request::Close, Request::Close] {
+        for request in [
+            Request::Parse,
+            Request::Bind,
+            Request::Execute,
+            Request::Close,
+            Request::Close,
+        ] {
             self.pipeline.expect(request, Fate::Swallow, Note::SequencesForgotten);
         }
         self.up.say(|out| {
             compose::parse(out, FORGETTING, &[FORGET_SEQUENCES, b"\0\0\0"].concat());
-            compose::frame(out, FrontendTag::Bind.byte(), &[FORGETTING, b"\0", FORGETTING, b"\0\0\0\0\0\0\0"]);
+            compose::frame(
+                out,
+                FrontendTag::Bind.byte(),
+                &[FORGETTING, b"\0", FORGETTING, b"\0\0\0\0\0\0\0"],
+            );
             compose::frame(out, FrontendTag::Execute.byte(), &[FORGETTING, b"\0\0\0\0\0"]);
             compose::frame(out, FrontendTag::Close.byte(), &[b"P", FORGETTING, b"\0"]);
             compose::close_statement(out, FORGETTING);

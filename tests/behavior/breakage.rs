@@ -1,8 +1,8 @@
 //! When things break: a client that vanishes, a backend that dies, a server that restarts. One well-formed error, nothing
 //! executed twice, nothing left behind.
 
-use pgsidecar::wire::backend_message::TransactionStatus;
 use pgsidecar::wire::Report;
+use pgsidecar::wire::backend_message::TransactionStatus;
 use tokio::io::AsyncReadExt;
 
 use crate::support::eventually;
@@ -110,11 +110,15 @@ async fn trap_12_a_client_gone_from_the_line_frees_its_place() {
     let mut waiter = client(&sidecar, &database).await;
     waiter.query("SELECT 1").await;
     let waiting = [("state", "waiting")];
-    sidecar.wait_metric("pgsidecar_clients", &waiting, |count| count == 1.0).await;
+    sidecar
+        .wait_metric("pgsidecar_clients", &waiting, |count| count == 1.0)
+        .await;
     // As PQfinish does it: words that nobody reads, then the end.
     waiter.send(&terminate()).await;
     drop(waiter);
-    sidecar.wait_metric("pgsidecar_clients", &waiting, |count| count == 0.0).await;
+    sidecar
+        .wait_metric("pgsidecar_clients", &waiting, |count| count == 0.0)
+        .await;
     assert_eq!(tags(&holder.ask("COMMIT").await), "CZ");
 }
 
@@ -131,7 +135,10 @@ async fn trap_42_settings_of_a_vanished_transaction_are_rolled_back_for_whoever_
     second.log_in(USER, PASSWORD, &startup).await.expect("the zone exists");
     assert_eq!(second.value("SHOW TimeZone").await, "Asia/Shanghai");
     drop(second);
-    assert_ne!(client(&sidecar, &database).await.value("SHOW TimeZone").await, "Asia/Shanghai");
+    assert_ne!(
+        client(&sidecar, &database).await.value("SHOW TimeZone").await,
+        "Asia/Shanghai"
+    );
 }
 
 #[tokio::test]
@@ -139,11 +146,19 @@ async fn trap_42_a_setting_said_and_not_yet_synced_reaches_no_one() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
     let mut first = client(&sidecar, &database).await;
-    let set = [parse("", "SET TimeZone = 'Asia/Shanghai'"), bind("", "", &[]), execute("", 0), flush()];
+    let set = [
+        parse("", "SET TimeZone = 'Asia/Shanghai'"),
+        bind("", "", &[]),
+        execute("", 0),
+        flush(),
+    ];
     first.send(&together(&set)).await;
     first.expect("1 2 C").await;
     drop(first);
-    assert_ne!(client(&sidecar, &database).await.value("SHOW TimeZone").await, "Asia/Shanghai");
+    assert_ne!(
+        client(&sidecar, &database).await.value("SHOW TimeZone").await,
+        "Asia/Shanghai"
+    );
 }
 
 #[tokio::test]
@@ -169,7 +184,12 @@ async fn trap_51_the_same_in_the_extended_protocol() {
     let mut first = client(&sidecar, &database).await;
     first.ask("CREATE TABLE filled (x int)").await;
     let backend = first.value("SELECT pg_backend_pid()").await;
-    let copy = [parse("", "COPY filled FROM STDIN"), bind("", "", &[]), execute("", 0), sync()];
+    let copy = [
+        parse("", "COPY filled FROM STDIN"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
     first.send(&together(&copy)).await;
     first.expect("1 2 G").await;
     first.send(&copy_data(b"1\n2\n")).await;
@@ -222,7 +242,8 @@ async fn trap_45_a_client_that_reads_nothing_is_dropped_after_its_deadline() {
         .start_ready()
         .await;
     let mut slow = client(&sidecar, &database).await;
-    slow.query("SELECT repeat('x', 1000000) FROM generate_series(1, 1000)").await;
+    slow.query("SELECT repeat('x', 1000000) FROM generate_series(1, 1000)")
+        .await;
     sidecar.wait_for_log("client_write_timeout").await;
     let mut next = client(&sidecar, &database).await;
     assert_eq!(next.value("SELECT 1").await, "1");
@@ -234,7 +255,8 @@ async fn trap_44_a_slow_client_keeps_its_backend_and_no_memory() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
     let mut slow = client(&sidecar, &database).await;
-    slow.query("SELECT repeat('x', 1000000) FROM generate_series(1, 100)").await;
+    slow.query("SELECT repeat('x', 1000000) FROM generate_series(1, 100)")
+        .await;
     // PostgreSQL is stopped by back-pressure: it waits to write.
     until_backends(&database, "wait_event = 'ClientWrite'", 1).await;
     let id = sidecar.process_id().expect("it runs");
@@ -298,7 +320,12 @@ async fn trap_19_the_same_in_the_extended_protocol_up_to_each_sync() {
     assert_eq!(answer[2].sqlstate(), "57P01");
     // The rest of the group is thrown away; one ReadyForQuery ends it.
     client
-        .send(&together(&[parse("", "SELECT 1"), bind("", "", &[]), execute("", 0), sync()]))
+        .send(&together(&[
+            parse("", "SELECT 1"),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ]))
         .await;
     client.expect("Z").await;
     assert_eq!(client.value("SELECT 1").await, "1");
@@ -333,7 +360,15 @@ async fn trap_38_the_same_in_the_extended_protocol() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
     let mut client = client(&sidecar, &database).await;
-    let say = |name: &str, sql: &str| together(&[parse(name, sql), bind("", name, &[]), describe('P', ""), execute("", 0), sync()]);
+    let say = |name: &str, sql: &str| {
+        together(&[
+            parse(name, sql),
+            bind("", name, &[]),
+            describe('P', ""),
+            execute("", 0),
+            sync(),
+        ])
+    };
     client.send(&together(&[parse("end", "COMMIT"), sync()])).await;
     client.until_ready().await;
     for named in [false, true] {
@@ -397,7 +432,10 @@ async fn a_client_whose_backend_held_what_cant_be_made_again_is_closed() {
     terminate_backends(&database);
     let end = amid.until_closed().await;
     let report = error(&end);
-    assert_eq!((report.sqlstate.as_str(), report.severity), ("57P01", pgsidecar::wire::Severity::Fatal));
+    assert_eq!(
+        (report.sqlstate.as_str(), report.severity),
+        ("57P01", pgsidecar::wire::Severity::Fatal)
+    );
     let mut idle = client(&sidecar, &database).await;
     idle.ask("CREATE TEMP TABLE mine (x int)").await;
     terminate_backends(&database);
@@ -408,7 +446,10 @@ async fn a_client_whose_backend_held_what_cant_be_made_again_is_closed() {
 #[tokio::test]
 async fn in_session_mode_a_lost_backend_closes_its_client() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MODE", "session").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MODE", "session")
+        .start_ready()
+        .await;
     let mut client = client(&sidecar, &database).await;
     client.ask("SELECT 1").await;
     terminate_backends(&database);
@@ -478,10 +519,21 @@ async fn a_commit_in_flight_is_08007_and_may_have_taken_effect() {
         let answer = client.ask(at).await;
         let report = error(&answer);
         assert_eq!((report.sqlstate.as_str(), status(&answer)), ("08007", 'I'), "{at}");
-        assert!(report.detail.is_some_and(|detail| detail.contains("may have taken effect")));
+        assert!(
+            report
+                .detail
+                .is_some_and(|detail| detail.contains("may have taken effect"))
+        );
         client.ask("BEGIN").await;
-        let sent: Vec<_> = fake.sessions().iter().flat_map(|session| session.messages.clone()).collect();
-        let times = sent.iter().filter(|message| String::from_utf8_lossy(&message.body).contains(at)).count();
+        let sent: Vec<_> = fake
+            .sessions()
+            .iter()
+            .flat_map(|session| session.messages.clone())
+            .collect();
+        let times = sent
+            .iter()
+            .filter(|message| String::from_utf8_lossy(&message.body).contains(at))
+            .count();
         assert_eq!(times, 1, "{at} is never sent twice");
     }
 }
@@ -500,7 +552,11 @@ async fn what_can_not_have_committed_is_08006() {
             client.ask(sql).await;
         }
         let answer = client.ask(at).await;
-        assert_eq!((error(&answer).sqlstate.as_str(), status(&answer)), ("08006", after), "{at}");
+        assert_eq!(
+            (error(&answer).sqlstate.as_str(), status(&answer)),
+            ("08006", after),
+            "{at}"
+        );
     }
 }
 
@@ -510,7 +566,10 @@ async fn a_commit_behind_another_reply_is_still_at_risk() {
     let sidecar = fake.sidecar().start().await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
     client
-        .send(&together(&[query("INSERT INTO first VALUES (1)"), query("INSERT INTO second VALUES (1)")]))
+        .send(&together(&[
+            query("INSERT INTO first VALUES (1)"),
+            query("INSERT INTO second VALUES (1)"),
+        ]))
         .await;
     client.until_ready().await;
     let answer = client.until_ready().await;
@@ -572,7 +631,10 @@ async fn trap_75_a_crash_is_told_in_postgresqls_words_and_nothing_runs_twice() {
     inside.ask("INSERT INTO counted VALUES (2)").await;
     inside.query("SELECT pg_sleep(60)").await;
     let sleepers = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    eventually("three sleep", async || (cluster.psql("postgres", sleepers) == "3").then_some(())).await;
+    eventually("three sleep", async || {
+        (cluster.psql("postgres", sleepers) == "3").then_some(())
+    })
+    .await;
     let victim: i32 = counting.value("SELECT pg_backend_pid()").await.parse().unwrap();
     counting.ask("SELECT 1").await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim), nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -151,12 +151,19 @@ async fn trap_71_the_next_owner_waits_until_the_cancel_has_landed() {
     sidecar
         .wait_metric("pgsidecar_clients", &[("state", "waiting")], |waiting| waiting == 1.0)
         .await;
-    assert!(!fake.sessions()[0].messages.iter().any(|message| message.body.starts_with(b"SELECT next")));
+    assert!(
+        !fake.sessions()[0]
+            .messages
+            .iter()
+            .any(|message| message.body.starts_with(b"SELECT next"))
+    );
     fake.hold_cancels(false);
     second.until_ready().await;
     assert_eq!(fake.sessions().len(), 1, "the backend was kept");
     sidecar
-        .wait_metric("pgsidecar_cancels_total", &[("outcome", "forwarded")], |count| count == 1.0)
+        .wait_metric("pgsidecar_cancels_total", &[("outcome", "forwarded")], |count| {
+            count == 1.0
+        })
         .await;
 }
 
@@ -185,9 +192,15 @@ async fn trap_74_protocol_3_2_has_secrets_of_32_bytes_and_they_work() {
     let sidecar = Sidecar::start(&database).await;
     let mut client = RawClient::connect(sidecar.port).await;
     client
-        .startup(pgsidecar::wire::PROTOCOL_3_2, &[("user", USER), ("database", &database.name)])
+        .startup(
+            pgsidecar::wire::PROTOCOL_3_2,
+            &[("user", USER), ("database", &database.name)],
+        )
         .await;
-    client.authenticate(USER, PASSWORD).await.expect("the password is right");
+    client
+        .authenticate(USER, PASSWORD)
+        .await
+        .expect("the password is right");
     let key = client.cancel_key.clone().expect("BackendKeyData came");
     assert_eq!(key.secret.len(), 32);
     assert!(key.process_id > 1 << 22, "no process has this number");
@@ -195,13 +208,29 @@ async fn trap_74_protocol_3_2_has_secrets_of_32_bytes_and_they_work() {
     until_sleeping(&database).await;
     let short = key.secret[..4].into();
     let process_id = key.process_id;
-    cancel(sidecar.port, &CancelKey { process_id, secret: short }).await;
+    cancel(
+        sidecar.port,
+        &CancelKey {
+            process_id,
+            secret: short,
+        },
+    )
+    .await;
     sidecar
-        .wait_metric("pgsidecar_cancels_total", &[("outcome", "unknown_key")], |count| count == 1.0)
+        .wait_metric("pgsidecar_cancels_total", &[("outcome", "unknown_key")], |count| {
+            count == 1.0
+        })
         .await;
     cancel(sidecar.port, &key).await;
     let answer = client.until_ready().await;
-    assert_eq!(answer.iter().find(|message| message.tag == b'E').expect("an error").sqlstate(), "57014");
+    assert_eq!(
+        answer
+            .iter()
+            .find(|message| message.tag == b'E')
+            .expect("an error")
+            .sqlstate(),
+        "57014"
+    );
 }
 
 #[tokio::test]
@@ -211,12 +240,20 @@ async fn in_a_transaction_and_in_the_extended_protocol_a_cancel_fails_the_statem
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let key = client.cancel_key.clone().expect("BackendKeyData came");
     client.ask("BEGIN").await;
-    let sleep = [parse("", "SELECT pg_sleep(60)"), bind("", "", &[]), execute("", 0), sync()];
+    let sleep = [
+        parse("", "SELECT pg_sleep(60)"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
     client.send(&together(&sleep)).await;
     until_sleeping(&database).await;
     cancel(sidecar.port, &key).await;
     let answer = client.expect("1 2 E Z").await;
-    assert_eq!((answer[2].sqlstate().as_str(), answer[3].body.as_slice()), ("57014", &b"E"[..]));
+    assert_eq!(
+        (answer[2].sqlstate().as_str(), answer[3].body.as_slice()),
+        ("57014", &b"E"[..])
+    );
     assert_eq!(client.ask("ROLLBACK").await[0].command(), "ROLLBACK");
 }
 
@@ -240,8 +277,14 @@ async fn trap_73_a_cancel_travels_in_tls_where_its_session_does() {
             });
         }
     });
-    let upstream = format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/{}?sslmode=require", database.name);
-    let sidecar = crate::support::sidecar::Builder::default().upstream(upstream).start_ready().await;
+    let upstream = format!(
+        "postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/{}?sslmode=require",
+        database.name
+    );
+    let sidecar = crate::support::sidecar::Builder::default()
+        .upstream(upstream)
+        .start_ready()
+        .await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     client.query("SELECT pg_sleep(60)").await;
     until_sleeping(&database).await;
@@ -250,6 +293,9 @@ async fn trap_73_a_cancel_travels_in_tls_where_its_session_does() {
     client.until_ready().await;
     let words = first_words.lock().unwrap().clone();
     assert!(words.len() > before, "the cancel came by the tap");
-    assert!(words.iter().all(|words| words == b"\0\0\0\x08\x04\xd2\x16\x2f"), "each began with SSLRequest: {words:?}");
+    assert!(
+        words.iter().all(|words| words == b"\0\0\0\x08\x04\xd2\x16\x2f"),
+        "each began with SSLRequest: {words:?}"
+    );
     tapping.abort();
 }

@@ -153,7 +153,10 @@ async fn a_server_accepts_nobody_any_more() {
     client.ask("BEGIN").await;
     sidecar.signal(Signal::SIGTERM);
     eventually("the port is closed", async || {
-        tokio::net::TcpStream::connect(("127.0.0.1", sidecar.port)).await.is_err().then_some(())
+        tokio::net::TcpStream::connect(("127.0.0.1", sidecar.port))
+            .await
+            .is_err()
+            .then_some(())
     })
     .await;
     assert_eq!(sidecar.http("/healthz").await.expect("health stays up").status, 200);
@@ -182,7 +185,10 @@ async fn trap_90_the_rest_goes_a_second_after_the_deadline_and_runs_on_nowhere()
     inside.query("COMMIT").await;
     let end = inside.until_closed().await;
     assert_eq!((end[0].command().as_str(), tags(&end).as_str()), ("COMMIT", "CZE"));
-    assert!(sidecar.metrics().await.contains("pgsidecar_build_info"), "metrics stay up");
+    assert!(
+        sidecar.metrics().await.contains("pgsidecar_build_info"),
+        "metrics stay up"
+    );
     assert_eq!(busy.until_closed().await[0].sqlstate(), "57P01");
     assert_eq!(sidecar.wait_exit().await.code(), Some(0));
     let running = format!(

@@ -100,14 +100,25 @@ async fn trap_82_query_timeout_cancels_the_query_and_keeps_the_client() {
     let sidecar = limited(&database, "LIMITS__QUERY_TIMEOUT", "300ms").await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let backend = client.value("SELECT pg_backend_pid()").await;
-    assert_eq!(outcome(&client.ask("SELECT pg_sleep(60)").await), ("57014".to_owned(), 'I'));
-    let sleep = [parse("", "SELECT pg_sleep(60)"), bind("", "", &[]), execute("", 0), sync()];
+    assert_eq!(
+        outcome(&client.ask("SELECT pg_sleep(60)").await),
+        ("57014".to_owned(), 'I')
+    );
+    let sleep = [
+        parse("", "SELECT pg_sleep(60)"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
     client.send(&together(&sleep)).await;
     assert_eq!(outcome(&client.until_ready().await), ("57014".to_owned(), 'I'));
     // In a transaction too, whichever statement of it.
     client.ask("BEGIN").await;
     client.ask("SELECT 1").await;
-    assert_eq!(outcome(&client.ask("SELECT pg_sleep(60)").await), ("57014".to_owned(), 'E'));
+    assert_eq!(
+        outcome(&client.ask("SELECT pg_sleep(60)").await),
+        ("57014".to_owned(), 'E')
+    );
     client.ask("ROLLBACK").await;
     // A client that thinks for longer than a query may run loses nothing.
     client.ask("BEGIN").await;
@@ -122,7 +133,10 @@ async fn transaction_timeout_ends_the_client_with_25p04() {
     let sidecar = limited(&database, "LIMITS__TRANSACTION_TIMEOUT", "300ms").await;
     let mut idle = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     idle.ask("CREATE TABLE kept (x int)").await;
-    assert!(idle.silent_for(Duration::from_millis(500)).await, "between transactions none runs out");
+    assert!(
+        idle.silent_for(Duration::from_millis(500)).await,
+        "between transactions none runs out"
+    );
     idle.ask("BEGIN").await;
     idle.ask("INSERT INTO kept VALUES (1)").await;
     assert_eq!(idle.until_closed().await[0].sqlstate(), "25P04");
@@ -137,7 +151,11 @@ async fn transaction_timeout_ends_the_client_with_25p04() {
 async fn idle_transaction_timeout_is_25p03_after_any_statement_of_it() {
     let database = Postgres::shared().create_database();
     let sidecar = limited(&database, "LIMITS__IDLE_TRANSACTION_TIMEOUT", "300ms").await;
-    for statements in [&["BEGIN"][..], &["BEGIN", "SELECT 1", "SELECT 2"], &["BEGIN", "SELECT 1/0"]] {
+    for statements in [
+        &["BEGIN"][..],
+        &["BEGIN", "SELECT 1", "SELECT 2"],
+        &["BEGIN", "SELECT 1/0"],
+    ] {
         let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
         for sql in statements {
             client.ask(sql).await;
@@ -166,7 +184,10 @@ async fn client_idle_timeout_is_57p05() {
     assert_eq!(pinned.until_closed().await[0].sqlstate(), "57P05");
     let mut inside = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     inside.ask("BEGIN").await;
-    assert!(inside.silent_for(Duration::from_millis(800)).await, "a transaction is no idle session");
+    assert!(
+        inside.silent_for(Duration::from_millis(800)).await,
+        "a transaction is no idle session"
+    );
 }
 
 #[tokio::test]
@@ -175,7 +196,10 @@ async fn trap_89_the_limit_of_file_descriptors_is_raised_at_start() {
     let sidecar = Sidecar::start(&database).await;
     let id = sidecar.process_id().expect("it runs");
     let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the kernel tells");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("the kernel tells");
     let figures: Vec<_> = line.split_whitespace().rev().skip(1).take(2).collect();
     assert_eq!(figures[0], figures[1], "soft and hard: {line}");
 }

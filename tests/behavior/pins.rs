@@ -60,7 +60,11 @@ async fn nothing_reaches_the_next(user: &str, password: &str, cases: &[Case]) {
         assert_eq!(first.value(shows).await, "mine", "{leaves}");
         assert_eq!(first.value("SELECT pg_backend_pid()").await, backend);
         drop(first);
-        assert_eq!(second.until_ready().await[1].row(), [Some("neutral".to_owned())], "{leaves}");
+        assert_eq!(
+            second.until_ready().await[1].row(),
+            [Some("neutral".to_owned())],
+            "{leaves}"
+        );
         sidecar
             .wait_metric("pgsidecar_backends", &[("state", "pinned")], |count| count == 0.0)
             .await;
@@ -92,7 +96,11 @@ async fn trap_58_custom_settings_leave_not_even_a_placeholder() {
         PASSWORD,
         &[
             case("custom_setting", "SET app.tenant_id = 'mine'", TENANT),
-            case("custom_setting", "SELECT set_config('app.tenant_id', 'mine', false)", TENANT),
+            case(
+                "custom_setting",
+                "SELECT set_config('app.tenant_id', 'mine', false)",
+                TENANT,
+            ),
             case(
                 "custom_setting",
                 "WITH n AS (SELECT 'app.tenant_id' AS name) SELECT set_config(name, 'mine', false) FROM n",
@@ -179,10 +187,15 @@ async fn trap_68_what_discard_all_does_not_reach_closes_the_backend() {
     ] {
         let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
         let backend = first.value("SELECT pg_backend_pid()").await;
-        let before = sidecar.metric("pgsidecar_pins_total", &[("reason", reason)]).await.expect(reason);
+        let before = sidecar
+            .metric("pgsidecar_pins_total", &[("reason", reason)])
+            .await
+            .expect(reason);
         first.ask(leaves).await;
         sidecar
-            .wait_metric("pgsidecar_pins_total", &[("reason", reason)], |count| count == before + 1.0)
+            .wait_metric("pgsidecar_pins_total", &[("reason", reason)], |count| {
+                count == before + 1.0
+            })
             .await;
         assert_eq!(first.value("SELECT pg_backend_pid()").await, backend);
         drop(first);
@@ -270,7 +283,11 @@ async fn trap_61_timeouts_of_one_client_are_no_one_elses() {
     let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
     let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let backend = first.value("SELECT pg_backend_pid()").await;
-    for sql in ["SET lock_timeout = 1", "SET idle_in_transaction_session_timeout = 60000", "SET statement_timeout = 1"] {
+    for sql in [
+        "SET lock_timeout = 1",
+        "SET idle_in_transaction_session_timeout = 60000",
+        "SET statement_timeout = 1",
+    ] {
         first.query(sql).await;
         first.until_ready().await;
     }
@@ -278,7 +295,11 @@ async fn trap_61_timeouts_of_one_client_are_no_one_elses() {
     let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     assert_eq!(second.value("SHOW statement_timeout").await, "0");
     assert_eq!(second.value("SHOW lock_timeout").await, "0");
-    assert_eq!(second.value("SELECT pg_backend_pid()").await, backend, "it was reset, not closed");
+    assert_eq!(
+        second.value("SELECT pg_backend_pid()").await,
+        backend,
+        "it was reset, not closed"
+    );
 }
 
 #[tokio::test]
@@ -316,7 +337,10 @@ async fn trap_68_the_last_value_of_a_sequence_is_the_clients_own_or_none() {
     // Another client on the same backend is told nothing of it, as in a session of its own.
     for sql in ["SELECT lastval()", "SELECT currval('numbers')"] {
         let answer = second.ask(sql).await;
-        assert_eq!((tags(&answer).as_str(), answer[1].sqlstate().as_str()), ("TEZ", "55000"));
+        assert_eq!(
+            (tags(&answer).as_str(), answer[1].sqlstate().as_str()),
+            ("TEZ", "55000")
+        );
         let asked = [parse("", sql), bind("", "", &[]), execute("", 0), sync()];
         second.send(&together(&asked)).await;
         second.expect("1 2 E Z").await;
