@@ -110,7 +110,7 @@ async fn pgbench_runs_in_its_three_protocols() {
         .start_ready()
         .await;
     for protocol in ["simple", "extended", "prepared"] {
-        let output = pgbench(&sidecar.url(&database), &["-n", "-c", "4", "-T", "1", "-M", protocol])
+        let output = pgbench(&sidecar.url(&database), &["-n", "-c", "4", "-j", "4", "-T", "1", "-M", protocol])
             .await
             .ok();
         assert!(
