@@ -187,9 +187,7 @@ impl Session {
                 },
                 Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
                     self.observe(&mut exchange);
-                    if let Some(lease) = exchange.detach() {
-                        lease.park();
-                    }
+                    exchange.detach().map(Lease::park);
                     None
                 }
                 Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),
@@ -236,9 +234,9 @@ impl Session {
                 Outcome::ClientGone => self.clean_up(exchange).await,
                 Outcome::BackendLost(loss) => {
                     *unseen_retries += 1;
-                    self.on_loss(exchange, rules, *loss, *unseen_retries).await
+                    self.on_loss(exchange, rules, loss, *unseen_retries).await
                 }
-                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, *report).await,
+                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, report).await,
                 Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
                 Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
             },
@@ -511,7 +509,12 @@ impl Session {
             if let Some(lease) = exchange.lease() {
                 let target = lease.cancel_target().clone();
                 let deadline = tokio::time::Instant::now() + limit;
-                tokio::spawn(async move { target.send(deadline).await });
+                // Announced here and now: the query may end before the task runs, and its backend must not go then.
+                let in_flight = target.announce();
+                tokio::spawn(async move {
+                    target.send(deadline).await;
+                    drop(in_flight);
+                });
             }
             return None;
         }

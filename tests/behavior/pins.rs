@@ -354,3 +354,34 @@ async fn trap_68_the_last_value_of_a_sequence_is_the_clients_own_or_none() {
     assert_eq!(second.value("SELECT lastval()").await, "2");
     assert_eq!(second.value("SELECT currval('numbered_id_seq')").await, "2");
 }
+
+#[tokio::test]
+async fn trap_57_what_routines_triggers_and_views_do_unseen_stays_with_their_caller() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut owner = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    for sql in [
+        "CREATE FUNCTION leave() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN set_config('app.tenant_id', 'mine', false); END $$",
+        "CREATE FUNCTION leave_by_trigger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM leave(); RETURN new; END $$",
+        "CREATE TABLE watched (x int)",
+        "CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION leave_by_trigger()",
+        "CREATE VIEW looking AS SELECT leave()",
+    ] {
+        let answer = owner.ask(sql).await;
+        assert_eq!(tags(&answer), "CZ", "{sql}");
+    }
+    // The first knew the catalog's changes as its own; another learns them from the catalog.
+    for leaves in ["SELECT leave()", "INSERT INTO watched VALUES (1)", "SELECT * FROM looking"] {
+        for mut first in [
+            RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await,
+            RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await,
+        ] {
+            assert!(!tags(&first.ask(leaves).await).contains('E'), "{leaves}");
+            assert_eq!(first.value(TENANT).await, "mine", "{leaves}");
+        }
+        let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        assert_eq!(second.value(TENANT).await, "neutral", "{leaves}");
+    }
+    // Nor does a setting of the owner's transaction reach anyone.
+    drop(owner);
+}
