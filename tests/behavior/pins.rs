@@ -371,7 +371,11 @@ async fn trap_57_what_routines_triggers_and_views_do_unseen_stays_with_their_cal
         assert_eq!(tags(&answer), "CZ", "{sql}");
     }
     // The first knew the catalog's changes as its own; another learns them from the catalog.
-    for leaves in ["SELECT leave()", "INSERT INTO watched VALUES (1)", "SELECT * FROM looking"] {
+    for leaves in [
+        "SELECT leave()",
+        "INSERT INTO watched VALUES (1)",
+        "SELECT * FROM looking",
+    ] {
         for mut first in [
             RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await,
             RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await,
