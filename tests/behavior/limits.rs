@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgsidecar::wire::SqlState;
 
+use crate::support::eventually;
 use crate::support::fake_backend::FakeBackend;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
 use crate::support::raw_client::{Message, RawClient, bind, execute, parse, sync, together};
@@ -202,4 +203,139 @@ async fn trap_89_the_limit_of_file_descriptors_is_raised_at_start() {
         .expect("the kernel tells");
     let figures: Vec<_> = line.split_whitespace().rev().skip(1).take(2).collect();
     assert_eq!(figures[0], figures[1], "soft and hard: {line}");
+}
+
+#[tokio::test]
+async fn beyond_max_unauthenticated_a_connection_is_refused_with_53300_and_clients_go_on() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("LIMITS__MAX_UNAUTHENTICATED", "2")
+        .start_ready()
+        .await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let mut mute = vec![
+        RawClient::connect(sidecar.port).await,
+        RawClient::connect(sidecar.port).await,
+    ];
+    for silent in &mut mute {
+        // Half a length word: accepted, and waited for.
+        silent.send(&[0]).await;
+    }
+    eventually("a refusal", async || {
+        let mut one_more = RawClient::connect(sidecar.port).await;
+        let refusal = one_more
+            .log_in(USER, PASSWORD, &[("database", &database.name)])
+            .await
+            .err()?;
+        (refusal.sqlstate == SqlState::TOO_MANY_CONNECTIONS).then_some(())
+    })
+    .await;
+    assert_eq!(client.value("SELECT 1").await, "1", "who has logged in is not counted");
+    mute.clear();
+    eventually("a free place", async || {
+        let mut next = RawClient::connect(sidecar.port).await;
+        next.log_in(USER, PASSWORD, &[("database", &database.name)]).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_login_deadline_ends_the_authentication_in_postgresqls_words() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("LIMITS__CLIENT_LOGIN_TIMEOUT", "300ms")
+        .start_ready()
+        .await;
+    let mut client = RawClient::connect(sidecar.port).await;
+    client.startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER)]).await;
+    client.message().await;
+    let report = client.message().await.report();
+    assert_eq!(
+        (report.sqlstate, report.message.as_ref()),
+        (SqlState::QUERY_CANCELED, "canceling authentication due to timeout")
+    );
+    assert!(client.until_closed().await.is_empty());
+}
+
+/// Whoever has proved who it is waits for the database as long as `pool.acquire_timeout` says, and is told why.
+#[tokio::test]
+async fn the_login_deadline_is_not_the_databases() {
+    let fake = FakeBackend::start(|session| async move {
+        let _kept_waiting = session;
+        std::future::pending().await
+    })
+    .await;
+    let sidecar = fake
+        .sidecar()
+        .set("LIMITS__CLIENT_LOGIN_TIMEOUT", "1s")
+        .set("POOL__ACQUIRE_TIMEOUT", "1500ms")
+        .start()
+        .await;
+    let mut client = RawClient::connect(sidecar.port).await;
+    let refusal = client.log_in(USER, PASSWORD, &[("database", "fake")]).await;
+    let report = refusal.expect_err("no backend comes");
+    assert_eq!(
+        (report.severity.as_str(), report.sqlstate),
+        ("FATAL", SqlState::TOO_MANY_CONNECTIONS)
+    );
+    assert!(report.detail.is_some(), "{report:?}");
+}
+
+#[tokio::test]
+async fn trap_12_a_client_that_leaves_while_the_database_is_waited_for_is_forgotten() {
+    let fake = FakeBackend::start(|session| async move {
+        let _kept_waiting = session;
+        std::future::pending().await
+    })
+    .await;
+    let sidecar = fake.sidecar().set("LIMITS__MAX_CLIENTS", "1").start().await;
+    for _ in 0..3 {
+        eventually("a place", async || {
+            let mut client = RawClient::connect(sidecar.port).await;
+            client
+                .startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER), ("database", "fake")])
+                .await;
+            let first = client.message().await;
+            (first.tag == b'R').then_some(())?;
+            client.prove(PASSWORD, &first).await;
+            Some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn trap_89_clients_are_refused_before_backends_have_no_descriptors() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MIN_IDLE", "0")
+        .descriptors(120)
+        .start()
+        .await;
+    sidecar.wait_for_log("too low for limits.max_clients").await;
+    let mut mute = Vec::new();
+    let refusal = loop {
+        let mut client = RawClient::connect(sidecar.port).await;
+        match client.log_in(USER, PASSWORD, &[("database", &database.name)]).await {
+            Ok(()) => mute.push(client),
+            Err(report) => break report,
+        }
+        assert!(mute.len() <= 60, "half of the descriptors is all that clients get");
+    };
+    assert_eq!(refusal.sqlstate, SqlState::TOO_MANY_CONNECTIONS);
+    assert!(mute.len() >= 50);
+    // Everything else still has descriptors: new backends, the endpoint, and whoever comes when there is room.
+    for client in mute.iter_mut().take(10) {
+        client.ask("BEGIN").await;
+    }
+    assert!(sidecar.http("/healthz").await.is_some());
+    mute.truncate(10);
+    eventually("room", async || {
+        let mut client = RawClient::connect(sidecar.port).await;
+        client
+            .log_in(USER, PASSWORD, &[("database", &database.name)])
+            .await
+            .ok()
+    })
+    .await;
 }

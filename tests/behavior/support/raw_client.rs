@@ -93,6 +93,8 @@ pub struct RawClient {
     pub authentication: Vec<u32>,
     /// Reads that brought something.
     reads: u32,
+    /// The type byte of each message so far, repetitions left out.
+    seen: String,
 }
 
 impl RawClient {
@@ -163,6 +165,7 @@ impl RawClient {
             cancel_key: None,
             authentication: Vec::new(),
             reads: 0,
+            seen: String::new(),
         }
     }
 
@@ -344,7 +347,31 @@ impl RawClient {
                 .is_err()
     }
 
+    /// Reads to the end of the connection what are no messages.
+    pub async fn text_until_closed(&mut self) -> String {
+        while within(DEADLINE, "bytes", self.stream.read_buf(&mut self.received))
+            .await
+            .unwrap_or(0)
+            > 0
+        {}
+        String::from_utf8_lossy(&self.received.split()).into_owned()
+    }
+
+    /// The type bytes of what came so far, each run of equal ones as one: `RSKZ` for a login.
+    pub fn seen_once(&self) -> &str {
+        &self.seen
+    }
+
+    /// Begins [`Self::seen_once`] anew.
+    pub fn forget_seen(&mut self) {
+        self.seen.clear();
+    }
+
     fn note(&mut self, message: &Message) {
+        let tag = char::from(message.tag);
+        if !self.seen.ends_with(tag) {
+            self.seen.push(tag);
+        }
         let mut reader = Reader::new(&message.body);
         match message.tag {
             b'S' => {
@@ -400,6 +427,14 @@ impl RawClient {
     pub async fn authenticate_counting_reads(&mut self, user: &str, password: &str) -> Result<u32, Report> {
         let before = self.reads;
         self.authenticate(user, password).await.map(|()| self.reads - before)
+    }
+
+    /// Answers an AuthenticationSASL with the right proof, and does not wait for what comes of it.
+    pub async fn prove(&mut self, password: &str, first: &Message) {
+        let mut scram = ScramClient::new(password, "n,,", b"");
+        self.answer(first, "", password, &mut scram).await;
+        let challenge = self.message().await;
+        self.answer(&challenge, "", password, &mut scram).await;
     }
 
     async fn answer(&mut self, request: &Message, user: &str, password: &str, scram: &mut ScramClient) {
