@@ -61,6 +61,12 @@ pub fn too_many_clients(key: &str) -> Report {
         .with_hint(format!("{key} of pgsidecar is reached."))
 }
 
+/// `limits.client_login_timeout` has passed: PostgreSQL's words for authentication_timeout.
+pub fn login_too_long() -> Report {
+    Report::fatal(SqlState::QUERY_CANCELED, "canceling authentication due to timeout")
+        .with_hint("limits.client_login_timeout of pgsidecar was exceeded.")
+}
+
 /// 25P02 as PostgreSQL says it.
 pub fn failed_transaction() -> Report {
     Report::error(

@@ -158,7 +158,7 @@ pub fn client_auth(data: &[u8]) {
                     "nobody can be an unknown user"
                 );
             }
-            Ok(AuthStep::Refused(_)) | Err(_) => return,
+            Ok(AuthStep::Refused(_) | AuthStep::WrongPassword(..)) | Err(_) => return,
         }
     }
 }

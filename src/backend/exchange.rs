@@ -1,14 +1,16 @@
 //! Queries of our own: written whole, their replies read to the last ReadyForQuery. Nothing of a client's is in them.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::Backend;
 use crate::net::Stream;
 use crate::protocol::Violation;
+use crate::virtual_session::parameters::{Settings, prelude};
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus};
-use crate::wire::{BackendTag, HEADER_LEN, Header, Malformed, Reader, Report, compose};
+use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, Malformed, Reader, Report, compose};
 
 /// The largest body that we keep of a reply; larger ones are passed over as they come.
 const KEPT_BODY_LEN_MAX: usize = 64 * 1024;
@@ -34,12 +36,24 @@ pub enum BackendError {
     Violation(#[from] Violation),
 }
 
+/// A row's columns as text; `None` is NULL.
+pub type Row = Vec<Option<Bytes>>;
+
 /// What a query of ours came to.
 #[derive(Debug, Default)]
 pub struct QueryOutcome {
     /// The first column of each row, as text; `None` is NULL. At most a few hundred rows are kept.
     pub first_column: Vec<Option<Bytes>>,
     /// The last error, if there was one.
+    pub error: Option<Report>,
+}
+
+/// What statements with parameters came to.
+#[derive(Debug, Default)]
+pub struct ParameterisedOutcome {
+    /// The rows of each statement, in order; empty for those behind an error. At most a few hundred rows are kept.
+    pub rows: Vec<Vec<Row>>,
+    /// The error, if there was one.
     pub error: Option<Report>,
 }
 
@@ -88,9 +102,57 @@ impl Backend {
     /// Runs one Query of ours to its ReadyForQuery. An ErrorResponse is part of the outcome, a FATAL is not.
     pub async fn query(&mut self, sql: &str) -> Result<QueryOutcome, BackendError> {
         let mut out = BytesMut::new();
+        // A Query drops the unnamed statement (manual: protocol-flow-ext-query): whoever left one here parses it again.
+        self.state.unnamed_dropped();
         compose::query(&mut out, sql.as_bytes());
         self.stream.write_all(&out).await?;
         self.read_outcome().await
+    }
+
+    /// Takes clients' settings off, so that a query of ours sees what a new session would.
+    pub async fn make_neutral(&mut self) -> Result<(), BackendError> {
+        let neutral = Arc::<Settings>::default();
+        if let Some(sql) = prelude(&self.state.applied, &neutral) {
+            let outcome = self.query(&String::from_utf8_lossy(&sql)).await?;
+            if outcome.error.is_some() {
+                return Err(Violation::Rule("RESET of a setting failed").into());
+            }
+            self.state.applied = neutral;
+        }
+        Ok(())
+    }
+
+    /// Runs statements of ours as one pipeline up to one Sync: one implicit transaction, unless they open a block. Each
+    /// takes all of `parameters` it names, as text, so that no value can be read as SQL. An ErrorResponse is part of the
+    /// outcome, a FATAL is not.
+    pub async fn query_with(&mut self, statements: &[(&str, &[&str])]) -> Result<ParameterisedOutcome, BackendError> {
+        let mut out = BytesMut::new();
+        for (sql, parameters) in statements {
+            extended(&mut out, sql, parameters);
+        }
+        compose::bare_frontend(&mut out, FrontendTag::Sync);
+        self.state.unnamed_dropped();
+        self.stream.write_all(&out).await?;
+        let mut outcome = ParameterisedOutcome::default();
+        let mut kept = 0;
+        loop {
+            let message = self.next_message().await?;
+            match BackendTag::from_byte(message.tag) {
+                Some(BackendTag::BindComplete) => outcome.rows.push(Vec::new()),
+                Some(BackendTag::DataRow) if kept < KEPT_ROWS_MAX => {
+                    kept += 1;
+                    if let Some(rows) = outcome.rows.last_mut() {
+                        rows.push(columns(&message.body)?);
+                    }
+                }
+                Some(BackendTag::ErrorResponse) => outcome.error = Some(error_report(&message.body)?),
+                Some(BackendTag::ReadyForQuery) => return Ok(outcome),
+                Some(BackendTag::CopyInResponse | BackendTag::CopyBothResponse) => {
+                    return Err(Violation::Rule("a query of ours began a COPY").into());
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Reads up to and with the next ReadyForQuery.
@@ -188,6 +250,37 @@ fn error_report(body: &[u8]) -> Result<Report, Violation> {
         })
 }
 
+/// Parse, Bind and Execute of an unnamed statement; the types of its parameters are PostgreSQL's to infer.
+fn extended(out: &mut BytesMut, sql: &str, parameters: &[&str]) {
+    compose::parse(out, b"", &[sql.as_bytes(), b"\0\0\0"].concat());
+    let mut bind = vec![0, 0, 0, 0];
+    bind.extend(u16::try_from(parameters.len()).unwrap_or(u16::MAX).to_be_bytes());
+    for parameter in parameters {
+        bind.extend(u32::try_from(parameter.len()).unwrap_or(u32::MAX).to_be_bytes());
+        bind.extend(parameter.as_bytes());
+    }
+    bind.extend([0, 0]);
+    compose::frame(out, FrontendTag::Bind.byte(), &[&bind]);
+    compose::frame(out, FrontendTag::Execute.byte(), &[b"\0\0\0\0\0"]);
+}
+
+fn columns(body: &Bytes) -> Result<Row, Violation> {
+    let malformed = |cause| Violation::Malformed {
+        message: "DataRow",
+        cause,
+    };
+    let mut reader = Reader::new(body);
+    let count = reader.i16().map_err(malformed)?;
+    let mut row = Row::new();
+    for _ in 0..count {
+        row.push(match usize::try_from(reader.i32().map_err(malformed)?) {
+            Ok(len) => Some(body.slice_ref(reader.bytes(len).map_err(malformed)?)),
+            Err(_) => None,
+        });
+    }
+    Ok(row)
+}
+
 fn first_column(body: &Bytes) -> Result<Option<Bytes>, Violation> {
     let malformed = |cause| Violation::Malformed {
         message: "DataRow",
@@ -223,6 +316,13 @@ mod tests {
         assert!(cut_frame(&mut buffer, 100).is_err());
         let mut buffer = BytesMut::from(&b"E\0\0\0\x01"[..]);
         assert!(cut_frame(&mut buffer, 100).is_err());
+    }
+
+    #[test]
+    fn every_column_of_a_row_is_kept_and_a_short_one_is_an_error() {
+        let row = columns(&Bytes::from_static(b"\0\x02\xff\xff\xff\xff\0\0\0\x02on")).unwrap();
+        assert_eq!(row, [None, Some(Bytes::from_static(b"on"))]);
+        assert!(columns(&Bytes::from_static(b"\0\x02\xff\xff\xff\xff")).is_err());
     }
 
     #[test]

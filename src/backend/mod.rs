@@ -21,7 +21,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 pub use cancel::CancelTarget;
-pub use exchange::{BackendError, QueryOutcome};
+pub use exchange::{BackendError, ParameterisedOutcome, QueryOutcome, Row};
 pub use idle::IdleVerdict;
 pub use login::{ConnectFailure, Connector};
 pub use parameters::ServerParameters;

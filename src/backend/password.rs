@@ -56,10 +56,7 @@ pub async fn read(source: &PasswordSource, login: Login<'_>) -> Result<Option<Ze
         match source {
             PasswordSource::None => Ok(None),
             PasswordSource::Literal(secret) => Ok(Some(Zeroizing::new(secret.expose().to_owned()))),
-            PasswordSource::File(path) => {
-                let bytes = read_file(path, SECRET_LEN_MAX + 1).await?;
-                without_newline(bytes).map(Some)
-            }
+            PasswordSource::File(path) => read_secret(path).await.map(Some),
             PasswordSource::Command(command) => run_command(command).await.and_then(without_newline).map(Some),
             PasswordSource::Passfile(path) => search_passfile(path, login).await,
         }
@@ -67,6 +64,16 @@ pub async fn read(source: &PasswordSource, login: Login<'_>) -> Result<Option<Ze
     timeout(READ_TIMEOUT, reading)
         .await
         .map_err(|_| PasswordError::TimedOut)?
+}
+
+/// Reads a file that holds one secret.
+pub async fn from_file(path: &Path) -> Result<Zeroizing<String>, PasswordError> {
+    let reading = timeout(READ_TIMEOUT, read_secret(path)).await;
+    reading.map_err(|_| PasswordError::TimedOut)?
+}
+
+async fn read_secret(path: &Path) -> Result<Zeroizing<String>, PasswordError> {
+    read_file(path, SECRET_LEN_MAX + 1).await.and_then(without_newline)
 }
 
 /// Whether a second reading may bring another secret.

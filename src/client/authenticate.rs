@@ -1,8 +1,10 @@
 //! Who the client is: finds what is stored of its user, drives the exchange, and says with what PostgreSQL is asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
+use zeroize::Zeroizing;
 
 use super::context::{ClientContext, Door, Snapshot};
 use super::credentials::KnownUser;
@@ -10,7 +12,7 @@ use crate::config::{AuthMethod, PasswordSource};
 use crate::net::{PeerAddress, Stream, user_name};
 use crate::protocol::backend_login::LoginSecret;
 use crate::protocol::client_auth::{
-    AuthRandom, AuthRequest, AuthStep, ClientAuth, Exchange, Learned, StoredCredential,
+    AuthRandom, AuthRequest, AuthStep, ClientAuth, Exchange, Learned, Proof, StoredCredential,
 };
 use crate::protocol::handshake::Login;
 use crate::protocol::scram::ScramKeys;
@@ -50,6 +52,10 @@ impl From<std::io::Error> for Denied {
     }
 }
 
+/// A password that was looked up longer ago than this may have been changed since, and is looked up once more before a
+/// client is turned away. Shorter, and wrong passwords would become as many questions to PostgreSQL.
+const REREAD_AGE: Duration = Duration::from_secs(1);
+
 /// Runs the door's method.
 pub async fn authenticate(
     stream: &mut Stream,
@@ -59,39 +65,59 @@ pub async fn authenticate(
     context: &Arc<ClientContext>,
     snapshot: &Arc<Snapshot>,
 ) -> Result<Authenticated, Denied> {
-    let known = snapshot.credentials.find(&login.user).cloned();
+    let known = snapshot.credentials.find(&login.user);
     let Some(exchange) = door.auth.exchange() else {
         return immediate(stream, login, door.auth, known, snapshot);
     };
-    let looked_up = match &known {
-        Some(user) => Some(user.clone()),
-        None => context
-            .auth_query
-            .find(&login.user, snapshot, context)
-            .await
-            .map_err(Denied::Refused)?,
+    let known = match known {
+        Some(user) => Some(user),
+        None => tokio::select! {
+            found = context.auth_query.find(&login.user, Duration::MAX, snapshot, context) => found.map_err(Denied::Refused)?,
+            () = stream.left() => return Err(Denied::Gone),
+        },
     };
-    let stored = looked_up
-        .as_ref()
-        .map_or(StoredCredential::Unknown, |user| user.stored.clone());
-    let attempt = run_exchange(stream, read, login, exchange, &stored, snapshot).await?;
-    let (last_words, learned) = match attempt {
-        Ok(accepted) => accepted,
-        Err(report) => {
-            // A verifier that was cached may be the old one: PostgreSQL is asked once more before anyone is turned away.
-            context.auth_query.forget(&login.user);
-            return Err(Denied::Refused(report));
+    let unknown = StoredCredential::Unknown;
+    let stored = known.as_ref().map_or(&unknown, |user| &user.stored);
+    let (user, (last_words, learned)) = match run_exchange(stream, read, login, exchange, stored, snapshot).await? {
+        Attempt::Accepted(accepted) => (known, accepted),
+        Attempt::WrongPassword(report, proof) => {
+            let second = second_look(login, proof, context, snapshot).await;
+            let (user, accepted) = second.ok_or(Denied::Refused(report))?;
+            (Some(user), accepted)
         }
     };
-    let user = looked_up.unwrap_or_else(|| KnownUser {
-        stored: StoredCredential::Unknown,
-        upstream: None,
-    });
+    let Some(user) = user else {
+        return Err(Denied::Refused(failed(door.auth, &login.user)));
+    };
+    if let Some(password) = &learned.password {
+        snapshot.credentials.password_proven(&login.user, password);
+        context.auth_query.password_proven(&login.user, password);
+    }
     Ok(Authenticated {
-        passed: passed_secret(&stored, &learned),
-        password: user.upstream.unwrap_or_default(),
+        passed: passed_secret(&user.stored, &learned),
+        password: user.upstream.clone().unwrap_or_default(),
         last_words,
     })
+}
+
+/// The password may have been changed since it was read: it is read once more before anyone is turned away.
+async fn second_look(
+    login: &Login,
+    proof: Proof,
+    context: &Arc<ClientContext>,
+    snapshot: &Arc<Snapshot>,
+) -> Option<(Arc<KnownUser>, Accepted)> {
+    let user = match snapshot.credentials.find(&login.user) {
+        Some(_) => snapshot.credentials.reread(&login.user).await?,
+        None => {
+            let found = context.auth_query.find(&login.user, REREAD_AGE, snapshot, context);
+            found.await.ok().flatten()?
+        }
+    };
+    let (name, judge) = (login.user.clone(), user.clone());
+    // Judging may take a key derivation.
+    let judged = tokio::task::spawn_blocking(move || proof.holds_for(&name, &judge.stored)).await;
+    Some((user, judged.ok().flatten()?))
 }
 
 /// `trust`, `peer` and `cert`: the socket or its certificate has said who the client is.
@@ -99,7 +125,7 @@ fn immediate(
     stream: &Stream,
     login: &Login,
     method: AuthMethod,
-    known: Option<KnownUser>,
+    known: Option<Arc<KnownUser>>,
     snapshot: &Snapshot,
 ) -> Result<Authenticated, Denied> {
     let proven = match method {
@@ -109,8 +135,8 @@ fn immediate(
     };
     match (proven, known) {
         (true, Some(user)) => Ok(Authenticated {
-            password: user.upstream.unwrap_or_default(),
-            passed: LoginSecret::None,
+            passed: passed_secret(&user.stored, &Learned::default()),
+            password: user.upstream.clone().unwrap_or_default(),
             last_words: bytes::Bytes::new(),
         }),
         _ => Err(Denied::Refused(failed(method, &login.user))),
@@ -145,6 +171,12 @@ fn failed(method: AuthMethod, user: &str) -> Report {
 
 type Accepted = (bytes::Bytes, Learned);
 
+/// How an exchange ended that kept to its rules.
+enum Attempt {
+    Accepted(Accepted),
+    WrongPassword(Report, Proof),
+}
+
 async fn run_exchange(
     stream: &mut Stream,
     read: &mut BytesMut,
@@ -152,7 +184,7 @@ async fn run_exchange(
     exchange: Exchange,
     stored: &StoredCredential,
     snapshot: &Snapshot,
-) -> Result<Result<Accepted, Report>, Denied> {
+) -> Result<Attempt, Denied> {
     let request = AuthRequest {
         exchange,
         user: &login.user,
@@ -167,8 +199,9 @@ async fn run_exchange(
         let (tag, body) = read_message(stream, read, auth.message_len_max()).await?;
         match auth.on_message(tag, &body) {
             Ok(AuthStep::Send(next_words, next)) => (words, auth) = (next_words, next),
-            Ok(AuthStep::Accepted { send, learned }) => return Ok(Ok((send, learned))),
-            Ok(AuthStep::Refused(report)) => return Ok(Err(report)),
+            Ok(AuthStep::Accepted { send, learned }) => return Ok(Attempt::Accepted((send, learned))),
+            Ok(AuthStep::WrongPassword(report, proof)) => return Ok(Attempt::WrongPassword(report, proof)),
+            Ok(AuthStep::Refused(report)) => return Err(Denied::Refused(report)),
             Err(violation) => {
                 return Err(Denied::Refused(Report::fatal(
                     SqlState::PROTOCOL_VIOLATION,
@@ -217,19 +250,20 @@ async fn read_message(stream: &mut Stream, read: &mut BytesMut, len_max: usize) 
     }
 }
 
-/// Where only a verifier is stored, the client's own proof opens PostgreSQL too.
+/// Where only a verifier or a hash is stored, that or the client's own proof opens PostgreSQL too.
 fn passed_secret(stored: &StoredCredential, learned: &Learned) -> LoginSecret {
-    if let Some(password) = &learned.password {
-        return LoginSecret::Password {
-            password: password.clone(),
-            salted: None,
-        };
-    }
-    match (stored, &learned.client_key) {
-        (StoredCredential::Verifier(verifier), Some(client_key)) => LoginSecret::Keys(ScramKeys {
+    let password = |password: &Zeroizing<String>| LoginSecret::Password {
+        password: password.clone(),
+        salted: None,
+    };
+    match (stored, &learned.password, &learned.client_key) {
+        (_, Some(sent), _) => password(sent),
+        (StoredCredential::Password { password: known, .. }, _, _) => password(known),
+        (StoredCredential::Verifier(verifier), _, Some(client_key)) => LoginSecret::Keys(ScramKeys {
             client_key: client_key.clone(),
             server_key: verifier.server_key.clone(),
         }),
-        _ => LoginSecret::None,
+        (StoredCredential::Md5(hash), _, _) => LoginSecret::Md5(hash.clone()),
+        (StoredCredential::Verifier(_) | StoredCredential::Unknown, _, _) => LoginSecret::None,
     }
 }

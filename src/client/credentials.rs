@@ -1,20 +1,27 @@
 //! Who may log in, and with what PostgreSQL is then asked for a backend. Made once from the configuration, not per login.
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::config::{Config, Credential, PasswordSource, Secret};
+use arc_swap::ArcSwap;
+use zeroize::Zeroizing;
+
+use crate::backend::password;
+use crate::config::{Config, Credential, PasswordSource};
 use crate::protocol::client_auth::StoredCredential;
 use crate::protocol::md5::Md5Hash;
 use crate::protocol::scram::Verifier;
-use zeroize::Zeroizing;
 
 /// Every user that the configuration names.
 #[derive(Debug)]
 pub struct Credentials {
-    users: HashMap<String, KnownUser>,
+    /// Swapped one by one, when a password file is found changed.
+    users: HashMap<String, ArcSwap<KnownUser>>,
+    scram_iterations: u32,
 }
 
-/// One user that the configuration names.
+/// One user that is known, by the configuration or by auth_query.
 #[derive(Debug, Clone)]
 pub struct KnownUser {
     /// What its proof is checked against.
@@ -41,11 +48,11 @@ impl Credentials {
         for user in &config.users {
             let (stored, password) = match &user.credential {
                 Credential::Password(secret) => (
-                    derive(secret, config.auth.scram_iterations)?,
+                    derive(secret.expose(), config.auth.scram_iterations)?,
                     Some(PasswordSource::Literal(secret.clone())),
                 ),
                 Credential::PasswordFile(path, secret) => (
-                    derive(secret, config.auth.scram_iterations)?,
+                    derive(secret.expose(), config.auth.scram_iterations)?,
                     Some(PasswordSource::File(path.clone())),
                 ),
                 Credential::Md5(hash) => {
@@ -70,24 +77,88 @@ impl Credentials {
                 stored,
                 upstream: password.or(own),
             };
-            users.insert(user.name.clone(), known);
+            users.insert(user.name.clone(), ArcSwap::from_pointee(known));
         }
-        Ok(Self { users })
+        Ok(Self {
+            users,
+            scram_iterations: config.auth.scram_iterations,
+        })
     }
 
     /// A user that the configuration names.
-    pub fn find(&self, name: &str) -> Option<&KnownUser> {
-        self.users.get(name)
+    pub fn find(&self, name: &str) -> Option<Arc<KnownUser>> {
+        self.users.get(name).map(ArcSwap::load_full)
+    }
+
+    /// A login failed: a password file may have changed since it was read. What it holds now, if it has.
+    pub async fn reread(&self, name: &str) -> Option<Arc<KnownUser>> {
+        let user = self.users.get(name)?;
+        let known = user.load_full();
+        let (Some(PasswordSource::File(path)), StoredCredential::Password { password, .. }) =
+            (&known.upstream, &known.stored)
+        else {
+            return None;
+        };
+        let stored = read_anew(path, password, self.scram_iterations).await?;
+        let upstream = known.upstream.clone();
+        let changed = Arc::new(KnownUser { stored, upstream });
+        user.store(changed.clone());
+        tracing::info!(user = name, "the user's password file has changed");
+        Some(changed)
+    }
+
+    /// The user's password itself is known now, where only its verifier was: it is compared from now on, which costs no
+    /// key derivation.
+    pub fn password_proven(&self, name: &str, password: &Zeroizing<String>) {
+        if let Some(user) = self.users.get(name)
+            && let Some(known) = with_password(&user.load(), password)
+        {
+            user.store(Arc::new(known));
+        }
+    }
+}
+
+async fn read_anew(path: &Path, known: &str, iterations: u32) -> Option<StoredCredential> {
+    let content = match password::from_file(path).await {
+        Ok(content) => content,
+        Err(error) => {
+            tracing::warn!(%error, "a user's password can't be read anew");
+            return None;
+        }
+    };
+    if content.is_empty() || content.as_str() == known {
+        return None;
+    }
+    derive_aside(content, iterations).await
+}
+
+/// [`derive`] on a thread that may compute for milliseconds.
+pub async fn derive_aside(password: Zeroizing<String>, iterations: u32) -> Option<StoredCredential> {
+    let derived = tokio::task::spawn_blocking(move || derive(&password, iterations)).await;
+    derived.ok()?.ok()
+}
+
+/// The same user with a password that was proven to be its verifier's; `None` where there is nothing to be gained.
+pub fn with_password(known: &KnownUser, password: &Zeroizing<String>) -> Option<KnownUser> {
+    match &known.stored {
+        StoredCredential::Verifier(verifier) => Some(KnownUser {
+            stored: StoredCredential::Password {
+                password: password.clone(),
+                verifier: verifier.clone(),
+            },
+            upstream: known.upstream.clone(),
+        }),
+        _ => None,
     }
 }
 
 /// A user whose password is known: checked by SCRAM against a verifier derived here, once.
-fn derive(password: &Secret, iterations: u32) -> Result<StoredCredential, getrandom::Error> {
+fn derive(password: &str, iterations: u32) -> Result<StoredCredential, getrandom::Error> {
     let mut salt = [0; 16];
     getrandom::fill(&mut salt)?;
     Ok(StoredCredential::Password {
-        password: Zeroizing::new(password.expose().to_owned()),
-        verifier: Verifier::derive(password.expose(), &salt, iterations),
+        password: Zeroizing::new(password.to_owned()),
+        verifier: Verifier::derive(password, &salt, iterations),
     })
 }
 

@@ -13,7 +13,7 @@ pub mod session;
 pub mod startup;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
@@ -21,7 +21,7 @@ use crate::drain::{DrainSignal, Phase};
 use crate::error;
 use crate::metrics::ClientState;
 use crate::net::Stream;
-use crate::wire::{Report, compose};
+use crate::wire::{Report, SqlState, compose};
 use authenticate::{Denied, authenticate};
 use context::{ClientContext, Door, Snapshot};
 use greeting::{Greeted, greet};
@@ -51,7 +51,7 @@ pub async fn serve(stream: Stream, door: Door, context: Arc<ClientContext>, drai
 
 type Arrived = ((Session, context::Place), BytesMut, Option<crate::pool::Lease>);
 
-/// Everything up to the greeting, within `limits.client_login_timeout` and the bounds on clients.
+/// Everything up to the greeting, within the bounds on clients and on those that have not proved who they are.
 async fn arrive(
     mut stream: Stream,
     door: Door,
@@ -59,8 +59,9 @@ async fn arrive(
     snapshot: &Arc<Snapshot>,
     mut drain: DrainSignal,
 ) -> Option<Arrived> {
-    let limits = &snapshot.config.limits;
-    let Some(_waiting) = context.unauthenticated_place(limits.max_unauthenticated) else {
+    let max_unauthenticated = snapshot.config.limits.max_unauthenticated;
+    let Some(unauthenticated) = context.unauthenticated_place(max_unauthenticated) else {
+        let _told = context.turned_away_place(max_unauthenticated)?;
         last_words(
             &mut stream,
             &error::too_many_clients("limits.max_unauthenticated"),
@@ -70,10 +71,10 @@ async fn arrive(
         return None;
     };
     let started = Instant::now();
-    let login = log_in(stream, door, context, snapshot);
+    let login = log_in(stream, door, context, snapshot, unauthenticated);
     let session_drain = drain.clone();
     let arrived = tokio::select! {
-        arrived = within(limits.client_login_timeout, login) => arrived?,
+        arrived = login => arrived,
         _ = drain.changed_to(Phase::ClosingAll) => None?,
     };
     let (stream, greeted, early, place) = arrived?;
@@ -83,21 +84,28 @@ async fn arrive(
     Some(((session, place), early, dedicated))
 }
 
-async fn within<T>(limit: Option<std::time::Duration>, future: impl Future<Output = T>) -> Option<T> {
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
+/// `None` where `limits.client_login_timeout` has passed.
+async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
         None => Some(future.await),
     }
 }
 
-/// Handshake, authentication and greeting.
+/// Handshake and authentication, within `limits.client_login_timeout`; then the greeting.
 async fn log_in(
     stream: Stream,
     door: Door,
     context: &Arc<ClientContext>,
     snapshot: &Arc<Snapshot>,
+    unauthenticated: context::Place,
 ) -> Option<(Stream, Greeted, BytesMut, context::Place)> {
-    let (mut stream, login, mut read) = match receive(stream, door, snapshot).await {
+    let limits = &snapshot.config.limits;
+    let deadline = limits
+        .client_login_timeout
+        .and_then(|limit| Instant::now().checked_add(limit));
+    // A peer that has not said what it wants is told nothing, as PostgreSQL does it.
+    let (mut stream, login, mut read) = match within(deadline, receive(stream, door, snapshot, context)).await? {
         Ok(Arrival::Login(stream, login, read)) => (stream, login, read),
         Ok(Arrival::Cancel(key)) => {
             let outcome = context
@@ -114,43 +122,80 @@ async fn log_in(
         }
     };
     context.metrics.client_connected();
-    let Some(place) = context.client_place(snapshot.config.limits.max_clients) else {
+    let Some(place) = context.client_place(limits.max_clients) else {
         last_words(&mut stream, &error::too_many_clients("limits.max_clients"), context).await;
         return None;
     };
-    if let Some(words) = &login.negotiate {
-        stream.write_all(words).await.ok()?;
-    }
-    let authenticated = match authenticate(&mut stream, &mut read, &login, door, context, snapshot).await {
-        Ok(authenticated) => authenticated,
-        Err(Denied::Refused(report)) => {
+    let proving = async {
+        if let Some(words) = &login.negotiate {
+            stream.write_all(words).await?;
+        }
+        authenticate(&mut stream, &mut read, &login, door, context, snapshot).await
+    };
+    let authenticated = match within(deadline, proving).await {
+        Some(Ok(authenticated)) => authenticated,
+        Some(Err(Denied::Gone)) => return None,
+        denied => {
+            let report = match denied {
+                Some(Err(Denied::Refused(report))) => report,
+                _ => error::login_too_long(),
+            };
             tracing::info!(client = %stream.peer(), user = %login.user, sqlstate = %report.sqlstate, "a login was refused");
             last_words(&mut stream, &report, context).await;
             return None;
         }
-        Err(Denied::Gone) => return None,
     };
-    match greet(context, &login, authenticated, stream.peer().to_string()).await {
+    drop(unauthenticated);
+    let greeted = tokio::select! {
+        greeted = greet(context, &login, authenticated, stream.peer().to_string()) => greeted,
+        () = stream.left() => return None,
+    };
+    match greeted {
         Ok(greeted) => {
             stream.write_all(&greeted.words).await.ok()?;
             Some((stream, greeted, read, place))
         }
         Err(report) => {
             tracing::info!(client = %stream.peer(), user = %login.user, database = %login.database, sqlstate = %report.sqlstate, message = %report.message, "a login could not be served");
+            if report.sqlstate == SqlState::INVALID_PASSWORD {
+                // PostgreSQL has another password than the one that was looked up.
+                context.auth_query.forget(&login.user);
+            }
             last_words(&mut stream, &report, context).await;
             None
         }
     }
 }
 
+/// How long last words may take to leave, and to be read before the connection is closed under them.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// What is read of a peer that still talks while it is told to go.
+const UNHEARD_MAX: usize = 64 * 1024;
+
 /// Sends an ErrorResponse and closes; a peer that doesn't take it is not waited for.
 async fn last_words(stream: &mut Stream, report: &Report, context: &ClientContext) {
     context.metrics.error_sent(report.sqlstate);
     let mut words = BytesMut::new();
     compose::report(&mut words, report);
+    close_with(stream, &words).await;
+}
+
+/// Sends bytes and closes. What the peer still sends is read and dropped, within bounds: a socket that is closed with
+/// something unread resets the connection, and the peer would lose what it was told.
+async fn close_with(stream: &mut Stream, words: &[u8]) {
     let said = async {
-        stream.write_all(&words).await?;
-        stream.shutdown().await
+        stream.write_all(words).await?;
+        stream.shutdown().await?;
+        let mut unheard = BytesMut::with_capacity(4096);
+        let mut len = 0;
+        while len < UNHEARD_MAX {
+            unheard.clear();
+            match stream.read_buf(&mut unheard).await? {
+                0 => break,
+                read => len += read,
+            }
+        }
+        Ok::<(), std::io::Error>(())
     };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
+    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, said).await;
 }

@@ -1,7 +1,6 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -12,10 +11,10 @@ use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
 use crate::backend::ServerParameters;
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
-use crate::drain::{DrainSignal, Phase};
+use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
-use crate::net::{IdleState, Stream};
+use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
@@ -26,8 +25,6 @@ use crate::wire::{Report, Severity};
 
 /// How often the limits of a busy client are looked at, at most.
 const LIMIT_TICK: Duration = Duration::from_millis(100);
-/// How often a client in line that has sent more is looked at.
-const HANG_UP_TICK: Duration = Duration::from_millis(100);
 /// Backends tried in a row for one request that none of them has seen a byte of.
 const UNSEEN_RETRIES_MAX: u32 = 5;
 /// How long last words may take to leave.
@@ -46,7 +43,7 @@ pub struct Session {
     context: Arc<ClientContext>,
     snapshot: Arc<Snapshot>,
     gauge: ClientGauge,
-    drain: DrainSignal,
+    drain: DrainWatch,
     /// The pins that the metrics and the log know of.
     announced: PinSet,
 }
@@ -99,7 +96,7 @@ impl Session {
             context,
             snapshot,
             gauge,
-            drain,
+            drain: DrainWatch::new(drain),
             announced: PinSet::EMPTY,
         };
         (session, dedicated)
@@ -126,16 +123,24 @@ impl Session {
         self.gauge.set(ClientState::Idle);
         let limit = self.snapshot.config.limits.client_idle_timeout;
         let leave_at = self.drain_phase_between_transactions();
-        let timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
-        let last_words = {
-            let mut drain = self.drain.clone();
-            let draining = std::pin::pin!(drain.changed_to(leave_at));
-            idle_race(&mut self.stream, draining, timer).await
-        };
+        let mut timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
+        let last_words = std::future::poll_fn(|cx| {
+            if self.stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(Some(error::shutting_down()));
+            }
+            match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
         match last_words {
             None => true,
             Some(report) => {
-                self.say_last(&report).await;
+                Box::pin(self.say_last(&report)).await;
                 false
             }
         }
@@ -149,8 +154,15 @@ impl Session {
         }
     }
 
+    /// A reload's limits and pool settings hold for a client from its next request on.
+    fn catch_up(&mut self) {
+        self.snapshot = self.context.snapshot();
+        self.settings = self.pool.settings();
+    }
+
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
-        let mut exchange = Exchange::default();
+        self.catch_up();
+        let mut exchange = self.context.take_exchange();
         exchange.preload(&early);
         if let Some(lease) = dedicated {
             exchange.attach(lease);
@@ -160,35 +172,74 @@ impl Session {
         let rules = self.rules();
         let mut unseen_retries = 0;
         loop {
-            let interruption = self.next_interruption(&mut exchange, &rules).await;
-            let then = match interruption {
-                Interruption::Tick => self.enforce_limits(&mut exchange).await,
-                Interruption::Drain => self.on_drain(&mut exchange).await,
-                Interruption::Outcome(outcome) => match outcome {
-                    Outcome::NeedsBackend => self.acquire(&mut exchange, &rules).await,
-                    Outcome::Settled => self.give_back(&mut exchange).await,
-                    Outcome::Boundary => self.leave(&mut exchange, &error::shutting_down()).await,
-                    Outcome::Noted => {
-                        self.announce_pins(&mut exchange);
-                        self.doubt_catalog(&mut exchange);
-                        self.observe(&mut exchange);
+            let then = match self.next_interruption(&mut exchange, &rules).await {
+                Interruption::Outcome(Outcome::NeedsBackend) => match self.pool.try_lease(&self.holder) {
+                    Some(lease) if self.ledger.accepts(&lease.state) => {
+                        exchange.attach(lease);
                         None
                     }
-                    Outcome::Drained => Some(Then::Idle),
-                    Outcome::ClientGone => self.clean_up(&mut exchange).await,
-                    Outcome::BackendLost(loss) => {
-                        unseen_retries += 1;
-                        self.on_loss(&mut exchange, &rules, loss, unseen_retries).await
+                    // It holds traces of a custom setting that this client never named.
+                    Some(lease) => {
+                        lease.discard(CloseReason::NotClean);
+                        None
                     }
-                    Outcome::PreludeFailed(report) => self.on_prelude_failure(&mut exchange, &rules, report).await,
-                    Outcome::ClientViolation(report) => self.leave(&mut exchange, &report).await,
-                    Outcome::TransactionRefused => self.leave(&mut exchange, &error::transactions_not_allowed()).await,
+                    None => Box::pin(self.acquire(&mut exchange, &rules)).await,
                 },
+                Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
+                    self.observe(&mut exchange);
+                    exchange.detach().map(Lease::park);
+                    None
+                }
+                Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),
+                // Boxed: what is rare is no part of what every transaction allocates.
+                rare => Box::pin(self.on_rare(rare, &mut exchange, &rules, &mut unseen_retries)).await,
             };
             if let Some(then) = then {
                 self.observe(&mut exchange);
+                self.context.give_back_exchange(exchange);
                 return then;
             }
+        }
+    }
+
+    /// Nothing is to be asked of the backend, told of a pin, or ended with the transaction.
+    fn parts_without_a_word(&self, exchange: &Exchange) -> bool {
+        !exchange.catalog_changed
+            && !exchange.read_only_refused
+            && self.announced.is_empty()
+            && self.drain.phase() == Phase::Serving
+    }
+
+    async fn on_rare(
+        &mut self,
+        interruption: Interruption,
+        exchange: &mut Exchange,
+        rules: &Rules,
+        unseen_retries: &mut u32,
+    ) -> Option<Then> {
+        match interruption {
+            Interruption::Tick => self.enforce_limits(exchange).await,
+            Interruption::Drain => self.on_drain(exchange).await,
+            Interruption::Outcome(outcome) => match outcome {
+                Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
+                Outcome::Noted => {
+                    self.announce_pins(exchange);
+                    self.doubt_catalog(exchange);
+                    self.observe(exchange);
+                    None
+                }
+                Outcome::NeedsBackend => self.acquire(exchange, rules).await,
+                Outcome::Settled => self.give_back_in_doubt(exchange).await,
+                Outcome::Drained => Some(Then::Idle),
+                Outcome::ClientGone => self.clean_up(exchange).await,
+                Outcome::BackendLost(loss) => {
+                    *unseen_retries += 1;
+                    self.on_loss(exchange, rules, loss, *unseen_retries).await
+                }
+                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, report).await,
+                Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
+                Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
+            },
         }
     }
 
@@ -204,25 +255,32 @@ impl Session {
     }
 
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
-        let has_limits = has_limits(&self.snapshot.config.limits);
         let leave_at = if exchange.ends_at_boundary {
             Phase::ClosingAll
         } else {
             self.drain_phase_between_transactions()
         };
-        let mut drain = self.drain.clone();
-        let parties = Parties {
+        let has_limits = has_limits(&self.snapshot.config.limits);
+        let mut tick = has_limits.then(|| Box::pin(tokio::time::sleep(LIMIT_TICK)));
+        let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
             neutral: &self.neutral,
         };
-        tokio::select! {
-            biased;
-            outcome = exchange.next(parties) => Interruption::Outcome(outcome),
-            _ = drain.changed_to(leave_at) => Interruption::Drain,
-            () = tokio::time::sleep(LIMIT_TICK), if has_limits => Interruption::Tick,
-        }
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
+                return Poll::Ready(Interruption::Outcome(outcome));
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(Interruption::Drain);
+            }
+            match tick.as_mut().map(|tick| tick.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Interruption::Tick),
+                _ => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// The drain has come to the phase in which clients between transactions go. One inside its transaction goes at the
@@ -238,26 +296,31 @@ impl Session {
     // --- getting and giving back a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
-        if let Some(lease) = self.pool.try_lease(&self.holder) {
-            exchange.attach(lease);
-            return None;
-        }
-        self.gauge.set(ClientState::Waiting);
-        let mut drain = self.drain.clone();
-        let leased = tokio::select! {
-            biased;
-            leased = self.pool.lease(&self.holder) => leased,
-            () = client_left(&mut self.stream) => return Some(Then::End),
-            _ = drain.changed_to(Phase::ClosingAll) => {
-                return self.leave(exchange, &error::shutting_down()).await;
+        loop {
+            self.gauge.set(ClientState::Waiting);
+            let leased = tokio::select! {
+                biased;
+                leased = self.pool.lease(&self.holder) => leased,
+                () = self.stream.left() => return Some(Then::End),
+                () = self.drain.reached(Phase::ClosingAll) => {
+                    return self.leave(exchange, &error::shutting_down()).await;
+                }
+            };
+            self.gauge.set(ClientState::Active);
+            match leased {
+                Ok(lease) if self.ledger.accepts(&lease.state) => {
+                    exchange.attach(lease);
+                    return None;
+                }
+                Ok(lease) => lease.discard(CloseReason::NotClean),
+                // Its pool will not come back: only a new connection finds another.
+                Err(LeaseError::Unavailable(report)) => return self.leave(exchange, &report).await,
+                Err(error) => {
+                    self.refuse(exchange, rules, &error);
+                    return None;
+                }
             }
-        };
-        self.gauge.set(ClientState::Active);
-        match leased {
-            Ok(lease) => exchange.attach(lease),
-            Err(error) => self.refuse(exchange, rules, &error),
         }
-        None
     }
 
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
@@ -272,12 +335,16 @@ impl Session {
         exchange.refuse_next(&report, &mut parties);
     }
 
-    async fn give_back(&mut self, exchange: &mut Exchange) -> Option<Then> {
+    /// What is known of the server may be old: it is asked before anyone else has the backend.
+    async fn give_back_in_doubt(&mut self, exchange: &mut Exchange) -> Option<Then> {
         self.observe(exchange);
         let mut lease = exchange.detach()?;
         if !self.announced.is_empty() {
             self.announced = PinSet::EMPTY;
             lease.set_pin(None);
+        }
+        if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
+            self.pool.suspect_upstream();
         }
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
@@ -500,44 +567,6 @@ impl Session {
     fn read_catalog_aside(&self) {
         let pool = self.pool.clone();
         tokio::spawn(async move { pool.know_catalog().await });
-    }
-}
-
-/// Waits for the first of: the client's bytes (`None`), the drain, the idle limit (their last words).
-async fn idle_race(
-    stream: &mut Stream,
-    mut draining: Pin<&mut impl Future<Output = Phase>>,
-    mut timer: Option<Pin<Box<tokio::time::Sleep>>>,
-) -> Option<Report> {
-    std::future::poll_fn(|cx| {
-        if stream.poll_read_ready(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        if draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(error::shutting_down()));
-        }
-        match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
-            _ => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// Ends when the client has closed its side, whatever it sent before that: a Terminate, or requests that nobody will
-/// read the answers of.
-async fn client_left(stream: &mut Stream) {
-    loop {
-        if stream.read_ready().await.is_err() {
-            return;
-        }
-        match stream.try_peek_idle() {
-            IdleState::Closed => return,
-            // Its bytes stay where they are until there is a backend, so readiness can't tell of the end behind them.
-            IdleState::HasData if stream.is_hung_up() => return,
-            IdleState::HasData => tokio::time::sleep(HANG_UP_TICK).await,
-            IdleState::Quiet => {}
-        }
     }
 }
 

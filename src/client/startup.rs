@@ -2,12 +2,13 @@
 
 use bytes::BytesMut;
 
-use super::context::{Door, Snapshot};
+use super::context::{ClientContext, Door, Snapshot};
+use super::{close_with, last_words};
 use crate::config::ClientTlsMode;
 use crate::net::Stream;
 use crate::protocol::handshake::{Handshake, HandshakeStep, Login, Opening, OpeningStep, TlsOffer};
 use crate::wire::startup_packet::{CancelKey, StartupPacket};
-use crate::wire::{Report, STARTUP_PACKET_LEN_MAX, compose};
+use crate::wire::{Report, STARTUP_PACKET_LEN_MAX};
 
 /// How a connection's opening ended.
 #[derive(Debug)]
@@ -21,7 +22,12 @@ pub enum Arrival {
 }
 
 /// Reads startup packets until there is a login.
-pub async fn receive(mut stream: Stream, door: Door, snapshot: &Snapshot) -> std::io::Result<Arrival> {
+pub async fn receive(
+    mut stream: Stream,
+    door: Door,
+    snapshot: &Snapshot,
+    context: &ClientContext,
+) -> std::io::Result<Arrival> {
     let mut read = BytesMut::with_capacity(1024);
     let opening = loop {
         match Opening::recognise(&read) {
@@ -32,13 +38,17 @@ pub async fn receive(mut stream: Stream, door: Door, snapshot: &Snapshot) -> std
     };
     let mut handshake = match Handshake::new(tls_offer(door, snapshot)).on_opening(opening) {
         OpeningStep::Packets(handshake) => handshake,
-        OpeningStep::Close(words) => return close_with(stream, &words).await,
+        OpeningStep::Close(words) => {
+            tracing::info!(client = %stream.peer(), ?opening, "what came is not PostgreSQL's protocol");
+            close_with(&mut stream, &words).await;
+            return Ok(Arrival::Gone);
+        }
         OpeningStep::Tls(expect_alpn) => {
             let already_read = std::mem::take(&mut read);
             stream = accept_tls(stream, already_read, snapshot).await?;
             match expect_alpn.on_tls(stream.alpn()) {
                 Ok(handshake) => handshake,
-                Err(refusal) => return refuse(stream, &refusal.0).await,
+                Err(refusal) => return refuse(stream, &refusal.0, context).await,
             }
         }
     };
@@ -46,7 +56,7 @@ pub async fn receive(mut stream: Stream, door: Door, snapshot: &Snapshot) -> std
         let packet = match next_packet(&mut stream, &mut read).await? {
             Ok(Some(packet)) => packet,
             Ok(None) => return Ok(Arrival::Gone),
-            Err(report) => return refuse(stream, &report).await,
+            Err(report) => return refuse(stream, &report, context).await,
         };
         match handshake.on_packet(&packet, read.len()) {
             Ok(HandshakeStep::AnswerThenTls(answer, next)) => {
@@ -60,7 +70,7 @@ pub async fn receive(mut stream: Stream, door: Door, snapshot: &Snapshot) -> std
             }
             Ok(HandshakeStep::Cancel(key)) => return Ok(Arrival::Cancel(key)),
             Ok(HandshakeStep::Login(login)) => return Ok(Arrival::Login(stream, login, read)),
-            Err(refusal) => return refuse(stream, &refusal.0).await,
+            Err(refusal) => return refuse(stream, &refusal.0, context).await,
         }
     }
 }
@@ -101,14 +111,8 @@ async fn next_packet(
 }
 
 /// Sends an ErrorResponse as the last words.
-pub async fn refuse(stream: Stream, report: &Report) -> std::io::Result<Arrival> {
-    let mut words = BytesMut::new();
-    compose::report(&mut words, report);
-    close_with(stream, &words).await
-}
-
-async fn close_with(mut stream: Stream, words: &[u8]) -> std::io::Result<Arrival> {
-    stream.write_all(words).await?;
-    stream.shutdown().await?;
+async fn refuse(mut stream: Stream, report: &Report, context: &ClientContext) -> std::io::Result<Arrival> {
+    tracing::info!(client = %stream.peer(), %report, "a client could not begin its login");
+    last_words(&mut stream, report, context).await;
     Ok(Arrival::Gone)
 }

@@ -109,7 +109,7 @@ fn check_length(password: String) -> Result<String, String> {
 fn hashed(text: &str) -> Option<Credential> {
     let is_md5 = text
         .strip_prefix("md5")
-        .is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|it| it.is_ascii_hexdigit()));
+        .is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f')));
     if is_md5 {
         return Some(Credential::Md5(Secret::new(text)));
     }
@@ -192,6 +192,7 @@ mod tests {
         for plain in [
             "md5",
             "md5xyz",
+            &format!("md5{}", "A".repeat(32)),
             "SCRAM-SHA-256$",
             "SCRAM-SHA-256$0:c2FsdA==$A:A",
             "SCRAM-SHA-256$4096:c2FsdA==$YQ==:YQ==",

@@ -3,11 +3,10 @@
 //! PostgreSQL speaks to an idle backend only to say that it is over (57P01, 57P05, an end of file) or that a setting
 //! changed. A peek at hand-out, and a sweep over the pooled ones, notice both without a query.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 
 /// What an idle socket has to say.
@@ -64,13 +63,6 @@ pub(super) fn peek(fd: RawFd) -> IdleState {
             Err(_) => IdleState::Closed,
         };
     }
-}
-
-/// One poll for the peer's end that never waits.
-pub(super) fn hung_up(fd: BorrowedFd<'_>) -> bool {
-    // nix has no name for it. A hang-up both ways and an error are told unasked; data is not.
-    let read_end = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
-    poll(&mut [PollFd::new(fd, read_end)], PollTimeout::ZERO).is_ok_and(|told| told > 0)
 }
 
 fn lock(shared: &Mutex<Option<RawFd>>) -> MutexGuard<'_, Option<RawFd>> {

@@ -7,17 +7,21 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::idle::{self, IdleProbe, IdleState, ProbedFd};
 use super::peer_address::PeerAddress;
 use super::tls::session::{Socket, TlsSession};
+
+/// How often a peer that has sent something is looked at, while nobody reads it.
+const HANG_UP_TICK: Duration = Duration::from_millis(50);
 
 /// One connected socket. Small while idle: what TLS needs is boxed.
 pub struct Stream {
@@ -164,6 +168,13 @@ impl Stream {
         poll_fn(|cx| self.poll_shutdown(cx)).await
     }
 
+    /// Whether the runtime, which hears of every arrival, has heard of none: no system call. What came since it last
+    /// listened (microseconds on a busy thread) is not known yet; [`try_peek_idle`](Self::try_peek_idle) asks the kernel.
+    pub fn has_been_quiet(&mut self) -> bool {
+        self.poll_read_ready(&mut Context::from_waker(std::task::Waker::noop()))
+            .is_pending()
+    }
+
     /// Looks, without waiting and without consuming, whether anything came: the check of a pooled backend before it is
     /// handed out. On TLS the records of TLS itself (session tickets, key updates) are dealt with and are no data.
     pub fn try_peek_idle(&mut self) -> IdleState {
@@ -174,12 +185,23 @@ impl Stream {
         }
     }
 
-    /// Whether the peer has closed its side, however much it sent before. One system call.
-    pub fn is_hung_up(&self) -> bool {
+    /// Ends when the other side has closed its half of the connection, also behind bytes that nobody has read yet: a
+    /// driver says Terminate before it closes. For waits in which nothing is read from this stream. Cancel-safe.
+    pub async fn left(&mut self) {
+        while self.read_ready().await.is_ok() && self.try_peek_idle() != IdleState::Closed {
+            if self.readiness().await.is_ok_and(|ready| ready.is_read_closed()) {
+                return;
+            }
+            // The runtime tells readiness once, and the bytes are not ours to take.
+            tokio::time::sleep(HANG_UP_TICK).await;
+        }
+    }
+
+    async fn readiness(&self) -> io::Result<Ready> {
         match &self.kind {
-            Kind::Tcp(socket) => idle::hung_up(socket.as_fd()),
-            Kind::Unix(socket) => idle::hung_up(socket.as_fd()),
-            Kind::Tls(session) => idle::hung_up(session.as_fd()),
+            Kind::Tcp(socket) => socket.ready(Interest::READABLE).await,
+            Kind::Unix(socket) => socket.ready(Interest::READABLE).await,
+            Kind::Tls(session) => session.readiness().await,
         }
     }
 

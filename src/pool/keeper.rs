@@ -18,11 +18,16 @@ const OPENED_PER_TICK: usize = 8;
 const LATE: Duration = Duration::from_secs(30);
 
 /// Runs until the pool is closed or dropped.
-pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, stays_warm: bool) {
+pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>) {
     let mut was_unused_since = Instant::now();
     loop {
         let pause = match pool.upgrade() {
             Some(pool) if !pool.core.is_closed() => {
+                // Asked anew each time: a reload may name another upstream.
+                let registry = registry.upgrade();
+                let stays_warm = registry
+                    .as_ref()
+                    .is_some_and(|registry| registry.is_default(pool.key()));
                 tick(&pool, stays_warm);
                 if Arc::strong_count(&pool) > 2 || pool.core.open_count() > idle_count(&pool) {
                     was_unused_since = Instant::now();
@@ -33,10 +38,8 @@ pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, stays_warm:
                 } else {
                     TICK
                 };
-                if !stays_warm && is_over(&pool, unused) {
-                    if let Some(registry) = registry.upgrade() {
-                        registry.remove_unused(&pool);
-                    }
+                if let Some(registry) = registry.filter(|_| !stays_warm && is_over(&pool, unused)) {
+                    registry.remove_unused(&pool);
                 }
                 pause
             }

@@ -4,19 +4,28 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::{Holder, LeaseError, Pool, lock};
-use crate::backend::{Backend, BackendError};
+use super::{Holder, Pool, lock};
+use crate::backend::{Backend, BackendError, Row};
+use crate::metrics::CloseReason;
 use crate::virtual_session::SharedLedger;
 use crate::virtual_session::suspects::{SuspectKind, Suspects, suspects_query};
-use crate::wire::{Report, SqlState};
+use crate::wire::backend_message::TransactionStatus;
+use crate::wire::{Report, Severity, SqlState};
 
 /// Startup parameters that are remembered per pool; beyond it all are forgotten and tried anew.
 const PROVEN_MAX: usize = 1000;
 /// PostgreSQL's code for a setting that only a connection's start can set.
 const CANT_CHANGE_RUNTIME_PARAM: &str = "55P02";
+/// How long a login waits for the catalog to be read. Without it unknown routines pin, so a short wait is worth it.
+const CATALOG_WAIT: Duration = Duration::from_secs(1);
+/// The longest application_name (`NAMEDATALEN` - 1), in bytes.
+const APPLICATION_NAME_LEN_MAX: usize = 63;
+/// The setting's own row, if it is one that this server or a loaded library defines.
+const IS_DEFINED: &str = "SELECT 1 FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = pg_catalog.lower($1)";
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +33,8 @@ pub struct Knowledge {
     ledger: Arc<SharedLedger>,
     suspects: ArcSwap<Suspects>,
     catalog_read: AtomicBool,
+    /// Who reads the catalog; the others wait.
+    catalog_turn: tokio::sync::Mutex<()>,
     proven: Mutex<HashMap<(String, String), Proven>>,
 }
 
@@ -33,6 +44,8 @@ enum Proven {
     Value(String),
     /// It can be set at a connection's start only.
     AtStartOnly,
+    /// A custom name (`app.tenant`) that no library defines: it takes any value. Kept with an empty value as the key.
+    Placeholder,
 }
 
 /// What a client's startup parameters come to.
@@ -52,6 +65,7 @@ impl Knowledge {
             ledger: Arc::new(SharedLedger::new(nonce)),
             suspects: ArcSwap::from_pointee(Suspects::every_mention()),
             catalog_read: AtomicBool::new(false),
+            catalog_turn: tokio::sync::Mutex::const_new(()),
             proven: Mutex::default(),
         }
     }
@@ -72,16 +86,46 @@ impl Knowledge {
         self.suspects.store(Arc::new(Suspects::every_mention()));
     }
 
+    /// The server is another one than before, or configured otherwise: what it made of startup parameters may differ.
+    pub(crate) fn forget_proven(&self) {
+        lock(&self.proven).clear();
+    }
+
+    /// What is known of a pair; nothing is asked.
+    fn proof(&self, pair: &(String, String)) -> Option<Proven> {
+        if is_plain_application_name(pair) {
+            return Some(Proven::Value(pair.1.clone()));
+        }
+        let proven = lock(&self.proven);
+        let custom = if is_custom(&pair.0) {
+            proven.get(&(pair.0.to_ascii_lowercase(), String::new()))
+        } else {
+            None
+        };
+        custom
+            .filter(|proof| matches!(proof, Proven::Placeholder))
+            .or_else(|| proven.get(&key(pair)))
+            .cloned()
+    }
+
+    fn remember(&self, pair: &(String, String), proof: Proven) {
+        let key = match proof {
+            Proven::Placeholder => (pair.0.to_ascii_lowercase(), String::new()),
+            Proven::Value(_) | Proven::AtStartOnly => key(pair),
+        };
+        let mut proven = lock(&self.proven);
+        if proven.len() >= PROVEN_MAX {
+            proven.clear();
+        }
+        proven.insert(key, proof);
+    }
+
     /// Reads the catalog on a backend that is between transactions.
     pub async fn read_catalog(&self, backend: &mut Backend) -> Result<(), BackendError> {
-        let outcome = backend.query(suspects_query()).await?;
+        let outcome = backend.query(&catalog_query()).await?;
         match outcome.error {
             None => {
-                let rows = outcome.first_column.iter().flatten().filter_map(|row| {
-                    let at = row.iter().position(|&byte| byte == b':')?;
-                    let (kind, name) = row.split_at(at);
-                    Some((SuspectKind::from_label(kind), name.get(1..)?))
-                });
+                let rows = outcome.first_column.iter().flatten().flat_map(|row| names_of(row));
                 self.suspects.store(Arc::new(Suspects::known(rows)));
                 self.catalog_read.store(true, Ordering::Release);
             }
@@ -91,22 +135,49 @@ impl Knowledge {
     }
 }
 
+/// The rows of [`suspects_query`], gathered into few: each is a kind and, behind separators, its names.
+fn catalog_query() -> String {
+    format!(
+        "SELECT suspect.kind || E'\\x01' || pg_catalog.string_agg(DISTINCT suspect.name, E'\\x01') FROM (\n{}\n) AS suspect \
+         GROUP BY suspect.kind, pg_catalog.hashtext(suspect.name) % 16",
+        suspects_query().trim_end().trim_end_matches(';')
+    )
+}
+
+fn names_of(row: &[u8]) -> impl Iterator<Item = (SuspectKind, &[u8])> {
+    let mut parts = row.split(|&byte| byte == 1);
+    let kind = SuspectKind::from_label(parts.next().unwrap_or_default());
+    parts.map(move |name| (kind, name))
+}
+
 impl Pool {
-    /// Sees to it that the catalog was read once. A failure leaves everything suspicious, and is tried again.
-    pub async fn know_catalog(self: &Arc<Self>) -> Result<(), LeaseError> {
+    /// Sees to it that the catalog was read once, and waits for it a little. Where it can't be read everything stays
+    /// suspicious, and the next login tries again.
+    pub async fn know_catalog(self: &Arc<Self>) {
         if self.knowledge().catalog_read.load(Ordering::Acquire) {
-            return Ok(());
+            return;
         }
-        let mut lease = self.lease(&Holder::internal("reading the catalog")).await?;
-        if self.knowledge().catalog_read.load(Ordering::Acquire) {
-            lease.park();
-            return Ok(());
+        // In a task of its own: a client that goes away takes no backend with it.
+        let pool = Arc::clone(self);
+        let reading = tokio::spawn(async move { pool.read_catalog_in_turn().await });
+        let _ = tokio::time::timeout(CATALOG_WAIT, reading).await;
+    }
+
+    async fn read_catalog_in_turn(self: &Arc<Self>) {
+        let knowledge = self.knowledge();
+        let _turn = knowledge.catalog_turn.lock().await;
+        if knowledge.catalog_read.load(Ordering::Acquire) {
+            return;
         }
-        match self.knowledge().read_catalog(&mut lease).await {
-            Ok(()) => lease.park(),
-            Err(error) => tracing::warn!(%error, "the catalog of routines can't be read"),
+        let Ok(mut lease) = self.lease(&Holder::internal("reading the catalog")).await else {
+            return;
+        };
+        let limit = self.settings().reset_timeout;
+        match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease)).await {
+            Ok(Ok(())) => lease.park(),
+            Ok(Err(error)) => tracing::warn!(%error, "the catalog of routines can't be read"),
+            Err(_) => tracing::warn!(?limit, "the catalog of routines could not be read in time"),
         }
-        Ok(())
     }
 
     /// What PostgreSQL makes of a client's startup parameters. A pair that was not tried before is tried on a backend.
@@ -118,83 +189,159 @@ impl Pool {
         holder: &Arc<Holder>,
         settings: &[(String, String)],
     ) -> Result<StartupSettings, Report> {
-        let unknown: Vec<_> = {
-            let proven = lock(&self.knowledge().proven);
-            settings
-                .iter()
-                .filter(|pair| !is_custom(&pair.0) && !proven.contains_key(&key(pair)))
-                .cloned()
-                .collect()
+        let knowledge = self.knowledge();
+        let unknown = || settings.iter().filter(|pair| knowledge.proof(pair).is_none()).cloned();
+        let unknown: Vec<_> = unknown().collect();
+        let tried = if unknown.is_empty() {
+            HashMap::new()
+        } else {
+            let (pool, holder) = (Arc::clone(self), Arc::clone(holder));
+            let trial = tokio::spawn(async move { pool.try_settings(&holder, &unknown).await });
+            trial.await.unwrap_or_else(|_| Err(lost()))?
         };
-        if !unknown.is_empty() {
-            self.try_settings(holder, &unknown).await?;
-        }
-        let proven = lock(&self.knowledge().proven);
         let mut canonical = Vec::with_capacity(settings.len());
         for pair in settings {
-            match proven.get(&key(pair)) {
-                Some(Proven::Value(value)) => canonical.push((pair.0.clone(), value.clone())),
-                Some(Proven::AtStartOnly) => return Ok(StartupSettings::NeedOwnBackend),
-                None => canonical.push(pair.clone()),
+            match tried.get(pair).cloned().or_else(|| knowledge.proof(pair)) {
+                Some(Proven::Value(value)) => canonical.push((pair.0.clone(), value)),
+                Some(Proven::Placeholder) => canonical.push(pair.clone()),
+                // Forgotten meanwhile: PostgreSQL itself decides.
+                Some(Proven::AtStartOnly) | None => return Ok(StartupSettings::NeedOwnBackend),
             }
         }
         Ok(StartupSettings::Follow(canonical))
     }
 
-    async fn try_settings(self: &Arc<Self>, holder: &Arc<Holder>, unknown: &[(String, String)]) -> Result<(), Report> {
+    async fn try_settings(
+        self: &Arc<Self>,
+        holder: &Arc<Holder>,
+        unknown: &[(String, String)],
+    ) -> Result<HashMap<(String, String), Proven>, Report> {
         let mut lease = self.lease(holder).await.map_err(|error| error.report())?;
+        let limit = self.settings().reset_timeout;
+        let mut tried = HashMap::new();
         for pair in unknown {
-            let tried = try_setting(&mut lease, pair).await.map_err(|error| {
-                tracing::info!(%error, "a backend was lost while a startup parameter was tried");
-                Report::fatal(
-                    SqlState::CONNECTION_FAILURE,
-                    "the connection to the database was lost during the login",
-                )
-            })?;
-            match tried {
-                Ok(proof) => {
-                    let mut proven = lock(&self.knowledge().proven);
-                    if proven.len() >= PROVEN_MAX {
-                        proven.clear();
-                    }
-                    proven.insert(key(pair), proof);
-                }
-                Err(report) => {
+            let trial = tokio::time::timeout(limit, try_setting(&mut lease, pair)).await;
+            let proof = match trial {
+                Ok(Ok(Ok(proof))) => proof,
+                Ok(Ok(Err(refusal))) => {
                     lease.park();
-                    return Err(report);
+                    return Err(refusal);
                 }
+                Ok(Err(error)) => {
+                    tracing::info!(%error, "a backend was lost while a startup parameter was tried");
+                    return Err(lost());
+                }
+                Err(_) => {
+                    tracing::info!(?limit, "a startup parameter could not be tried in time");
+                    return Err(lost());
+                }
+            };
+            self.knowledge().remember(pair, proof.clone());
+            let leaves_trace = matches!(proof, Proven::Placeholder);
+            tried.insert(pair.clone(), proof);
+            if leaves_trace {
+                // The name exists on this backend now, with an empty value, where others' sessions have none.
+                lease.discard(CloseReason::NotClean);
+                lease = self.lease(holder).await.map_err(|error| error.report())?;
             }
         }
         lease.park();
-        Ok(())
+        Ok(tried)
     }
 }
 
 /// Tries one setting in a transaction that is rolled back. The inner error is PostgreSQL's refusal.
 async fn try_setting(backend: &mut Backend, pair: &(String, String)) -> Result<Result<Proven, Report>, BackendError> {
-    let sql = format!(
-        "SELECT pg_catalog.set_config({}, {}, false)",
-        crate::virtual_session::parameters::literal(&pair.0),
-        crate::virtual_session::parameters::literal(&pair.1)
-    );
-    backend.query("BEGIN").await?;
-    let outcome = backend.query(&sql).await?;
-    backend.query("ROLLBACK").await?;
+    // What a value comes to may depend on the one before: DateStyle `iso` keeps the order of day and month.
+    backend.make_neutral().await?;
+    let (name, value) = (pair.0.as_str(), pair.1.as_str());
+    let outcome = backend
+        .query_with(&[
+            ("BEGIN", &[]),
+            (IS_DEFINED, &[name]),
+            ("SELECT pg_catalog.set_config($1, $2, false)", &[name, value]),
+            ("ROLLBACK", &[]),
+        ])
+        .await?;
+    if backend.transaction_status != TransactionStatus::Idle {
+        backend.query("ROLLBACK").await?;
+    }
     if let Some(report) = outcome.error {
         if report.sqlstate.as_str() == CANT_CHANGE_RUNTIME_PARAM {
             return Ok(Ok(Proven::AtStartOnly));
         }
-        return Ok(Err(report.with_severity(crate::wire::Severity::Fatal)));
+        return Ok(Err(report.with_severity(Severity::Fatal)));
     }
-    let value = outcome.first_column.into_iter().flatten().next().unwrap_or_default();
+    let first = |index: usize| outcome.rows.get(index).and_then(|rows: &Vec<Row>| rows.first());
+    if is_custom(name) && first(1).is_none() {
+        return Ok(Ok(Proven::Placeholder));
+    }
+    let value = first(2)
+        .and_then(|row| row.first().cloned().flatten())
+        .unwrap_or_default();
     Ok(Ok(Proven::Value(String::from_utf8_lossy(&value).into_owned())))
 }
 
-/// `app.tenant_id` and the like: PostgreSQL takes any value, and even a trial would leave its trace on the backend.
+/// Most names are as unique as their clients, and PostgreSQL changes only those that are too long or not plain ASCII.
+fn is_plain_application_name((name, value): &(String, String)) -> bool {
+    name.eq_ignore_ascii_case("application_name")
+        && value.len() <= APPLICATION_NAME_LEN_MAX
+        && value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// `app.tenant_id` and the like.
 fn is_custom(name: &str) -> bool {
     name.contains('.')
 }
 
 fn key(pair: &(String, String)) -> (String, String) {
     (pair.0.to_ascii_lowercase(), pair.1.clone())
+}
+
+fn lost() -> Report {
+    Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "the connection to the database was lost during the login",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn a_plain_application_name_is_known_without_asking() {
+        for (name, value, is_plain) in [
+            ("application_name", "PostgreSQL JDBC Driver", true),
+            ("Application_Name", "", true),
+            ("application_name", "caf\u{e9}", false),
+            ("application_name", "a\tb", false),
+            ("search_path", "public", false),
+        ] {
+            assert_eq!(is_plain_application_name(&pair(name, value)), is_plain, "{value}");
+        }
+        assert!(!is_plain_application_name(&pair("application_name", &"x".repeat(64))));
+    }
+
+    #[test]
+    fn a_placeholder_is_remembered_for_every_value_and_others_for_their_own() {
+        let knowledge = Knowledge::new();
+        knowledge.remember(&pair("App.Tenant", "1"), Proven::Placeholder);
+        knowledge.remember(&pair("TimeZone", "utc"), Proven::Value("UTC".to_owned()));
+        assert!(matches!(
+            knowledge.proof(&pair("app.tenant", "2")),
+            Some(Proven::Placeholder)
+        ));
+        assert!(matches!(
+            knowledge.proof(&pair("timezone", "utc")),
+            Some(Proven::Value(_))
+        ));
+        assert!(knowledge.proof(&pair("timezone", "UTC")).is_none());
+        knowledge.forget_proven();
+        assert!(knowledge.proof(&pair("app.tenant", "2")).is_none());
+    }
 }

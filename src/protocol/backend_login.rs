@@ -59,6 +59,21 @@ pub enum LoginSecret {
     },
     /// Keys of the client that we log in for. Good for SCRAM only, and only where the same verifier is stored.
     Keys(ScramKeys),
+    /// pg_authid's md5 hash of the password. Good for md5 only, for which it is as good as the password.
+    Md5(Md5Hash),
+}
+
+impl LoginSecret {
+    /// Whether both open the same doors. Keys that were derived on the way make no difference.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, Self::None) => true,
+            (Self::Password { password: one, .. }, Self::Password { password: other, .. }) => one == other,
+            (Self::Keys(one), Self::Keys(other)) => one == other,
+            (Self::Md5(one), Self::Md5(other)) => one == other,
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Debug for LoginSecret {
@@ -68,6 +83,7 @@ impl fmt::Debug for LoginSecret {
             Self::None => "None",
             Self::Password { .. } => "Password(***)",
             Self::Keys(_) => "Keys(***)",
+            Self::Md5(_) => "Md5(***)",
         })
     }
 }
@@ -257,8 +273,11 @@ impl ExpectAuthentication {
                 Ok(self.send_password(&password))
             }
             AuthenticationRequest::Md5Password(salt) => {
-                let answer = Md5Hash::of(self.password()?, &self.user).answer(salt);
-                Ok(self.send_password(&answer))
+                let hash = match &self.secret {
+                    LoginSecret::Md5(hash) => hash.clone(),
+                    _ => Md5Hash::of(self.password()?, &self.user),
+                };
+                Ok(self.send_password(&hash.answer(salt)))
             }
             AuthenticationRequest::Sasl(mechanisms) => self.start_sasl(&mechanisms),
             AuthenticationRequest::SaslContinue(_) | AuthenticationRequest::SaslFinal(_) => {
@@ -276,6 +295,9 @@ impl ExpectAuthentication {
             LoginSecret::Password { .. } | LoginSecret::None => Err(no_password()),
             LoginSecret::Keys(_) => Err(policy(
                 "the server asks for the password itself, and only SCRAM keys of this user are known",
+            )),
+            LoginSecret::Md5(_) => Err(policy(
+                "the server asks for the password itself, and only its md5 hash is known",
             )),
         }
     }
@@ -298,6 +320,11 @@ impl ExpectAuthentication {
             }
             LoginSecret::Password { .. } | LoginSecret::None => return Err(no_password()),
             LoginSecret::Keys(keys) => ScramSecret::Keys(keys),
+            LoginSecret::Md5(_) => {
+                return Err(policy(
+                    "the server asks for SCRAM-SHA-256, and only the md5 hash of the password is known",
+                ));
+            }
         };
         let mechanism = binding.mechanism();
         let (client_first, scram) = ScramClient::start(secret, binding, &self.nonce, self.scram_iterations_max);

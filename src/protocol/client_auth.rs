@@ -149,8 +149,71 @@ pub enum AuthStep {
         /// What can be used towards PostgreSQL.
         learned: Learned,
     },
-    /// It is not, or broke the exchange's rules: send this and close.
+    /// The proof does not fit what is stored. Where that may be out of date, [`Proof::holds_for`] what is stored now;
+    /// else send this and close.
+    WrongPassword(Report, Proof),
+    /// It broke the exchange's rules: send this and close.
     Refused(Report),
+}
+
+/// What a client answered, to be judged once more by what is stored of its password now.
+#[derive(Debug)]
+pub struct Proof(Answer);
+
+#[derive(Debug)]
+enum Answer {
+    Scram(ScramServerFinal, Vec<u8>),
+    Md5([u8; 4], Hidden),
+    Password(Hidden),
+}
+
+impl Proof {
+    /// [`AuthStep::Accepted`]'s message and lesson, if the client has proved this credential. A SCRAM proof can be judged
+    /// by a password, or by a verifier of the same salt. May cost what [`Verifier::derive`] costs.
+    pub fn holds_for(self, user: &str, stored: &StoredCredential) -> Option<(Bytes, Learned)> {
+        match self.0 {
+            Answer::Scram(scram, client_final) => {
+                let scram = match stored {
+                    StoredCredential::Password { password, .. } => scram.with_password(password),
+                    StoredCredential::Verifier(verifier) => scram.with_verifier(verifier)?,
+                    StoredCredential::Md5(_) | StoredCredential::Unknown => return None,
+                };
+                proven(scram.client_final(&client_final).ok()?)
+            }
+            Answer::Md5(salt, answer) => {
+                let hash = match stored {
+                    StoredCredential::Password { password, .. } => Md5Hash::of(password, user),
+                    StoredCredential::Md5(hash) => hash.clone(),
+                    StoredCredential::Verifier(_) | StoredCredential::Unknown => return None,
+                };
+                let is_right: bool = hash.answer(salt).as_bytes().ct_eq(answer.0.as_bytes()).into();
+                is_right.then(|| (Bytes::new(), Learned::default()))
+            }
+            Answer::Password(sent) => stored.is_password(&sent.0, user).then(|| {
+                let learned = Learned {
+                    password: Some(sent.0),
+                    client_key: None,
+                };
+                (Bytes::new(), learned)
+            }),
+        }
+    }
+}
+
+fn proven(verdict: ScramVerdict) -> Option<(Bytes, Learned)> {
+    match verdict {
+        ScramVerdict::Proven {
+            server_final,
+            client_key,
+        } => {
+            let learned = Learned {
+                password: None,
+                client_key: Some(client_key),
+            };
+            Some((authentication(&Authentication::SASLFinal(server_final.into())), learned))
+        }
+        ScramVerdict::WrongPassword => None,
+    }
 }
 
 /// A client's authentication, waiting for its next message.
@@ -336,22 +399,16 @@ struct ExpectClientFinal {
 
 impl ExpectClientFinal {
     fn on_message(self, client_final: &[u8]) -> AuthStep {
-        match (self.scram.client_final(client_final), self.account) {
-            (
-                Ok(ScramVerdict::Proven {
-                    server_final,
-                    client_key,
-                }),
-                Account::Known,
-            ) => AuthStep::Accepted {
-                send: authentication(&Authentication::SASLFinal(server_final.into())),
-                learned: Learned {
-                    password: None,
-                    client_key: Some(client_key),
-                },
-            },
-            (Ok(_), _) => AuthStep::Refused(wrong_password(&self.user)),
-            (Err(report), _) => AuthStep::Refused(report),
+        let verdict = match self.scram.client_final(client_final) {
+            Ok(verdict) => verdict,
+            Err(report) => return AuthStep::Refused(report),
+        };
+        match (proven(verdict), self.account) {
+            (Some((send, learned)), Account::Known) => AuthStep::Accepted { send, learned },
+            _ => AuthStep::WrongPassword(
+                wrong_password(&self.user),
+                Proof(Answer::Scram(self.scram, client_final.to_vec())),
+            ),
         }
     }
 }
@@ -360,6 +417,7 @@ impl ExpectClientFinal {
 #[derive(Debug)]
 struct ExpectMd5Password {
     user: String,
+    salt: [u8; 4],
     /// `None`: nobody can know it.
     expected: Option<Hidden>,
 }
@@ -369,6 +427,7 @@ impl ExpectMd5Password {
         let salt = request.random.md5_salt;
         let next = Self {
             user: request.user.to_owned(),
+            salt,
             expected: hash.map(|hash| Hidden(hash.answer(salt))),
         };
         (
@@ -388,7 +447,10 @@ impl ExpectMd5Password {
                 send: Bytes::new(),
                 learned: Learned::default(),
             },
-            (_, false) => AuthStep::Refused(wrong_password(&self.user)),
+            (answer, false) => {
+                let answer = Hidden(Zeroizing::new(String::from_utf8_lossy(answer).into_owned()));
+                AuthStep::WrongPassword(wrong_password(&self.user), Proof(Answer::Md5(self.salt, answer)))
+            }
         })
     }
 }
@@ -419,18 +481,20 @@ impl ExpectPassword {
             return Ok(AuthStep::Refused(empty_password()));
         }
         // Every secret that is stored here is UTF-8, so nothing else can be right.
-        let right = std::str::from_utf8(sent)
-            .ok()
-            .filter(|sent| self.stored.is_password(sent, &self.user));
-        Ok(match right {
-            Some(password) => AuthStep::Accepted {
-                send: Bytes::new(),
-                learned: Learned {
-                    password: Some(Zeroizing::new(password.to_owned())),
-                    client_key: None,
-                },
+        let Ok(sent) = std::str::from_utf8(sent) else {
+            return Ok(AuthStep::Refused(wrong_password(&self.user)));
+        };
+        let password = Zeroizing::new(sent.to_owned());
+        if !self.stored.is_password(sent, &self.user) {
+            let proof = Proof(Answer::Password(Hidden(password)));
+            return Ok(AuthStep::WrongPassword(wrong_password(&self.user), proof));
+        }
+        Ok(AuthStep::Accepted {
+            send: Bytes::new(),
+            learned: Learned {
+                password: Some(password),
+                client_key: None,
             },
-            None => AuthStep::Refused(wrong_password(&self.user)),
         })
     }
 }
@@ -572,7 +636,7 @@ mod tests {
 
     fn refusal(step: AuthStep) -> Report {
         match step {
-            AuthStep::Refused(report) => report,
+            AuthStep::Refused(report) | AuthStep::WrongPassword(report, _) => report,
             other => panic!("not refused: {other:?}"),
         }
     }

@@ -318,8 +318,28 @@ impl ScramServer {
 }
 
 impl ScramServerFinal {
+    /// The same exchange judged by another password: what was stored has changed since server-first was sent. Costs what
+    /// [`ScramKeys::derive`] costs.
+    #[must_use]
+    pub fn with_password(self, password: &str) -> Self {
+        let Verifier { iterations, salt, .. } = &self.verifier;
+        Self {
+            verifier: Verifier::derive(password, salt, *iterations),
+            ..self
+        }
+    }
+
+    /// The same exchange judged by another verifier; `None` where that has another salt than the client was told.
+    pub fn with_verifier(self, verifier: &Verifier) -> Option<Self> {
+        let was_told = self.verifier.salt == verifier.salt && self.verifier.iterations == verifier.iterations;
+        was_told.then(|| Self {
+            verifier: verifier.clone(),
+            ..self
+        })
+    }
+
     /// Reads client-final and judges the proof. A refusal is in PostgreSQL's words.
-    pub fn client_final(self, message: &[u8]) -> Result<ScramVerdict, Report> {
+    pub fn client_final(&self, message: &[u8]) -> Result<ScramVerdict, Report> {
         let message = from_client(message)?;
         let (without_proof, proof) = message
             .split_once(",p=")

@@ -128,6 +128,8 @@ pub struct Exchange {
     pub new_pins: bool,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
+    /// PostgreSQL refused to write (25006): a primary may have become a standby.
+    pub read_only_refused: bool,
     /// The same, and nobody was told yet.
     pub catalog_touched: bool,
     /// The drain waits for the end of the client's transaction: [`Outcome::Boundary`] is told there.
@@ -185,6 +187,7 @@ impl Default for Exchange {
             last_words: None,
             new_pins: false,
             catalog_changed: false,
+            read_only_refused: false,
             catalog_touched: false,
             ends_at_boundary: false,
             before_effects: None,
@@ -203,6 +206,65 @@ impl Default for Exchange {
 }
 
 impl Exchange {
+    /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
+    pub fn recycle(&mut self) {
+        // Every field by name: one that is added later can't be forgotten.
+        let Self {
+            lease,
+            up,
+            down,
+            pipeline,
+            commit_at_risk,
+            ends_block,
+            tell_prelude,
+            prelude_owed,
+            tag_seen,
+            last_words,
+            new_pins,
+            catalog_changed,
+            read_only_refused,
+            catalog_touched,
+            ends_at_boundary,
+            before_effects,
+            parting_warning,
+            sent_to_backend,
+            lost,
+            tally,
+            query_since,
+            transaction_since,
+            answered_at,
+            cancel_sent_at,
+            stalled_since,
+            finished,
+        } = self;
+        up.recycle();
+        down.recycle();
+        pipeline.recycle();
+        *lease = Default::default();
+        *commit_at_risk = Default::default();
+        *ends_block = Default::default();
+        *tell_prelude = Default::default();
+        *prelude_owed = Default::default();
+        *tag_seen = Default::default();
+        *last_words = Default::default();
+        *new_pins = Default::default();
+        *catalog_changed = Default::default();
+        *read_only_refused = Default::default();
+        *catalog_touched = Default::default();
+        *ends_at_boundary = Default::default();
+        *before_effects = Default::default();
+        *parting_warning = Default::default();
+        *sent_to_backend = Default::default();
+        *lost = Default::default();
+        *tally = Default::default();
+        *query_since = Default::default();
+        *transaction_since = Default::default();
+        *answered_at = Default::default();
+        *cancel_sent_at = Default::default();
+        *stalled_since = Default::default();
+        *finished = Default::default();
+    }
+
     /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
@@ -276,12 +338,8 @@ impl Exchange {
         self.up.preload(bytes);
     }
 
-    /// Waits for the next thing that the session must decide.
-    pub async fn next(&mut self, mut parties: Parties<'_>) -> Outcome {
-        std::future::poll_fn(|cx| self.poll(cx, &mut parties)).await
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+    /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
+    pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
         loop {
             let up = self.poll_up(cx, parties);
             if let Step::Stop(outcome) = up {

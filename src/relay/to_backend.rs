@@ -183,6 +183,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
+        self.note_query(header, parties);
         parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
@@ -193,10 +194,22 @@ impl Exchange {
         Ok(Next::Done)
     }
 
+    /// Lets the report of who holds the backends name this Query.
+    fn note_query(&self, header: Header, parties: &Parties<'_>) {
+        if let Some(lease) = &self.lease {
+            let body = self.up.body_prefix(header);
+            let sql = body.strip_suffix(b"\0").unwrap_or(body);
+            lease.note_statement(sql, parties.session.lexing());
+        }
+    }
+
     /// A statement too long to be read for its effects: it passes, and anything may have happened.
     fn on_unread_statement(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
+        }
+        if request == Request::Query {
+            self.note_query(header, parties);
         }
         self.pin(PinReason::LargeStatement, parties);
         parties
@@ -257,6 +270,7 @@ impl Exchange {
         };
         let body = self.up.whole_body(header).unwrap_or_default();
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        lease.note_statement(parse.sql, parties.session.lexing());
         if parse.name.is_empty() {
             parties
                 .session
@@ -360,6 +374,9 @@ impl Exchange {
             return Ok(stop);
         }
         self.ensure_parsed(&statement, parties);
+        if let Some(lease) = &self.lease {
+            lease.note_statement(statement.sql(), parties.session.lexing());
+        }
         let watched = self.apply(&statement.effects, Request::Bind, parties);
         self.pipeline.expect(Request::Bind, Fate::Forward, watched);
         let replaced = HEADER_LEN + portal.len() + 1 + name_len;
@@ -452,6 +469,8 @@ impl Exchange {
         let effects = match parties.session.unnamed_for(&mut lease.state) {
             UnnamedStep::Agrees(effects) => effects.clone(),
             UnnamedStep::Parse(definition, effects) => {
+                let sql = definition.split(|&byte| byte == 0).next().unwrap_or_default();
+                lease.note_statement(sql, parties.session.lexing());
                 self.pipeline.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::parse(out, b"", definition));
                 effects.clone()
@@ -514,6 +533,7 @@ impl Exchange {
         let Some(lease) = self.lease.as_mut() else {
             return Some(Next::NeedsBackend);
         };
+        lease.holder().set_idle_in_transaction(false);
         if settled {
             if let Some(sql) = parties.session.prelude_for(&mut lease.state) {
                 self.tell_prelude = parties.session.take_rebase();

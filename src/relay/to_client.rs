@@ -68,6 +68,7 @@ impl Exchange {
         match tag {
             BackendTag::ErrorResponse => {
                 let fields = ReportFields::parse(body).ok();
+                self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
                     fatal = Some(fields.to_report());
                 }
@@ -138,12 +139,15 @@ impl Exchange {
         self.parting_warning = None;
         self.answered_at = Some(now);
         self.finished.query = self.query_since.take().map(|since| now - since);
+        if let Some(lease) = self.lease.as_ref().filter(|_| status != TransactionStatus::Idle) {
+            lease.holder().set_idle_in_transaction(true);
+        }
         self.query_since = (!self.pipeline.is_quiet()).then_some(now);
         if status == TransactionStatus::Idle {
             // Whoever read the catalog before this commit has read the old one.
             self.catalog_touched |= self.catalog_changed;
             self.tally.transactions += 1;
-            self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
+            self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             parties.session.transaction_ended();
         }
     }
@@ -173,7 +177,10 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
         if let Some(lease) = self.lease.as_mut() {
-            lease.parameters.set(&name, &value);
+            lease.learn_parameter(&ParameterStatus {
+                name: name.as_bytes(),
+                value: value.as_bytes(),
+            });
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.get(&name).map(str::to_owned);
                 parties

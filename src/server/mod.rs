@@ -133,7 +133,7 @@ fn warm_up(context: &Arc<ClientContext>) {
         };
         // A database that is down is no reason not to serve: clients are told, and every login tries again.
         if pool.learn().await.is_ok() {
-            let _ = pool.know_catalog().await;
+            pool.know_catalog().await;
         }
     });
 }

@@ -8,7 +8,9 @@
 mod builtin_functions;
 mod definitions;
 pub mod effects_cache;
+pub mod fingerprint;
 mod keywords;
+mod ordinary_statement;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
@@ -63,9 +65,17 @@ pub struct BackendState {
     drawn: Drawn,
     /// Whose unnamed statement it holds, if anyone's.
     unnamed: Option<UnnamedId>,
+    /// Custom settings (`app.tenant`) that a prelude has ever applied. RESET and DISCARD ALL leave `''` of them where a
+    /// new session has NULL, so whoever comes next must have them too (trap 58).
+    placeholders: Vec<Box<str>>,
 }
 
 impl BackendState {
+    /// A Query or an unnamed Parse of ours has run: nobody's unnamed statement is left.
+    pub fn unnamed_dropped(&mut self) {
+        self.unnamed = None;
+    }
+
     /// It may not have forgotten the values of its sequences after all.
     pub fn doubt_sequences(&mut self) {
         self.drawn = Drawn::BySeveral;
@@ -73,7 +83,18 @@ impl BackendState {
 
     /// DISCARD ALL has run: nothing is left of anyone.
     pub fn discarded(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            placeholders: std::mem::take(&mut self.placeholders),
+            ..Self::default()
+        };
+    }
+
+    fn note_placeholders(&mut self, settings: &Settings) {
+        for (name, _) in settings.entries().iter().filter(|(name, _)| name.contains('.')) {
+            if !self.placeholders.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                self.placeholders.push(name.clone());
+            }
+        }
     }
 }
 
@@ -259,6 +280,14 @@ impl VirtualSession {
         &self.wanted
     }
 
+    /// Whether a backend can be made to agree with the ledger: it holds no custom setting that the client doesn't have.
+    pub fn accepts(&self, backend: &BackendState) -> bool {
+        backend
+            .placeholders
+            .iter()
+            .all(|name| self.wanted.value(name).is_some())
+    }
+
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
     pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
         if Arc::ptr_eq(&backend.applied, &self.wanted) {
@@ -266,6 +295,7 @@ impl VirtualSession {
         }
         let sql = parameters::prelude(&backend.applied, &self.wanted);
         backend.applied = self.wanted.clone();
+        backend.note_placeholders(&self.wanted);
         if sql.is_some() {
             // A Query drops the unnamed statement (manual: protocol-flow-ext-query).
             backend.unnamed = None;

@@ -21,7 +21,8 @@ pub struct Settings {
 }
 
 /// Settings that change nothing in how a statement is parsed or planned. Everything else is part of a statement's key:
-/// literals are folded at parse analysis (a timestamptz parsed under another TimeZone is a wrong row).
+/// literals are folded at parse analysis (a timestamptz parsed under another TimeZone is a wrong row). Custom settings
+/// are read by current_setting(), which is STABLE and so read at execution.
 const HARMLESS: [&str; 5] = [
     "application_name",
     "client_min_messages",
@@ -34,6 +35,7 @@ fn is_harmless(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     HARMLESS.contains(&name.as_str())
         || name.starts_with("log_")
+        || name.contains('.')
         || matches!(name.as_str(), "statement_timeout" | "lock_timeout" | "deadlock_timeout")
 }
 

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
@@ -172,17 +172,18 @@ impl TlsSession {
         }
     }
 
+    /// Waits for the socket's readiness to be read, without reading.
+    pub(crate) async fn readiness(&self) -> io::Result<Ready> {
+        match &self.stream.get_ref().0.socket {
+            Socket::Tcp(socket) => socket.ready(Interest::READABLE).await,
+            Socket::Unix(socket) => socket.ready(Interest::READABLE).await,
+        }
+    }
+
     pub(crate) fn raw_fd(&self) -> RawFd {
         match &self.stream.get_ref().0.socket {
             Socket::Tcp(socket) => socket.as_raw_fd(),
             Socket::Unix(socket) => socket.as_raw_fd(),
-        }
-    }
-
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.stream.get_ref().0.socket {
-            Socket::Tcp(socket) => socket.as_fd(),
-            Socket::Unix(socket) => socket.as_fd(),
         }
     }
 

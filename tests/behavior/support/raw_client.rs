@@ -308,6 +308,16 @@ impl RawClient {
         messages
     }
 
+    /// Reads to the end of the connection what need not be messages.
+    pub async fn bytes_until_closed(&mut self) -> Vec<u8> {
+        while within(DEADLINE, "the end", self.stream.read_buf(&mut self.received))
+            .await
+            .unwrap_or(0)
+            > 0
+        {}
+        self.received.split().to_vec()
+    }
+
     /// Whether nothing comes within `quiet`, the connection staying open.
     pub async fn silent_for(&mut self, quiet: Duration) -> bool {
         self.received.is_empty()
