@@ -496,8 +496,8 @@ fn from_host(report: Report, host: &Host) -> Report {
 /// The last host's report is told to the client; the log gets what every host said.
 fn behind(earlier: &ConnectFailure, report: Report) -> Report {
     match (&earlier.report().detail_log, &report.detail_log) {
-        (Some(earlier), Some(last)) if !last.contains(earlier.as_str()) => {
-            let both = format!("{earlier}; {last}");
+        (Some(earlier), Some(last)) if !last.0.contains(earlier.0.as_str()) => {
+            let both = format!("{}; {}", earlier.0, last.0);
             report.with_detail_log(both)
         }
         _ => report,

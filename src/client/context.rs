@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::auth_query::AuthQueryCache;
 use super::credentials::{BadCredential, Credentials};
-use crate::config::{AuthMethod, ClientTlsMode, Config, ListenerConfig};
+use crate::config::{AuthMethod, ClientTlsConfig, ClientTlsMode, Config, ListenerConfig};
 use crate::metrics::Metrics;
 use crate::net::tls::{ClientTls, TlsConfigError};
 use crate::pool::{CancelKeys, Pools};
@@ -17,6 +17,9 @@ use crate::relay::Exchange;
 /// Exchanges that are kept for reuse: two buffers of 8 KiB each.
 const SPARE_EXCHANGES_MAX: usize = 64;
 
+/// Connections that are told at a time that there is no place for them.
+const TURNED_AWAY_MAX: u32 = 64;
+
 /// What a reload replaces as one: no client sees half of an old and half of a new configuration.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -24,8 +27,10 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// Who may log in.
     pub credentials: Credentials,
-    /// TLS towards clients; `None` where `tls.cert` is not set.
+    /// TLS towards clients; `None` where no listener has any.
     pub client_tls: Option<ClientTls>,
+    /// The same for listeners on which clients must show a certificate.
+    pub verifying_tls: Option<ClientTls>,
     /// What unknown users are answered with.
     pub mock: MockSecret,
 }
@@ -47,24 +52,39 @@ pub enum BadSnapshot {
 impl Snapshot {
     /// Loads certificates and derives verifiers.
     pub fn new(config: Arc<Config>, mock_key: [u8; 32]) -> Result<Self, BadSnapshot> {
-        let wants_tls = config.tls.mode != ClientTlsMode::Disable
-            || config
-                .listen
-                .iter()
-                .any(|listener| listener.tls.is_some_and(|mode| mode != ClientTlsMode::Disable));
-        let client_tls = if wants_tls {
-            Some(ClientTls::new(&config.tls)?)
-        } else {
-            None
+        let modes = || {
+            let own = config.listen.iter().map(|listener| listener.tls.unwrap_or(config.tls.mode));
+            own.chain([config.tls.mode])
         };
+        let tls_of = |mode, is_wanted: bool| {
+            let config = ClientTlsConfig {
+                mode,
+                ..config.tls.clone()
+            };
+            is_wanted.then(|| ClientTls::new(&config)).transpose()
+        };
+        let asks = |mode| matches!(mode, ClientTlsMode::Allow | ClientTlsMode::Require);
+        let client_tls = tls_of(ClientTlsMode::Allow, modes().any(asks))?;
+        let verifies = modes().any(|mode| mode == ClientTlsMode::VerifyFull);
+        let verifying_tls = tls_of(ClientTlsMode::VerifyFull, verifies)?;
         let credentials = Credentials::derive(&config)?;
         let mock = MockSecret::new(mock_key, config.auth.scram_iterations);
         Ok(Self {
             config,
             credentials,
             client_tls,
+            verifying_tls,
             mock,
         })
+    }
+
+    /// The TLS of a door; `None` where it has none.
+    pub fn tls_for(&self, door: Door) -> Option<&ClientTls> {
+        match door.tls {
+            ClientTlsMode::Disable => None,
+            ClientTlsMode::Allow | ClientTlsMode::Require => self.client_tls.as_ref(),
+            ClientTlsMode::VerifyFull => self.verifying_tls.as_ref(),
+        }
     }
 }
 
@@ -83,6 +103,9 @@ pub struct ClientContext {
     spare_exchanges: Mutex<Vec<Box<Exchange>>>,
     mock_key: [u8; 32],
     next_client: AtomicU64,
+    /// How many connections the system has descriptors for.
+    room: usize,
+    connections: AtomicUsize,
     clients: AtomicUsize,
     unauthenticated: AtomicUsize,
     turned_away: AtomicUsize,
@@ -127,7 +150,13 @@ impl Drop for Place {
 
 impl ClientContext {
     /// The context of a process that has no clients yet.
-    pub fn new(snapshot: Snapshot, mock_key: [u8; 32], pools: Arc<Pools>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        snapshot: Snapshot,
+        mock_key: [u8; 32],
+        pools: Arc<Pools>,
+        metrics: Arc<Metrics>,
+        room: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             pools,
@@ -137,6 +166,8 @@ impl ClientContext {
             spare_exchanges: Mutex::default(),
             mock_key,
             next_client: AtomicU64::new(1),
+            room,
+            connections: AtomicUsize::new(0),
             clients: AtomicUsize::new(0),
             unauthenticated: AtomicUsize::new(0),
             turned_away: AtomicUsize::new(0),
@@ -193,9 +224,14 @@ impl ClientContext {
         self.place(|context| &context.unauthenticated, max)
     }
 
+    /// A place among the connections that there are descriptors for, or none.
+    pub fn connection_place(self: &Arc<Self>) -> Option<Place> {
+        self.place(|context| &context.connections, u32::try_from(self.room).unwrap_or(u32::MAX))
+    }
+
     /// A place among those who are being told that there is none; without one they aren't even told.
-    pub fn turned_away_place(self: &Arc<Self>, max: u32) -> Option<Place> {
-        self.place(|context| &context.turned_away, max)
+    pub fn turned_away_place(self: &Arc<Self>) -> Option<Place> {
+        self.place(|context| &context.turned_away, TURNED_AWAY_MAX)
     }
 
     /// Clients connected now.

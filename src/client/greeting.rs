@@ -58,7 +58,7 @@ pub async fn greet(
     })?;
     let holder = Holder::new(number, address, cancel.slot.clone());
     let key = PoolKey {
-        database: login.database.clone(),
+        database: database_of(login, context),
         user: login.user.clone(),
     };
     if let Some(secret) = authenticated.secret_to_pass() {
@@ -91,20 +91,11 @@ pub async fn greet(
         compose::parameter_status(&mut words, name, startup.value(name).unwrap_or(value));
     }
     closing_words(&mut words, &cancel);
-    let own: Vec<_> = startup
-        .entries()
-        .iter()
-        .filter(|(name, value)| {
-            !neutral
-                .iter()
-                .any(|(other, same)| other.eq_ignore_ascii_case(name) && same == &**value)
-        })
-        .cloned()
-        .collect();
+    // Also what equals the server's own value: a reload of its configuration must not change what the client asked for.
     let session = VirtualSession::new(
         number,
         pool.knowledge().ledger().clone(),
-        Settings::new(own),
+        startup,
         neutral_lexing(&neutral),
     );
     Ok(Greeted {
@@ -116,6 +107,16 @@ pub async fn greet(
         dedicated: None,
         words,
     })
+}
+
+/// The database that the client's pool is of. Physical replication is connected to none, and need not name one.
+fn database_of(login: &Login, context: &ClientContext) -> String {
+    let names_one = login.parameters.iter().any(|(name, value)| name == "database" && !value.is_empty());
+    if login.replication == Replication::Physical && !names_one {
+        context.pools.default_key().database
+    } else {
+        login.database.clone()
+    }
 }
 
 /// Replication, and parameters that only a connection's start can set: PostgreSQL itself greets, by way of a backend

@@ -34,6 +34,10 @@ pub async fn serve(stream: Stream, door: Door, context: Arc<ClientContext>, drai
     let log = snapshot.config.log.connections;
     let peer = stream.peer();
     let _counted = drain.guard();
+    let Some(_connection) = context.connection_place() else {
+        let mut stream = stream;
+        return turn_away(&mut stream, "The limit of file descriptors", &context).await;
+    };
     // Boxed: what a login needs is no part of what an idle client costs.
     let arrived = Box::pin(arrive(stream, door, &context, &snapshot, drain.clone())).await;
     let Some((session, early, dedicated)) = arrived else {
@@ -59,15 +63,8 @@ async fn arrive(
     snapshot: &Arc<Snapshot>,
     mut drain: DrainSignal,
 ) -> Option<Arrived> {
-    let max_unauthenticated = snapshot.config.limits.max_unauthenticated;
-    let Some(unauthenticated) = context.unauthenticated_place(max_unauthenticated) else {
-        let _told = context.turned_away_place(max_unauthenticated)?;
-        last_words(
-            &mut stream,
-            &error::too_many_clients("limits.max_unauthenticated"),
-            context,
-        )
-        .await;
+    let Some(unauthenticated) = context.unauthenticated_place(snapshot.config.limits.max_unauthenticated) else {
+        turn_away(&mut stream, "limits.max_unauthenticated", context).await;
         return None;
     };
     let started = Instant::now();
@@ -171,6 +168,13 @@ async fn log_in(
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is read of a peer that still talks while it is told to go.
 const UNHEARD_MAX: usize = 64 * 1024;
+
+/// There is no place: the peer is told so, unless too many are being told.
+async fn turn_away(stream: &mut Stream, bound: &str, context: &Arc<ClientContext>) {
+    if let Some(_told) = context.turned_away_place() {
+        last_words(stream, &error::too_many_clients(bound), context).await;
+    }
+}
 
 /// Sends an ErrorResponse and closes; a peer that doesn't take it is not waited for.
 async fn last_words(stream: &mut Stream, report: &Report, context: &ClientContext) {

@@ -45,7 +45,7 @@ pub async fn receive(
         }
         OpeningStep::Tls(expect_alpn) => {
             let already_read = std::mem::take(&mut read);
-            stream = accept_tls(stream, already_read, snapshot).await?;
+            stream = accept_tls(stream, already_read, door, snapshot).await?;
             match expect_alpn.on_tls(stream.alpn()) {
                 Ok(handshake) => handshake,
                 Err(refusal) => return refuse(stream, &refusal.0, context).await,
@@ -61,7 +61,7 @@ pub async fn receive(
         match handshake.on_packet(&packet, read.len()) {
             Ok(HandshakeStep::AnswerThenTls(answer, next)) => {
                 stream.write_all(&answer).await?;
-                stream = accept_tls(stream, BytesMut::new(), snapshot).await?;
+                stream = accept_tls(stream, BytesMut::new(), door, snapshot).await?;
                 handshake = next;
             }
             Ok(HandshakeStep::Answer(answer, next)) => {
@@ -75,19 +75,26 @@ pub async fn receive(
     }
 }
 
-const fn tls_offer(door: Door, snapshot: &Snapshot) -> TlsOffer {
-    match (door.tls, &snapshot.client_tls) {
+fn tls_offer(door: Door, snapshot: &Snapshot) -> TlsOffer {
+    match (door.tls, snapshot.tls_for(door)) {
         (ClientTlsMode::Disable, _) | (_, None) => TlsOffer::Unavailable,
         (ClientTlsMode::Allow, Some(_)) => TlsOffer::Offered,
         (ClientTlsMode::Require | ClientTlsMode::VerifyFull, Some(_)) => TlsOffer::Required,
     }
 }
 
-async fn accept_tls(stream: Stream, already_read: BytesMut, snapshot: &Snapshot) -> std::io::Result<Stream> {
-    match &snapshot.client_tls {
+async fn accept_tls(
+    stream: Stream,
+    already_read: BytesMut,
+    door: Door,
+    snapshot: &Snapshot,
+) -> std::io::Result<Stream> {
+    let peer = stream.peer();
+    let accepted = match snapshot.tls_for(door) {
         Some(tls) => tls.accept(stream, already_read).await,
         None => Err(std::io::ErrorKind::Unsupported.into()),
-    }
+    };
+    accepted.inspect_err(|error| tracing::info!(client = %peer, %error, "TLS with a client failed"))
 }
 
 /// The next whole packet; `None` at the end of the stream.

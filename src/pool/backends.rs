@@ -375,6 +375,7 @@ impl Pool {
     pub(crate) fn take_back(&self, mut connection: Pooled, client_id: u64) {
         connection.record.came_back(self.core.now());
         connection.count_as(BackendState::Idle);
+        connection.learn_neutral_change();
         connection.keeps_its_role();
         if self
             .core

@@ -52,6 +52,11 @@ impl Holder {
         Self::new(0, purpose, Arc::new(CancelSlot::default()))
     }
 
+    /// Whether it is pgsidecar itself.
+    pub(crate) fn is_internal(&self) -> bool {
+        self.client_id == 0
+    }
+
     /// The number that affinity goes by.
     pub fn client_id(&self) -> u64 {
         self.client_id

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::backends::Pool;
 use super::manager::millis;
+use super::record::Record;
 use super::registry::Registry;
 use crate::metrics::CloseReason;
 
@@ -20,6 +21,8 @@ const LATE: Duration = Duration::from_secs(30);
 /// Runs until the pool is closed or dropped.
 pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>) {
     let mut was_unused_since = Instant::now();
+    // Whoever the pool was made for asks first: its backend is one of those that stay idle afterwards.
+    sleep(MIN_PAUSE).await;
     loop {
         let pause = match pool.upgrade() {
             Some(pool) if !pool.core.is_closed() => {
@@ -138,8 +141,14 @@ fn refill(pool: &Arc<Pool>, stays_warm: bool) {
     }
 }
 
+/// Idle ones, and those that are lent to pgsidecar itself for a moment.
 fn idle_count(pool: &Pool) -> usize {
-    pool.core.records().iter().filter(|record| record.is_idle()).count()
+    let is_ours = |record: &Record| record.holder().is_some_and(|holder| holder.is_internal());
+    let records = pool.core.records();
+    records
+        .iter()
+        .filter(|record| record.is_idle() || is_ours(record))
+        .count()
 }
 
 fn usize_of(number: u32) -> usize {

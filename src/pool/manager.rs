@@ -354,12 +354,7 @@ impl OpenBackend {
         }
         match self.backend.check_idle() {
             crate::backend::IdleVerdict::Usable => {
-                if self.backend.take_neutral_change() {
-                    self.core
-                        .parameters
-                        .store(Some(Arc::clone(self.backend.neutral_parameters())));
-                    self.core.knowledge.forget_proven();
-                }
+                self.learn_neutral_change();
                 self.keeps_its_role()
             }
             crate::backend::IdleVerdict::Gone(sqlstate) => {
@@ -367,6 +362,15 @@ impl OpenBackend {
                 self.condemn(CloseReason::Broken);
                 false
             }
+        }
+    }
+
+    /// The server's own configuration changed: the next greetings show it (trap 9).
+    pub(crate) fn learn_neutral_change(&mut self) {
+        if self.backend.take_neutral_change() {
+            let neutral = Arc::clone(self.backend.neutral_parameters());
+            self.core.parameters.store(Some(neutral));
+            self.core.knowledge.forget_proven();
         }
     }
 

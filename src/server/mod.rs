@@ -57,7 +57,7 @@ pub enum StartError {
 /// Serves until told to stop. Returns when the last client is gone or was closed.
 pub async fn run(config: Config, sources: Sources, logging: LoggingHandle) -> Result<(), StartError> {
     let config = Arc::new(config);
-    descriptors::raise_limit(config.limits.max_clients);
+    let room = descriptors::raise_limit(&config);
     let mut signals = Signals::new()?;
     let metrics = Metrics::new();
     metrics.declare_pin_reasons(&crate::relay::pin_labels());
@@ -65,7 +65,7 @@ pub async fn run(config: Config, sources: Sources, logging: LoggingHandle) -> Re
     getrandom::fill(&mut mock_key).map_err(BadSnapshot::from)?;
     let snapshot = Snapshot::new(config.clone(), mock_key)?;
     let pools = Arc::new(Pools::new(config.clone(), metrics.clone())?);
-    let context = ClientContext::new(snapshot, mock_key, pools, metrics.clone());
+    let context = ClientContext::new(snapshot, mock_key, pools, metrics.clone(), room);
     let listeners = listener::bind(&config)?;
     let admin_listener = bind_admin(&config).await?;
     announce(&config, &listeners, admin_listener.as_ref());

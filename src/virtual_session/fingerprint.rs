@@ -109,7 +109,7 @@ mod tests {
             ("SET app.tenant TO secret", "SET app.tenant TO ?"),
             (
                 "set local app.tenant = a, b; select 1",
-                "set local app.tenant = ?; select ?",
+                "set local app.tenant = ? ; select ?",
             ),
             ("ALTER ROLE x PASSWORD 'secret'", "ALTER ROLE x PASSWORD ?"),
             ("ALTER ROLE x SET app.key TO secret", "ALTER ROLE x SET app.key TO ?"),

@@ -115,8 +115,12 @@ pub struct Report {
     /// Field `H`.
     pub hint: Option<String>,
     /// For the operator's log only, never sent: addresses and what the system said.
-    pub detail_log: Option<String>,
+    pub detail_log: Option<Box<DetailLog>>,
 }
+
+/// What only the log may tell of a [`Report`]. Behind a pointer, because few have it and reports are returned by value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetailLog(pub String);
 
 impl Report {
     /// An ERROR: the connection goes on.
@@ -156,7 +160,7 @@ impl Report {
     /// The same with what only the log may tell.
     #[must_use]
     pub fn with_detail_log(mut self, detail: impl Into<String>) -> Self {
-        self.detail_log = Some(detail.into());
+        self.detail_log = Some(Box::new(DetailLog(detail.into())));
         self
     }
 
@@ -176,7 +180,7 @@ impl fmt::Display for Report {
             write!(f, "; {detail}")?;
         }
         if let Some(detail) = &self.detail_log {
-            write!(f, "; {detail}")?;
+            write!(f, "; {}", detail.0)?;
         }
         Ok(())
     }

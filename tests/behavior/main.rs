@@ -5,14 +5,17 @@
 
 mod architecture;
 mod auth;
+mod auth_query;
 mod breakage;
 mod cancel;
+mod client_tls;
 mod command_line;
 mod config_file;
 mod copy;
 mod drain;
 mod fuzz_corpus;
 mod limits;
+mod listeners;
 mod metrics;
 mod pins;
 mod pools;
@@ -20,6 +23,7 @@ mod prepared_statements;
 mod process;
 mod reload;
 mod startup;
+mod startup_parameters;
 mod support;
 mod transaction_pooling;
 mod upstream;

@@ -37,7 +37,7 @@ fn process_ids(database: &Database) -> Vec<String> {
 
 fn terminate_all(database: &Database) {
     let sql = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{}'",
+        "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{}'",
         database.name
     );
     Postgres::shared().psql("postgres", &sql);
@@ -269,6 +269,7 @@ async fn the_53300_of_a_timeout_counts_who_holds_and_the_log_names_them() {
     let sidecar = Sidecar::builder(&database)
         .set("POOL__MAX_SIZE", "3")
         .set("POOL__ACQUIRE_TIMEOUT", "1s")
+        .set("LIMITS__QUERY_TIMEOUT", "10m")
         .start_ready()
         .await;
     let mut named = RawClient::connect(sidecar.port).await;
@@ -292,6 +293,7 @@ async fn the_53300_of_a_timeout_counts_who_holds_and_the_log_names_them() {
         sync(),
     ]))
     .await;
+    wait_backends(&sidecar, "pinned", |pinned| pinned == 1.0).await;
     wait_backends(&sidecar, "active", |active| active == 2.0).await;
     let mut waiter = login(&sidecar, &database).await;
     let answer = waiter.ask("SELECT 1").await;
@@ -394,17 +396,23 @@ async fn trap_77_a_refused_login_leaves_those_who_can_have_an_open_backend_alone
     let sidecar = crate::support::sidecar::Builder::default()
         .upstream(url)
         .set("POOL__MIN_IDLE", "0")
-        .set("POOL__MAX_SIZE", "2")
-        .start()
+        .start_ready()
         .await;
     let client = async || RawClient::login(sidecar.port, &role, "limited_password", &database.name).await;
-    let (mut first, mut second) = (client().await, client().await);
-    first.ask("BEGIN").await;
+    let mut waiter = client().await;
+    waiter.value("SELECT 1").await;
+    let mut holders = Vec::new();
+    // Until whoever comes next needs a login.
+    while holders.is_empty() || sidecar.metric("pgsidecar_backends", &[("state", "idle")]).await != Some(0.0) {
+        let mut holder = client().await;
+        holder.ask("BEGIN").await;
+        holders.push(holder);
+    }
     Postgres::shared().psql("postgres", &format!("ALTER ROLE {role} NOLOGIN"));
-    second.query("SELECT 'served'").await;
+    waiter.query("SELECT 'served'").await;
     sidecar.wait_for_log("is not permitted to log in").await;
-    first.ask("COMMIT").await;
-    assert_eq!(second.until_ready().await[1].row(), [Some("served".to_owned())]);
+    holders[0].ask("COMMIT").await;
+    assert_eq!(waiter.until_ready().await[1].row(), [Some("served".to_owned())]);
 }
 
 // --- several pools ---

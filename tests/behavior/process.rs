@@ -114,7 +114,7 @@ async fn a_port_that_is_taken_is_named() {
         .own_listen()
         .variable("PGSIDECAR_LISTEN", &address);
     let line = complaint(listen).await;
-    assert!(line.contains(&address) && line.contains("in use"), "{line}");
+    assert!(line.contains(&address) && line.contains("taken"), "{line}");
     let metrics = Builder::default()
         .upstream(NOWHERE)
         .variable("PGSIDECAR_METRICS_LISTEN", &address);

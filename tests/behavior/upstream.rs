@@ -344,7 +344,7 @@ fn rotating_role(password: &str) -> String {
 }
 
 fn terminate(role: &str) {
-    let sql = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'");
+    let sql = format!("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE usename = '{role}'");
     Postgres::shared().psql("postgres", &sql);
 }
 
@@ -467,9 +467,15 @@ fn standby() -> Postgres {
     cluster
 }
 
+/// One that nobody promotes.
+fn shared_standby() -> &'static Postgres {
+    static SHARED: std::sync::OnceLock<Postgres> = std::sync::OnceLock::new();
+    SHARED.get_or_init(standby)
+}
+
 #[tokio::test]
 async fn several_hosts_are_tried_for_the_kind_of_server_that_is_wanted() {
-    let standby = standby();
+    let standby = shared_standby();
     let primary = Postgres::shared();
     let nobody = crate::support::ports::free_port();
     let hosts = format!(
@@ -520,14 +526,10 @@ async fn trap_80_a_promoted_server_replaces_its_pools_backends_and_its_clients_n
 
 #[tokio::test]
 async fn trap_80_a_write_refused_by_a_standby_makes_the_upstream_be_looked_up_again() {
-    let standby = standby();
-    let primary = Postgres::shared();
-    // The primary is away when the sidecar starts: `any` takes the standby.
     let upstream = format!(
         "postgres://{USER}:{PASSWORD}@127.0.0.1:{}/postgres?sslmode=disable",
-        standby.port
+        shared_standby().port
     );
-    let _ = primary;
     let sidecar = Builder::default().upstream(&upstream).start_ready().await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "postgres").await;
     let before = client.value("SELECT pg_backend_pid()").await;

@@ -91,6 +91,8 @@ pub struct RawClient {
     pub cancel_key: Option<CancelKey>,
     /// The authentication codes asked for, in order: 0 ok, 3 password, 5 md5, 10 SASL, 11, 12.
     pub authentication: Vec<u32>,
+    /// Reads that brought something.
+    reads: u32,
 }
 
 impl RawClient {
@@ -160,6 +162,7 @@ impl RawClient {
             parameters: Vec::new(),
             cancel_key: None,
             authentication: Vec::new(),
+            reads: 0,
         }
     }
 
@@ -234,7 +237,9 @@ impl RawClient {
                 self.note(&message);
                 return Some(message);
             }
+            self.received.reserve(8192);
             let read = within(DEADLINE, "a message", self.stream.read_buf(&mut self.received)).await;
+            self.reads += 1;
             if read.unwrap_or(0) == 0 {
                 assert!(
                     self.received.is_empty(),
@@ -271,6 +276,19 @@ impl RawClient {
                 return messages;
             }
         }
+    }
+
+    /// The same, or to the end of the connection.
+    pub async fn until_ready_or_end(&mut self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while let Some(message) = self.message_or_end().await {
+            let ready = message.tag == b'Z';
+            messages.push(message);
+            if ready {
+                break;
+            }
+        }
+        messages
     }
 
     /// Reads as many messages as there are letters, spaces aside: `expect("1 2 D C Z")`. ParameterStatus and
@@ -376,6 +394,12 @@ impl RawClient {
                 _ => {}
             }
         }
+    }
+
+    /// The same as [`Self::authenticate`], and counts the times that it had to wait for more bytes.
+    pub async fn authenticate_counting_reads(&mut self, user: &str, password: &str) -> Result<u32, Report> {
+        let before = self.reads;
+        self.authenticate(user, password).await.map(|()| self.reads - before)
     }
 
     async fn answer(&mut self, request: &Message, user: &str, password: &str, scram: &mut ScramClient) {

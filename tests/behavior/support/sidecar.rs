@@ -23,6 +23,8 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
     own_listen: bool,
+    descriptors: Option<u32>,
+    files: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -54,6 +56,18 @@ impl Builder {
     /// temporary directory, which is writable) are replaced.
     pub fn config(mut self, yaml: impl Into<String>) -> Self {
         self.config = Some(yaml.into());
+        self
+    }
+
+    /// A file in the sidecar's own directory, which `$DIRECTORY` in [`Self::config`] names.
+    pub fn file(mut self, name: &str, content: impl Into<String>) -> Self {
+        self.files.push((name.to_owned(), content.into()));
+        self
+    }
+
+    /// At most this many open files.
+    pub fn descriptors(mut self, max: u32) -> Self {
+        self.descriptors = Some(max);
         self
     }
 
@@ -94,7 +108,14 @@ impl Builder {
     pub fn spawn(self) -> Sidecar {
         let (port, metrics_port) = (free_port(), free_port());
         let directory = tempfile::Builder::new().prefix("pgsidecar-run-").tempdir().unwrap();
-        let mut command = mortal(env!("CARGO_BIN_EXE_pgsidecar"));
+        let mut command = match self.descriptors {
+            None => mortal(env!("CARGO_BIN_EXE_pgsidecar")),
+            Some(max) => {
+                let mut command = mortal("prlimit");
+                command.args([&format!("--nofile={max}:{max}"), "--", env!("CARGO_BIN_EXE_pgsidecar")]);
+                command
+            }
+        };
         command
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
@@ -111,6 +132,9 @@ impl Builder {
             command.env("PGSIDECAR_UPSTREAM", url);
         }
         command.envs(self.environment).args(self.arguments);
+        for (name, content) in &self.files {
+            std::fs::write(directory.path().join(name), content).unwrap();
+        }
         if let Some(yaml) = self.config {
             let path = directory.path().join("config.yaml");
             std::fs::write(&path, fill_in(&yaml, port, metrics_port, directory.path())).unwrap();
