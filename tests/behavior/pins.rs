@@ -386,6 +386,26 @@ async fn trap_57_what_routines_triggers_and_views_do_unseen_stays_with_their_cal
         let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
         assert_eq!(second.value(TENANT).await, "neutral", "{leaves}");
     }
-    // Nor does a setting of the owner's transaction reach anyone.
     drop(owner);
+}
+
+#[tokio::test]
+async fn trap_57_a_routine_made_by_a_pinned_client_is_known_to_the_others_at_once() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "2").await;
+    let mut owner = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    first.ask("SELECT 1").await;
+    owner.ask("SET work_mem = '7MB'").await;
+    owner
+        .ask("CREATE FUNCTION leave() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant_id', 'mine', false) $$")
+        .await;
+    first.ask("SELECT leave()").await;
+    assert_eq!(first.value(TENANT).await, "mine");
+    drop(first);
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(second.value(TENANT).await, "neutral");
+    drop(owner);
+    let mut third = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(third.value(TENANT).await, "neutral");
 }
