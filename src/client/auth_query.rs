@@ -208,7 +208,7 @@ async fn ask(
     }
     // Pipelined as BEGIN, the search_path, VALID UNTIL, the query, COMMIT.
     let rows = |index: usize| outcome.rows.get(index).map(Vec::as_slice).unwrap_or_default();
-    let left = match rows(2).first().map(|row| time_left(row)) {
+    let left = match rows(2).first().map(time_left) {
         Some(Validity::Expired) => Some(Duration::ZERO),
         Some(Validity::For(left)) => Some(left),
         Some(Validity::Unlimited) | None => None,

@@ -103,6 +103,10 @@ pub struct ClientContext {
     pub cancel_keys: Arc<CancelKeys>,
     /// What auth.query said lately.
     pub auth_query: AuthQueryCache,
+    #[allow(
+        clippy::vec_box,
+        reason = "they are handed out boxed: moving one costs a copy of its 800 bytes"
+    )]
     spare_exchanges: Mutex<Vec<Box<Exchange>>>,
     mock_key: [u8; 32],
     next_client: AtomicU64,

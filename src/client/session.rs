@@ -187,7 +187,9 @@ impl Session {
                 },
                 Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
                     self.observe(&mut exchange);
-                    exchange.detach().map(Lease::park);
+                    if let Some(lease) = exchange.detach() {
+                        lease.park();
+                    }
                     None
                 }
                 Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),
@@ -234,9 +236,9 @@ impl Session {
                 Outcome::ClientGone => self.clean_up(exchange).await,
                 Outcome::BackendLost(loss) => {
                     *unseen_retries += 1;
-                    self.on_loss(exchange, rules, loss, *unseen_retries).await
+                    self.on_loss(exchange, rules, *loss, *unseen_retries).await
                 }
-                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, report).await,
+                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, *report).await,
                 Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
                 Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
             },

@@ -75,11 +75,11 @@ pub enum Outcome {
     /// The client has left: by Terminate, at the end of its stream, or by an error of its socket.
     ClientGone,
     /// The backend is gone, or can't be trusted any more.
-    BackendLost(Loss),
+    BackendLost(Box<Loss>),
     /// A message of ours ahead of the client's failed; nothing of the client's was executed.
-    PreludeFailed(Report),
+    PreludeFailed(Box<Report>),
     /// The client broke the protocol.
-    ClientViolation(Report),
+    ClientViolation(Box<Report>),
     /// Pool mode `statement` met a transaction block.
     TransactionRefused,
 }
@@ -107,7 +107,7 @@ pub enum Aftermath {
 }
 
 /// What is on its way between one client and one backend.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Exchange {
     lease: Option<Lease>,
     up: Flow,
@@ -170,39 +170,6 @@ enum Step {
     Moved,
     Waiting,
     Stop(Outcome),
-}
-
-impl Default for Exchange {
-    fn default() -> Self {
-        Self {
-            lease: None,
-            up: Flow::default(),
-            down: Flow::default(),
-            pipeline: Pipeline::default(),
-            commit_at_risk: false,
-            ends_block: false,
-            tell_prelude: false,
-            prelude_owed: false,
-            tag_seen: None,
-            last_words: None,
-            new_pins: false,
-            catalog_changed: false,
-            read_only_refused: false,
-            catalog_touched: false,
-            ends_at_boundary: false,
-            before_effects: None,
-            parting_warning: None,
-            sent_to_backend: 0,
-            lost: None,
-            tally: SessionTally::default(),
-            query_since: None,
-            transaction_since: None,
-            answered_at: None,
-            cancel_sent_at: None,
-            stalled_since: None,
-            finished: Finished::default(),
-        }
-    }
 }
 
 impl Exchange {
@@ -403,7 +370,7 @@ impl Exchange {
             // The prelude's answer is awaited first.
             Ok(to_backend::Scan::Held) => return Step::Waiting,
             Ok(to_backend::Scan::Wants(whole)) => whole,
-            Err(report) => return Step::Stop(Outcome::ClientViolation(report)),
+            Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
         };
         if !self.up.is_written() {
             return self.poll_write_up(cx);
@@ -496,21 +463,21 @@ impl Exchange {
         let last_words = self.last_words.take();
         // A crash may come right behind a commit: its warning proves nothing.
         let last_words = last_words.or_else(|| parting.filter(|_| !self.commit_at_risk));
-        Outcome::BackendLost(Loss {
+        Outcome::BackendLost(Box::new(Loss {
             last_words,
             cause: cause.to_owned(),
             runs_on: false,
             untouched: self.sent_to_backend == 0 && self.pipeline.status() == TransactionStatus::Idle,
-        })
+        }))
     }
 
     fn broken_backend(&mut self, violation: &Violation) -> Outcome {
-        Outcome::BackendLost(Loss {
+        Outcome::BackendLost(Box::new(Loss {
             last_words: None,
             cause: violation.to_string(),
             runs_on: true,
             untouched: false,
-        })
+        }))
     }
 
     // --- what the session tells the client through the exchange ---

@@ -306,7 +306,7 @@ impl Exchange {
         let held = lease.state.statements.touch(&statement);
         let note = VirtualSession::prepared_note(parse.name, statement.clone(), !held);
         let replaced = HEADER_LEN + parse.name.len();
-        if held && !(self.pipeline.is_failed() && !exits) {
+        if held && (exits || !self.pipeline.is_failed()) {
             let complete = Bytes::from_static(b"1\0\0\0\x04");
             let fate = if exits {
                 Fate::Answer(complete)
@@ -534,13 +534,11 @@ impl Exchange {
             return Some(Next::NeedsBackend);
         };
         lease.holder().set_idle_in_transaction(false);
-        if settled {
-            if let Some(sql) = parties.session.prelude_for(&mut lease.state) {
-                self.tell_prelude = parties.session.take_rebase();
-                self.prelude_owed = true;
-                self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
-                self.up.say(|out| compose::query(out, &sql));
-            }
+        if settled && let Some(sql) = parties.session.prelude_for(&mut lease.state) {
+            self.tell_prelude = parties.session.take_rebase();
+            self.prelude_owed = true;
+            self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
+            self.up.say(|out| compose::query(out, &sql));
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)

@@ -90,7 +90,10 @@ impl Exchange {
         };
         if verdict.ours_failed && self.prelude_owed {
             let report = ReportFields::parse(body).map(|fields| fields.to_report()).ok();
-            return Err(report.map_or_else(|| self.lost_backend("its prelude failed"), Outcome::PreludeFailed));
+            return Err(report.map_or_else(
+                || self.lost_backend("its prelude failed"),
+                |report| Outcome::PreludeFailed(Box::new(report)),
+            ));
         }
         if verdict.ours_failed
             && let Some(lease) = self.lease.as_mut()
