@@ -111,8 +111,10 @@ pub struct Exchange {
     /// The prelude on its way was made by a RESET: what it makes PostgreSQL report is news to the client.
     tell_prelude: bool,
     prelude_owed: bool,
-    /// A command tag proved what a [`Note::Watched`] waits for.
-    tag_seen: Option<crate::virtual_session::Watched>,
+    /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
+    forgetting: Forgetting,
+    /// An error or a ROLLBACK was seen in the transaction at hand.
+    undone: bool,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
@@ -147,6 +149,16 @@ pub struct Finished {
     pub transaction: Option<std::time::Duration>,
 }
 
+/// A DISCARD ALL or DEALLOCATE ALL on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Forgetting {
+    No,
+    /// It is among what is owed a reply.
+    Sent,
+    /// A Flush of ours follows it, because the client may wait with its Sync.
+    Flushed,
+}
+
 enum Step {
     Moved,
     Waiting,
@@ -163,7 +175,8 @@ impl Default for Exchange {
             commit_at_risk: false,
             tell_prelude: false,
             prelude_owed: false,
-            tag_seen: None,
+            forgetting: Forgetting::No,
+            undone: false,
             last_words: None,
             new_pins: false,
             catalog_changed: false,
@@ -264,6 +277,7 @@ impl Exchange {
             if let Step::Stop(outcome) = up {
                 return Poll::Ready(outcome);
             }
+            let owed = self.pipeline.len();
             let down = self.poll_down(cx, parties);
             if let Step::Stop(outcome) = down {
                 return Poll::Ready(outcome);
@@ -271,7 +285,8 @@ impl Exchange {
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
-            if matches!((up, down), (Step::Waiting, Step::Waiting)) {
+            // A reply may be what the client's next message was held for.
+            if matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed {
                 return Poll::Pending;
             }
         }
@@ -287,16 +302,9 @@ impl Exchange {
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
             return None;
         }
-        match (self.pipeline.status(), parties.rules.mode) {
-            (TransactionStatus::Idle, _) if self.up.next_is_incomplete() => {
-                let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
-                (!held).then_some(Outcome::Settled)
-            }
-            (TransactionStatus::InTransaction | TransactionStatus::Failed, PoolMode::Statement) => {
-                Some(Outcome::TransactionRefused)
-            }
-            _ => None,
-        }
+        let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
+        let settled = self.pipeline.status() == TransactionStatus::Idle && self.up.next_is_incomplete() && !held;
+        settled.then_some(Outcome::Settled)
     }
 
     fn down_is_decided(&self) -> bool {
@@ -310,8 +318,9 @@ impl Exchange {
         let whole = match self.scan_client(parties) {
             Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
             Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
-            // The prelude's answer is awaited first.
-            Ok(to_backend::Scan::Held) => return Step::Waiting,
+            // An answer is awaited first, of what may not have been sent yet.
+            Ok(to_backend::Scan::Held) if self.up.is_written() => return Step::Waiting,
+            Ok(to_backend::Scan::Held) => return self.poll_write_up(cx),
             Ok(to_backend::Scan::Wants(whole)) => whole,
             Err(report) => return Step::Stop(Outcome::ClientViolation(report)),
         };
@@ -440,6 +449,7 @@ impl Exchange {
         }
         self.commit_at_risk = false;
         self.prelude_owed = false;
+        self.forgetting = Forgetting::No;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
             self.down
@@ -498,6 +508,7 @@ impl Exchange {
             self.undo_dropped(parties);
             self.commit_at_risk = false;
             self.prelude_owed = false;
+            self.forgetting = Forgetting::No;
         }
         rewound
     }
@@ -506,10 +517,15 @@ impl Exchange {
         if !self.pipeline.has_dropped() {
             return;
         }
-        for note in self.pipeline.take_dropped() {
-            parties
-                .session
-                .undo(note, self.lease.as_mut().map(|lease| &mut lease.state));
+        let oldest_failed = self.pipeline.take_oldest_failed();
+        let mut notes = self.pipeline.take_dropped();
+        let failed = if oldest_failed { notes.pop() } else { None };
+        let mut backend = self.lease.as_mut().map(|lease| &mut lease.state);
+        for note in notes {
+            parties.session.undo(note, backend.as_deref_mut());
+        }
+        if let Some(note) = failed {
+            parties.session.undo_failed(note, backend);
         }
     }
 }

@@ -1,13 +1,16 @@
 //! The rules for the client's messages: which pass, which are rewritten, which are answered by us.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use super::{Exchange, Parties};
+use super::to_client::is_settable;
+use super::{Exchange, Forgetting, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
 use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Note, UnnamedStep, VirtualSession, Watched};
+use crate::virtual_session::{Note, Teaching, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{
@@ -35,6 +38,12 @@ pub(super) enum Next {
     Held,
 }
 
+/// Requests that may wait for their replies at a time. PostgreSQL writes out what it owes long before so many are owed, so
+/// this bounds our memory and stops nobody.
+const REQUESTS_MAX: usize = 8192;
+/// A name that is in use between two messages only.
+const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
+
 /// Object identifiers of the large-object functions, which drivers call by FunctionCall and which leave nothing behind
 /// in the session (their descriptors end with the transaction). The same in every PostgreSQL version.
 const LARGE_OBJECT_FUNCTIONS: [u32; 13] = [715, 764, 765, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170];
@@ -47,6 +56,9 @@ impl Exchange {
             let Some(header) = self.up.next_header().map_err(invalid_length)? else {
                 return Ok(Scan::Wants(0));
             };
+            if self.pipeline.len() >= REQUESTS_MAX {
+                return Ok(Scan::Held);
+            }
             let tag = header.frontend().map_err(|cause| invalid_message(header, cause))?;
             let next = if self.lost.is_some() {
                 self.on_message_after_loss(header, tag, parties)?
@@ -180,11 +192,11 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
-        parties
+        let note = parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
-        let watched = self.apply(&effects, parties);
-        self.pipeline.expect(Request::Query, Fate::Forward, watched);
+        self.apply(&effects, parties);
+        self.pipeline.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
         Ok(Next::Done)
@@ -192,16 +204,24 @@ impl Exchange {
 
     /// A statement too long to be read for its effects: it passes, and anything may have happened.
     fn on_unread_statement(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
-        if let Some(stop) = self.before_backend(parties, None) {
+        let Some(&first) = self.up.body_prefix(header).first() else {
+            return Next::Wants(HEADER_LEN + 1);
+        };
+        if let Some(stop) = self.before_backend(parties, Some(&Effects::opaque(PinReason::LargeStatement))) {
             return stop;
         }
+        let Some(lease) = self.lease.as_mut() else {
+            return Next::NeedsBackend;
+        };
         parties.session.pin(PinReason::LargeStatement);
         self.new_pins = true;
-        parties
-            .session
-            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        let note = match request {
+            Request::Query => parties.session.forget_unnamed(Some(&mut lease.state)),
+            _ if first == 0 => parties.session.parse_unnamed_unread(&mut lease.state),
+            _ => Note::None,
+        };
         self.commit_at_risk = true;
-        self.pipeline.expect(request, Fate::Forward, Note::None);
+        self.pipeline.expect(request, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -247,7 +267,11 @@ impl Exchange {
             Some(statement) => statement.effects.clone(),
             None => parties.classify(parse.sql),
         };
+        let named = !parse.name.is_empty();
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
+            return Ok(stop);
+        }
+        if let Some(stop) = self.while_forgetting().filter(|_| named) {
             return Ok(stop);
         }
         let Some(lease) = self.lease.as_mut() else {
@@ -256,10 +280,10 @@ impl Exchange {
         let body = self.up.whole_body(header).unwrap_or_default();
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         if parse.name.is_empty() {
-            parties
+            let note = parties
                 .session
                 .parse_unnamed(parse.definition, effects, &mut lease.state);
-            self.pipeline.expect(Request::Parse, Fate::Forward, Note::ClientUnnamed);
+            self.pipeline.expect(Request::Parse, Fate::Forward, note);
             self.up.pass(header);
             return Ok(Next::Done);
         }
@@ -288,10 +312,19 @@ impl Exchange {
         };
         let exits = effects.exits_failed_block;
         let statement = parties.session.prepare(parse.name, parse.definition, || effects);
-        let held = lease.state.statements.touch(&statement);
-        let note = VirtualSession::prepared_note(parse.name, statement.clone(), !held);
-        let replaced = HEADER_LEN + parse.name.len();
-        if held && !(self.pipeline.is_failed() && !exits) {
+        let mut held = lease.state.statements.touch(&statement);
+        let name = parse.name.to_vec();
+        let replaced = HEADER_LEN + name.len();
+        if held && self.pipeline.is_failed() && !exits {
+            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way: it gets to see it as a new one.
+            lease.state.statements.remove(statement.id);
+            held = false;
+            self.up.say(|out| compose::close_statement(out, &statement.name));
+            self.pipeline
+                .expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+        }
+        let note = VirtualSession::prepared_note(&name, statement.clone(), !held);
+        if held {
             let complete = Bytes::from_static(b"1\0\0\0\x04");
             let fate = if exits {
                 Fate::Answer(complete)
@@ -311,14 +344,14 @@ impl Exchange {
     }
 
     /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
-    fn parse_duplicate(&mut self, header: Header, statement: &std::sync::Arc<Statement>, parties: &mut Parties<'_>) {
-        self.ensure_parsed(statement, parties);
+    fn parse_duplicate(&mut self, header: Header, statement: &Arc<Statement>, parties: &mut Parties<'_>) {
         let name = self
             .up
             .whole_body(header)
             .and_then(|body| Parse::parse(body).ok())
             .map(|parse| parse.name);
         let name = name.unwrap_or_default().to_vec();
+        let statement = self.ensure_parsed(&name, statement, parties);
         let report = Report::error(
             SqlState::DUPLICATE_PREPARED_STATEMENT,
             format!(
@@ -354,16 +387,19 @@ impl Exchange {
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
-        let (portal, name_len) = (head.portal.to_vec(), head.statement.len());
-        if let Some(stop) = self.before_backend(parties, Some(&statement.effects)) {
+        let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
+        if let Some(stop) = self
+            .before_backend(parties, Some(&statement.effects))
+            .or_else(|| self.while_forgetting())
+        {
             return Ok(stop);
         }
-        self.ensure_parsed(&statement, parties);
-        let watched = self.apply(&statement.effects, parties);
-        self.pipeline.expect(Request::Bind, Fate::Forward, watched);
-        let replaced = HEADER_LEN + portal.len() + 1 + name_len;
+        let statement = self.ensure_parsed(&name, &statement, parties);
+        self.apply(&statement.effects, parties);
+        self.pipeline.expect(Request::Bind, Fate::Forward, Note::None);
+        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
-            renamed_behind(out, header, name_len, &[&portal, b"\0"], &statement.name);
+            renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
         Ok(Next::Done)
     }
@@ -384,20 +420,20 @@ impl Exchange {
         if named.name.is_empty() {
             return Ok(self.on_unnamed(header, Request::DescribeStatement, parties));
         }
-        let name_len = named.name.len();
+        let name = named.name.to_vec();
         let Some(statement) = parties.session.statement(named.name).cloned() else {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
-        if let Some(stop) = self.before_backend(parties, None) {
+        if let Some(stop) = self.before_backend(parties, None).or_else(|| self.while_forgetting()) {
             return Ok(stop);
         }
-        self.ensure_parsed(&statement, parties);
+        let statement = self.ensure_parsed(&name, &statement, parties);
         self.pipeline
             .expect(Request::DescribeStatement, Fate::Forward, Note::None);
-        let replaced = HEADER_LEN + 1 + name_len;
+        let replaced = HEADER_LEN + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
-            renamed(out, header, name_len, b"S", &statement.name)
+            renamed(out, header, name.len(), b"S", &statement.name)
         });
         Ok(Next::Done)
     }
@@ -407,6 +443,7 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        let mut ended = Note::None;
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
                 // The shared statement stays on its backends: only the client's name for it is gone.
@@ -417,7 +454,7 @@ impl Exchange {
                 return Ok(Next::Done);
             }
             if named.name.is_empty() {
-                parties
+                ended = parties
                     .session
                     .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
             }
@@ -426,16 +463,13 @@ impl Exchange {
         let reserved = named.target == Target::Statement && parties.session.is_reserved(named.name);
         if !tied || reserved {
             // Closing what doesn't exist succeeds (trap 23), and without a backend nothing of the client's exists.
-            self.pipeline.expect(
-                Request::Close,
-                Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")),
-                Note::None,
-            );
+            self.pipeline
+                .expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), ended);
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
         }
-        self.pipeline.expect(Request::Close, Fate::Forward, Note::None);
+        self.pipeline.expect(Request::Close, Fate::Forward, ended);
         self.up.pass(header);
         Ok(Next::Done)
     }
@@ -460,17 +494,17 @@ impl Exchange {
                 self.up.say(|out| compose::close_statement(out, b""));
                 Effects::NONE
             }
+            // There is none, or one that nobody read.
+            UnnamedStep::Unknown if self.prelude_owed => return Next::Held,
             UnnamedStep::Unknown => Effects::NONE,
         };
         if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;
         }
-        let note = if request == Request::Bind {
-            self.apply(&effects, parties)
-        } else {
-            Note::None
-        };
-        self.pipeline.expect(request, Fate::Forward, note);
+        if request == Request::Bind {
+            self.apply(&effects, parties);
+        }
+        self.pipeline.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
         Next::Done
     }
@@ -485,7 +519,7 @@ impl Exchange {
         reserved: bool,
         parties: &mut Parties<'_>,
     ) -> Next {
-        if let Some(stop) = self.before_backend(parties, None) {
+        if let Some(stop) = self.before_backend(parties, Some(&Effects::opaque(PinReason::Prepare))) {
             return stop;
         }
         self.commit_at_risk = true;
@@ -529,45 +563,92 @@ impl Exchange {
         self.transaction_since.get_or_insert(now);
     }
 
-    /// Records what a statement may do to the session, and returns the note of its request.
-    fn apply(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Note {
+    /// Records what a statement may do to the session.
+    fn apply(&mut self, effects: &Effects, parties: &mut Parties<'_>) {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
         self.commit_at_risk |= effects.ends_transaction || (outside && effects.may_commit());
         if effects.is_none() {
-            return Note::None;
+            return;
         }
         let pinned = parties.session.pins();
         if let Some(lease) = self.lease.as_mut() {
             let reported = parties.neutral;
-            let follows = |name: &str| reported.contains(name);
+            let follows = |name: &str| reported.contains(name) && is_settable(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }
         self.new_pins |= parties.session.pins() != pinned;
-        self.catalog_changed |= effects.catalog_change;
-        match effects.steps.first().map(|step| &step.action) {
-            Some(Action::DiscardAll) if effects.statement_count == 1 => Note::Watched(Watched::DiscardAll),
-            Some(Action::DeallocateAll) if effects.statement_count == 1 => Note::Watched(Watched::DeallocateAll),
-            _ => Note::None,
+        if effects.catalog_change {
+            self.catalog_changed = true;
+            parties.session.forget_shared_statements();
+        }
+        let forgets = |step: &Step| matches!(step.action, Action::DiscardAll | Action::DeallocateAll);
+        if effects.steps.iter().any(forgets) {
+            self.forgetting = Forgetting::Sent;
         }
     }
 
-    /// Sees to it that the backend holds a shared statement: its Parse travels ahead of the message that uses it.
-    fn ensure_parsed(&mut self, statement: &std::sync::Arc<Statement>, parties: &mut Parties<'_>) {
-        let Some(lease) = self.lease.as_mut() else {
-            return;
-        };
-        if lease.state.statements.touch(statement) {
-            return;
+    /// What the backend holds of statements is known when the DISCARD ALL or DEALLOCATE ALL under way was answered.
+    fn while_forgetting(&mut self) -> Option<Next> {
+        if self.forgetting == Forgetting::No || self.pipeline.is_quiet() {
+            self.forgetting = Forgetting::No;
+            return None;
         }
-        self.make_room_for(statement, parties.rules.backend_statement_bytes);
+        if self.forgetting == Forgetting::Sent {
+            self.forgetting = Forgetting::Flushed;
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Flush));
+        }
+        Some(Next::Held)
+    }
+
+    /// Sees to it that the backend holds a statement of the client's: its Parse travels ahead of the message that uses
+    /// it. Returns the statement that the name stands for now.
+    fn ensure_parsed(&mut self, name: &[u8], of: &Arc<Statement>, parties: &mut Parties<'_>) -> Arc<Statement> {
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of);
+        if self.lease.as_mut().is_none_or(held) {
+            return of.clone();
+        }
+        let (statement, switch) = match parties.session.teaching(of) {
+            Teaching::AsItIs => (of.clone(), None),
+            Teaching::AsOnesOwn => (parties.session.own_statement(name, of), None),
+            Teaching::Under { before, after } => (of.clone(), Some((before, after))),
+        };
+        if let Some((before, _)) = &switch {
+            self.inject(before);
+        }
+        self.make_room_for(&statement, parties.rules.backend_statement_bytes);
         self.pipeline
             .expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
+        if let Some((_, after)) = &switch {
+            self.inject(after);
+        }
+        statement
+    }
+
+    /// A statement of ours inside the client's group, in the extended protocol, so that it ends no transaction.
+    fn inject(&mut self, sql: &[u8]) {
+        self.up.say(|out| {
+            compose::parse(out, SWITCH_NAME, &[sql, b"\0\0\0"].concat());
+            let name: &[u8] = &[SWITCH_NAME, b"\0"].concat();
+            compose::frame(out, FrontendTag::Bind.byte(), &[name, name, &[0; 6]]);
+            compose::frame(out, FrontendTag::Execute.byte(), &[name, &[0; 4]]);
+            compose::frame(out, FrontendTag::Close.byte(), &[b"P", name]);
+            compose::close_statement(out, SWITCH_NAME);
+        });
+        for request in [
+            Request::Parse,
+            Request::Bind,
+            Request::Execute,
+            Request::Close,
+            Request::Close,
+        ] {
+            self.pipeline.expect(request, Fate::Swallow, Note::None);
+        }
     }
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
-    fn make_room_for(&mut self, statement: &std::sync::Arc<Statement>, bytes_max: usize) {
+    fn make_room_for(&mut self, statement: &Arc<Statement>, bytes_max: usize) {
         let Some(lease) = self.lease.as_mut() else {
             return;
         };

@@ -1,10 +1,11 @@
 //! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
 
 use super::{Exchange, Outcome, Parties};
+use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
-use crate::virtual_session::{Note, Watched};
+use crate::virtual_session::Note;
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
 use crate::wire::{BackendTag, Header, compose};
 
@@ -66,12 +67,16 @@ impl Exchange {
         let mut fatal = None;
         match tag {
             BackendTag::ErrorResponse => {
+                self.undone = true;
+                if is_of_a_stale_plan(body) {
+                    parties.session.forget_shared_statements();
+                }
                 let fields = ReportFields::parse(body).ok();
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
                     fatal = Some(fields.to_report());
                 }
             }
-            BackendTag::CommandComplete => self.tag_seen = watched_tag(body).or(self.tag_seen),
+            BackendTag::CommandComplete => self.on_command_tag(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
             _ => {}
         }
@@ -96,9 +101,9 @@ impl Exchange {
         if let Some(status) = verdict.ready {
             let ours = verdict.action == Action::Swallow;
             self.on_ready(status, ours, parties);
-        }
-        if let Some((_, Note::Watched(watched))) = verdict.completed.as_ref().filter(|_| verdict.ready.is_some()) {
-            self.on_watched(*watched, parties);
+            if status != TransactionStatus::Idle && !ours && parties.rules.mode == PoolMode::Statement {
+                return Err(Outcome::TransactionRefused);
+            }
         }
         match verdict.action {
             Action::Forward => self.down.pass(header),
@@ -129,18 +134,25 @@ impl Exchange {
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
-            parties.session.transaction_ended();
+            // While more is under way, what is local to it may be in force already.
+            if self.pipeline.is_settled() {
+                parties.session.transaction_ended(self.undone);
+                self.undone = false;
+            }
         }
     }
 
-    /// The request whose effect waited for its command tag is answered.
-    fn on_watched(&mut self, watched: Watched, parties: &mut Parties<'_>) {
-        let proven = self.tag_seen.take() == Some(watched);
-        if let (true, Some(lease)) = (proven, self.lease.as_mut()) {
-            match watched {
-                Watched::DiscardAll => parties.session.discarded_all(&mut lease.state),
-                Watched::DeallocateAll => parties.session.deallocated_all(&mut lease.state),
-            }
+    /// Some commands are known by their tags better than by their texts, in either protocol.
+    fn on_command_tag(&mut self, header: Header, parties: &mut Parties<'_>) {
+        let tag = self.down.whole_body(header).and_then(|body| command_tag(body).ok());
+        let Some(lease) = self.lease.as_mut() else {
+            return;
+        };
+        match tag {
+            Some(b"DISCARD ALL") => parties.session.discarded_all(&mut lease.state),
+            Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
+            Some(b"ROLLBACK") => self.undone = true,
+            _ => {}
         }
     }
 
@@ -212,16 +224,14 @@ impl Exchange {
     }
 }
 
-fn watched_tag(body: &[u8]) -> Option<Watched> {
-    match command_tag(body).ok()? {
-        b"DISCARD ALL" => Some(Watched::DiscardAll),
-        b"DEALLOCATE ALL" => Some(Watched::DeallocateAll),
-        _ => None,
-    }
+/// "cached plan must not change result type", by the name of the function that says so, which is not translated.
+fn is_of_a_stale_plan(body: &[u8]) -> bool {
+    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
+    body.windows(ROUTINE.len()).any(|window| window == ROUTINE)
 }
 
 /// Reported values that no SET makes, and that therefore belong to the backend and not to the client.
-fn is_settable(name: &str) -> bool {
+pub(super) fn is_settable(name: &str) -> bool {
     const OF_THE_SERVER: [&str; 6] = [
         "server_version",
         "server_encoding",

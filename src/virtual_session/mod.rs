@@ -31,7 +31,7 @@ use pins::{PinReason, PinSet};
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects};
-use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
+use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
 
 /// What the clients of one pool share: statements and settings that are equal are one.
 #[derive(Debug)]
@@ -59,15 +59,10 @@ pub struct BackendState {
     pub applied: Arc<Settings>,
     /// Shared statements that it has parsed.
     pub statements: BackendStatements,
+    /// `applied` may not be what is in force: a RESET was sent whose transaction may not have committed.
+    doubted: bool,
     /// Whose unnamed statement it holds, if anyone's.
     unnamed: Option<UnnamedId>,
-}
-
-impl BackendState {
-    /// DISCARD ALL has run: nothing is left of anyone.
-    pub fn discarded(&mut self) {
-        *self = Self::default();
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,9 +71,14 @@ struct UnnamedId {
     serial: u64,
 }
 
+impl UnnamedId {
+    /// The backend may hold one, of anyone's: clients' numbers begin with 1.
+    const DOUBTFUL: Self = Self { client: 0, serial: 0 };
+}
+
 /// The unnamed statement as the client believes it to be.
 #[derive(Debug)]
-struct Unnamed {
+pub struct Unnamed {
     serial: u64,
     definition: Vec<u8>,
     effects: Effects,
@@ -100,10 +100,10 @@ pub enum Note {
     Closed(Box<(Box<[u8]>, Arc<Statement>)>),
     /// The backend's unnamed statement was replaced or removed.
     Unnamed,
-    /// The client's own unnamed Parse.
-    ClientUnnamed,
-    /// A Query or Execute whose command tag must be looked at.
-    Watched(Watched),
+    /// The client's own unnamed Parse, which replaces this one.
+    ClientUnnamed(Option<Box<Unnamed>>),
+    /// A Query, or a Close of the unnamed statement, which ends this one.
+    EndedUnnamed(Option<Box<Unnamed>>),
 }
 
 /// See [`Note::Prepared`].
@@ -112,15 +112,6 @@ pub struct Prepared {
     name: Box<[u8]>,
     statement: Arc<Statement>,
     parsed: bool,
-}
-
-/// Which effect waits for its command tag to become true.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watched {
-    /// DISCARD ALL.
-    DiscardAll,
-    /// DEALLOCATE ALL.
-    DeallocateAll,
 }
 
 /// The ledger of one client.
@@ -146,6 +137,8 @@ pub struct VirtualSession {
     neutral_lexing: Lexing,
     /// RESET was run in the session: the baseline must be applied again, and the client told.
     rebase: bool,
+    /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
+    before_reset: Option<Arc<Settings>>,
 }
 
 impl VirtualSession {
@@ -167,6 +160,7 @@ impl VirtualSession {
             unseen_settings: 0,
             unseen_until_ready: false,
             rebase: false,
+            before_reset: None,
         };
         session.relex();
         session
@@ -212,10 +206,14 @@ impl VirtualSession {
 
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
     pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        if Arc::ptr_eq(&backend.applied, &self.wanted) {
+        if Arc::ptr_eq(&backend.applied, &self.wanted) && !backend.doubted {
             return None;
         }
-        let sql = parameters::prelude(&backend.applied, &self.wanted);
+        let sql = if std::mem::take(&mut backend.doubted) {
+            Some(parameters::prelude_from_doubt(&self.wanted))
+        } else {
+            parameters::prelude(&backend.applied, &self.wanted)
+        };
         backend.applied = self.wanted.clone();
         if sql.is_some() {
             // A Query drops the unnamed statement (manual: protocol-flow-ext-query).
@@ -277,6 +275,7 @@ impl VirtualSession {
                 self.see_not(Until::Discard);
             }
             SettingChange::Reset(name) => {
+                self.doubt_settings(backend);
                 let name = String::from_utf8_lossy(name);
                 if let Some(baseline) = self.baseline.value(&name).map(str::to_owned) {
                     self.forget_setting(&name, backend);
@@ -305,11 +304,18 @@ impl VirtualSession {
     }
 
     fn reset_all(&mut self, backend: &mut BackendState) {
+        self.doubt_settings(backend);
         self.rebase = !self.baseline.entries().is_empty();
         self.wanted = self.baseline.clone();
         self.relex();
         backend.applied = Arc::default();
         self.see_not(Until::Ready);
+    }
+
+    /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.
+    fn doubt_settings(&mut self, backend: &mut BackendState) {
+        backend.doubted |= !backend.applied.entries().is_empty();
+        self.before_reset.get_or_insert_with(|| self.wanted.clone());
     }
 
     /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
@@ -327,20 +333,58 @@ impl VirtualSession {
         }
     }
 
-    /// A ReadyForQuery with status idle has come: what was local to the transaction is over.
-    pub fn transaction_ended(&mut self) {
+    /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
+    /// is over. `undone` when it was, or may have been, rolled back.
+    pub fn transaction_ended(&mut self, undone: bool) {
         if self.unseen_until_ready {
             self.unseen_settings = 0;
             self.unseen_until_ready = false;
         }
+        if let Some(before) = self.before_reset.take()
+            && undone
+        {
+            self.wanted = before;
+            self.rebase = false;
+            self.relex();
+        }
     }
 
-    fn parse_key(&self) -> u64 {
-        if self.unseen_settings == 0 {
-            self.wanted.parse_key()
-        } else {
-            self.unseen_settings << 1
+    fn parse_key(&self) -> ParseKey {
+        match self.unseen_settings {
+            0 => ParseKey::Settings(self.wanted.clone()),
+            number => ParseKey::Private(number),
         }
+    }
+
+    /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
+    /// was parsed (trap 28).
+    pub fn teaching(&self, statement: &Arc<Statement>) -> Teaching {
+        match &statement.key {
+            ParseKey::Private(_) => Teaching::AsItIs,
+            ParseKey::Settings(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
+            ParseKey::Settings(then) if then.parses_like(&self.wanted) => Teaching::AsItIs,
+            ParseKey::Settings(then) => Teaching::Under {
+                before: parameters::switch(&self.wanted, then),
+                after: parameters::switch(then, &self.wanted),
+            },
+        }
+    }
+
+    /// A statement of this client's alone takes the place of a shared one behind its name.
+    pub fn own_statement(&mut self, name: &[u8], statement: &Statement) -> Arc<Statement> {
+        self.serial += 1;
+        let key = ParseKey::Private((self.client << 20) ^ self.serial);
+        let effects = || statement.effects.clone();
+        let own = self.shared.statements.share(&statement.definition, key, effects);
+        self.statements.remove(name);
+        self.statements.insert(name, own.clone());
+        own
+    }
+
+    /// What the catalog says may have changed, so that statements parsed before may fail: none of them is shared any
+    /// more (trap 31). Who holds one keeps it, as PostgreSQL has it.
+    pub fn forget_shared_statements(&self) {
+        self.shared.statements.forget();
     }
 
     // --- prepared statements ---
@@ -382,19 +426,18 @@ impl VirtualSession {
         Some(Note::Closed(Box::new((name.into(), statement))))
     }
 
-    /// DEALLOCATE ALL ran: no name is left, on this backend either.
+    /// DEALLOCATE ALL ran: no name is left, on this backend either. The unnamed statement has no name.
     pub fn deallocated_all(&mut self, backend: &mut BackendState) {
         self.statements.clear();
-        self.unnamed = None;
         backend.statements.clear();
-        backend.unnamed = None;
     }
 
     /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.
     pub fn discarded_all(&mut self, backend: &mut BackendState) {
         self.deallocated_all(backend);
-        backend.discarded();
         self.reset_all(backend);
+        self.before_reset = None;
+        backend.doubted = false;
         self.unseen_settings = 0;
         self.unseen_until_ready = false;
         self.pins = self
@@ -407,23 +450,17 @@ impl VirtualSession {
     // --- the unnamed statement ---
 
     /// The client's own unnamed Parse is sent.
-    pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) {
+    pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) -> Note {
         self.serial += 1;
-        let unnamed = self.unnamed.get_or_insert_with(|| {
-            Box::new(Unnamed {
-                serial: 0,
-                definition: Vec::new(),
-                effects: Effects::NONE,
-            })
-        });
-        unnamed.serial = self.serial;
-        unnamed.definition.clear();
-        unnamed.definition.extend_from_slice(definition);
-        unnamed.effects = effects;
         backend.unnamed = Some(UnnamedId {
             client: self.client,
             serial: self.serial,
         });
+        Note::ClientUnnamed(self.unnamed.replace(Box::new(Unnamed {
+            serial: self.serial,
+            definition: definition.to_vec(),
+            effects,
+        })))
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
@@ -449,12 +486,18 @@ impl VirtualSession {
         }
     }
 
-    /// A simple Query, or a Close, has ended the unnamed statement.
-    pub fn forget_unnamed(&mut self, backend: Option<&mut BackendState>) {
-        self.unnamed = None;
+    /// A simple Query, or a Close, ends the unnamed statement.
+    pub fn forget_unnamed(&mut self, backend: Option<&mut BackendState>) -> Note {
         if let Some(backend) = backend {
             backend.unnamed = None;
         }
+        Note::EndedUnnamed(self.unnamed.take())
+    }
+
+    /// An unnamed Parse that is too long to be kept is sent: only this backend, to which the client is tied, has it.
+    pub fn parse_unnamed_unread(&mut self, backend: &mut BackendState) -> Note {
+        backend.unnamed = None;
+        Note::ClientUnnamed(self.unnamed.take())
     }
 
     // --- notes ---
@@ -462,7 +505,7 @@ impl VirtualSession {
     /// The request will never be answered: what was recorded for it is undone. Call youngest first.
     pub fn undo(&mut self, note: Note, backend: Option<&mut BackendState>) {
         match note {
-            Note::None | Note::Watched(_) => {}
+            Note::None => {}
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {
@@ -483,13 +526,31 @@ impl VirtualSession {
                 let (name, statement) = *closed;
                 self.statements.insert(&name, statement);
             }
-            Note::Unnamed => {
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
+            // What the backend holds now may be anyone's: it is replaced or closed before the next use.
+            Note::Unnamed => doubt_unnamed(backend),
+            Note::ClientUnnamed(before) | Note::EndedUnnamed(before) => {
+                self.unnamed = before;
+                doubt_unnamed(backend);
             }
-            Note::ClientUnnamed => self.forget_unnamed(backend),
         }
+    }
+
+    /// The request was reached and failed.
+    pub fn undo_failed(&mut self, note: Note, backend: Option<&mut BackendState>) {
+        match note {
+            // PostgreSQL drops the old one before it looks at the new one's text.
+            Note::ClientUnnamed(_) => {
+                self.unnamed = None;
+                doubt_unnamed(backend);
+            }
+            note => self.undo(note, backend),
+        }
+    }
+}
+
+fn doubt_unnamed(backend: Option<&mut BackendState>) {
+    if let Some(backend) = backend {
+        backend.unnamed = Some(UnnamedId::DOUBTFUL);
     }
 }
 
@@ -512,6 +573,22 @@ enum Until {
     Ready,
     /// DISCARD ALL, or the client's end.
     Discard,
+}
+
+/// See [`VirtualSession::teaching`].
+#[derive(Debug)]
+pub enum Teaching {
+    /// By its Parse.
+    AsItIs,
+    /// By its Parse, but as a statement that nobody shares: settings are in force that are not known.
+    AsOnesOwn,
+    /// By its Parse between these two statements, which change settings and change them back.
+    Under {
+        /// To what they were when the statement was parsed.
+        before: Vec<u8>,
+        /// To what the client's are now.
+        after: Vec<u8>,
+    },
 }
 
 /// See [`VirtualSession::unnamed_for`].

@@ -17,3 +17,4 @@ mod prepared_statements;
 mod startup;
 mod support;
 mod transaction_pooling;
+mod twins;
