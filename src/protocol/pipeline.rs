@@ -236,6 +236,11 @@ impl<N> Pipeline<N> {
         self.copy_both
     }
 
+    /// A message of the extended protocol was sent, and its Sync was not.
+    pub const fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
     /// Requests that wait for their reply.
     pub fn len(&self) -> usize {
         self.items.len()
@@ -444,6 +449,14 @@ impl<N> Pipeline<N> {
     /// Whether the last of [`Self::take_dropped`]'s notes is of a request that was reached and failed. Asked before it.
     pub const fn take_oldest_failed(&mut self) -> bool {
         std::mem::replace(&mut self.oldest_failed, false)
+    }
+
+    /// The notes of requests that wait for their replies, oldest first.
+    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut N> {
+        self.items.iter_mut().filter_map(|item| match item {
+            Item::Entry(entry) => Some(&mut entry.note),
+            Item::CopyEnd => None,
+        })
     }
 
     /// Notes wait to be undone.

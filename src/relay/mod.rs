@@ -21,7 +21,7 @@ use crate::metrics::SessionTally;
 use crate::net::Stream;
 use crate::pool::Lease;
 use crate::protocol::Violation;
-use crate::protocol::pipeline::Pipeline;
+use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::suspects::Suspects;
@@ -113,6 +113,7 @@ pub struct Exchange {
     prelude_owed: bool,
     /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
     forgetting: Forgetting,
+    unsure: Unsure,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
     /// PostgreSQL's FATAL, kept to be told as an error.
@@ -159,6 +160,33 @@ enum Forgetting {
     Flushed,
 }
 
+/// Requests under way whose success decides what a name stands for, or what a backend holds.
+#[derive(Debug, Default)]
+struct Unsure {
+    /// In the group that the client is in: an error there drops them with whatever depends on them.
+    here: usize,
+    /// In groups before it: they may be dropped while what depends on them is not.
+    before: usize,
+}
+
+impl Unsure {
+    fn begin(&mut self, note: &Note) {
+        self.here += usize::from(note.is_unsure());
+    }
+
+    fn next_group(&mut self) {
+        self.before += std::mem::take(&mut self.here);
+    }
+
+    fn end(&mut self, note: &Note) {
+        match (note.is_unsure(), self.before) {
+            (false, _) => {}
+            (true, 0) => self.here = self.here.saturating_sub(1),
+            (true, _) => self.before -= 1,
+        }
+    }
+}
+
 enum Step {
     Moved,
     Waiting,
@@ -176,6 +204,7 @@ impl Default for Exchange {
             tell_prelude: false,
             prelude_owed: false,
             forgetting: Forgetting::No,
+            unsure: Unsure::default(),
             undone: false,
             last_words: None,
             new_pins: false,
@@ -513,6 +542,15 @@ impl Exchange {
         rewound
     }
 
+    /// Records a request with what its reply decides.
+    fn expect(&mut self, request: Request, fate: Fate, note: Note) {
+        self.unsure.begin(&note);
+        if request == Request::Sync {
+            self.unsure.next_group();
+        }
+        self.pipeline.expect(request, fate, note);
+    }
+
     fn undo_dropped(&mut self, parties: &mut Parties<'_>) {
         if !self.pipeline.has_dropped() {
             return;
@@ -522,10 +560,14 @@ impl Exchange {
         let failed = if oldest_failed { notes.pop() } else { None };
         let mut backend = self.lease.as_mut().map(|lease| &mut lease.state);
         for note in notes {
-            parties.session.undo(note, backend.as_deref_mut());
+            self.unsure.end(&note);
+            parties
+                .session
+                .undo(note, backend.as_deref_mut(), self.pipeline.pending_mut());
         }
         if let Some(note) = failed {
-            parties.session.undo_failed(note, backend);
+            self.unsure.end(&note);
+            parties.session.undo_failed(note, backend, self.pipeline.pending_mut());
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
 use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Note, Teaching, UnnamedStep, VirtualSession};
+use crate::virtual_session::{Note, SWITCH_NAME, Teaching, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{
@@ -41,9 +41,6 @@ pub(super) enum Next {
 /// Requests that may wait for their replies at a time. PostgreSQL writes out what it owes long before so many are owed, so
 /// this bounds our memory and stops nobody.
 const REQUESTS_MAX: usize = 8192;
-/// A name that is in use between two messages only.
-const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
-
 /// Object identifiers of the large-object functions, which drivers call by FunctionCall and which leave nothing behind
 /// in the session (their descriptors end with the transaction). The same in every PostgreSQL version.
 const LARGE_OBJECT_FUNCTIONS: [u32; 13] = [715, 764, 765, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170];
@@ -130,11 +127,10 @@ impl Exchange {
     fn on_sync(&mut self, header: Header) -> Next {
         let needed = self.lease.is_some() && !self.pipeline.is_answerable();
         if needed {
-            self.pipeline.expect(Request::Sync, Fate::Forward, Note::None);
+            self.expect(Request::Sync, Fate::Forward, Note::None);
             self.up.pass(header);
         } else {
-            self.pipeline
-                .expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
+            self.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
             self.up.skip(header);
             self.say_due();
         }
@@ -145,7 +141,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        self.pipeline.expect(Request::Execute, Fate::Forward, Note::None);
+        self.expect(Request::Execute, Fate::Forward, Note::None);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -168,7 +164,7 @@ impl Exchange {
             self.new_pins = true;
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
-        self.pipeline.expect(Request::FunctionCall, Fate::Forward, Note::None);
+        self.expect(Request::FunctionCall, Fate::Forward, Note::None);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -192,11 +188,15 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
+        if self.materialise_named(&effects, Fate::Silence, parties) {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
+            self.expect(Request::Sync, Fate::Swallow, Note::None);
+        }
         let note = parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.apply(&effects, parties);
-        self.pipeline.expect(Request::Query, Fate::Forward, note);
+        self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
         Ok(Next::Done)
@@ -221,7 +221,7 @@ impl Exchange {
             _ => Note::None,
         };
         self.commit_at_risk = true;
-        self.pipeline.expect(request, Fate::Forward, note);
+        self.expect(request, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -229,27 +229,80 @@ impl Exchange {
 
     /// `DEALLOCATE name` of a statement that was prepared by protocol (PHP's PDO says so): no backend knows that name.
     fn answer_deallocate(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
-        let name = match effects.steps.as_slice() {
-            [
-                Step {
-                    action: Action::Deallocate(Some(name)),
-                    ..
-                },
-            ] if effects.statement_count == 1 => name,
-            _ => return None,
-        };
+        let name = deallocated_name(effects)?;
         parties.session.statement(name)?;
         if self.pipeline.is_failed() {
             return None;
         }
+        if self.unsure.before > 0 {
+            return Some(Next::Held);
+        }
         let note = parties.session.close(name)?;
         let mut tag = bytes::BytesMut::new();
         compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"DEALLOCATE\0"]);
-        self.pipeline
-            .expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
+        self.expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
+    }
+
+    /// Bind of `DEALLOCATE name` where the name is a protocol-level one: the backend is given a statement to deallocate
+    /// in place of the shared one, and the client's name is gone.
+    fn bind_deallocate(
+        &mut self,
+        header: Header,
+        portal: &[u8],
+        replaced: usize,
+        name: &[u8],
+        parties: &mut Parties<'_>,
+    ) -> bool {
+        let Some(note) = parties.session.close(name) else {
+            return false;
+        };
+        let victim = parties.session.unused_name();
+        let sql = [b"DEALLOCATE ", victim.as_slice(), b"\0\0\0"].concat();
+        self.up.say(|out| {
+            compose::parse(out, &victim, b"\0\0\0");
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, &sql);
+        });
+        for request in [Request::Parse, Request::Close, Request::Parse] {
+            self.expect(request, Fate::Swallow, Note::None);
+        }
+        self.expect(Request::Bind, Fate::Forward, note);
+        let old_len = replaced - HEADER_LEN - portal.len() - 1;
+        self.up.pass_behind(header, replaced, |out| {
+            renamed_behind(out, header, old_len, &[portal, b"\0"], SWITCH_NAME);
+        });
+        true
+    }
+
+    /// SQL's EXECUTE, PREPARE and DEALLOCATE share their names with the protocol's statements (trap 30). Where a text
+    /// names one of the client's, the backend is given it under that name, and is kept.
+    fn materialise_named(&mut self, effects: &Effects, fate: Fate, parties: &mut Parties<'_>) -> bool {
+        let mut any = false;
+        if effects.steps.is_empty() || (fate == Fate::Silence && self.pipeline.is_unsynced()) {
+            return any;
+        }
+        for step in &effects.steps {
+            let (Action::Execute(Some(name)) | Action::Prepare(Some(name)) | Action::Deallocate(Some(name))) =
+                &step.action
+            else {
+                continue;
+            };
+            let Some(statement) = parties.session.statement(name).cloned() else {
+                continue;
+            };
+            let Some(note) = parties.session.close(name) else {
+                continue;
+            };
+            parties.session.pin(PinReason::Prepare);
+            self.new_pins = true;
+            self.up.say(|out| compose::parse(out, name, &statement.definition));
+            self.expect(Request::Parse, fate.clone(), note);
+            any = true;
+        }
+        any
     }
 
     // --- the extended protocol ---
@@ -263,6 +316,21 @@ impl Exchange {
         };
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let known = parties.session.statement(parse.name).cloned();
+        if known.is_none()
+            && self.lease.is_none()
+            && !parse.name.is_empty()
+            && parties.session.statement_bytes() + parse.definition.len() <= parties.rules.client_statement_bytes
+            && parties.session.prepare_proven(parse.name, parse.definition)
+        {
+            self.expect(
+                Request::Parse,
+                Fate::Answer(Bytes::from_static(b"1\0\0\0\x04")),
+                Note::None,
+            );
+            self.up.skip(header);
+            self.say_due();
+            return Ok(Next::Done);
+        }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
             None => parties.classify(parse.sql),
@@ -271,7 +339,7 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
-        if let Some(stop) = self.while_forgetting().filter(|_| named) {
+        if let Some(stop) = self.before_name().filter(|_| named) {
             return Ok(stop);
         }
         let Some(lease) = self.lease.as_mut() else {
@@ -283,7 +351,7 @@ impl Exchange {
             let note = parties
                 .session
                 .parse_unnamed(parse.definition, effects, &mut lease.state);
-            self.pipeline.expect(Request::Parse, Fate::Forward, note);
+            self.expect(Request::Parse, Fate::Forward, note);
             self.up.pass(header);
             return Ok(Next::Done);
         }
@@ -295,7 +363,7 @@ impl Exchange {
                 // Kept by the backend under the client's own name; only this backend has it.
                 parties.session.pin(PinReason::LargeStatement);
                 self.new_pins = true;
-                self.pipeline.expect(Request::Parse, Fate::Forward, Note::None);
+                self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
             None => self.parse_shared(header, effects, parties),
@@ -320,8 +388,7 @@ impl Exchange {
             lease.state.statements.remove(statement.id);
             held = false;
             self.up.say(|out| compose::close_statement(out, &statement.name));
-            self.pipeline
-                .expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
         }
         let note = VirtualSession::prepared_note(&name, statement.clone(), !held);
         if held {
@@ -331,13 +398,13 @@ impl Exchange {
             } else {
                 Fate::AnswerUnlessFailed(complete)
             };
-            self.pipeline.expect(Request::Parse, fate, note);
+            self.expect(Request::Parse, fate, note);
             self.up.skip(header);
             self.say_due();
             return;
         }
         self.make_room_for(&statement, parties.rules.backend_statement_bytes);
-        self.pipeline.expect(Request::Parse, Fate::Forward, note);
+        self.expect(Request::Parse, Fate::Forward, note);
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, replaced - HEADER_LEN, b"", &statement.name)
         });
@@ -361,8 +428,7 @@ impl Exchange {
         );
         let mut words = bytes::BytesMut::new();
         compose::report(&mut words, &report);
-        self.pipeline
-            .expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
+        self.expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
         let replaced = HEADER_LEN + name.len();
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, name.len(), b"", &statement.name)
@@ -390,13 +456,20 @@ impl Exchange {
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
         if let Some(stop) = self
             .before_backend(parties, Some(&statement.effects))
-            .or_else(|| self.while_forgetting())
+            .or_else(|| self.before_name())
         {
             return Ok(stop);
         }
+        if let Some(deallocated) = deallocated_name(&statement.effects) {
+            let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+            if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                return Ok(Next::Done);
+            }
+        }
+        self.materialise_named(&statement.effects, Fate::Swallow, parties);
         let statement = self.ensure_parsed(&name, &statement, parties);
         self.apply(&statement.effects, parties);
-        self.pipeline.expect(Request::Bind, Fate::Forward, Note::None);
+        self.expect(Request::Bind, Fate::Forward, Note::None);
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
@@ -413,7 +486,7 @@ impl Exchange {
             if let Some(stop) = self.before_backend(parties, None) {
                 return Ok(stop);
             }
-            self.pipeline.expect(Request::DescribePortal, Fate::Forward, Note::None);
+            self.expect(Request::DescribePortal, Fate::Forward, Note::None);
             self.up.pass(header);
             return Ok(Next::Done);
         }
@@ -425,12 +498,11 @@ impl Exchange {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
-        if let Some(stop) = self.before_backend(parties, None).or_else(|| self.while_forgetting()) {
+        if let Some(stop) = self.before_backend(parties, None).or_else(|| self.before_name()) {
             return Ok(stop);
         }
         let statement = self.ensure_parsed(&name, &statement, parties);
-        self.pipeline
-            .expect(Request::DescribeStatement, Fate::Forward, Note::None);
+        self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
         let replaced = HEADER_LEN + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, name.len(), b"S", &statement.name)
@@ -443,12 +515,14 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        if self.unsure.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
+            return Ok(Next::Held);
+        }
         let mut ended = Note::None;
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
                 // The shared statement stays on its backends: only the client's name for it is gone.
-                self.pipeline
-                    .expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
+                self.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
                 self.up.skip(header);
                 self.say_due();
                 return Ok(Next::Done);
@@ -463,13 +537,12 @@ impl Exchange {
         let reserved = named.target == Target::Statement && parties.session.is_reserved(named.name);
         if !tied || reserved {
             // Closing what doesn't exist succeeds (trap 23), and without a backend nothing of the client's exists.
-            self.pipeline
-                .expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), ended);
+            self.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), ended);
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
         }
-        self.pipeline.expect(Request::Close, Fate::Forward, ended);
+        self.expect(Request::Close, Fate::Forward, ended);
         self.up.pass(header);
         Ok(Next::Done)
     }
@@ -485,12 +558,12 @@ impl Exchange {
         let effects = match parties.session.unnamed_for(&mut lease.state) {
             UnnamedStep::Agrees(effects) => effects.clone(),
             UnnamedStep::Parse(definition, effects) => {
-                self.pipeline.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
+                self.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::parse(out, b"", definition));
                 effects.clone()
             }
             UnnamedStep::Close => {
-                self.pipeline.expect(Request::Close, Fate::Swallow, Note::Unnamed);
+                self.expect(Request::Close, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::close_statement(out, b""));
                 Effects::NONE
             }
@@ -502,9 +575,18 @@ impl Exchange {
             return Next::Held;
         }
         if request == Request::Bind {
+            if let Some(deallocated) = deallocated_name(&effects) {
+                let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
+                let portal = portal.unwrap_or_default();
+                let replaced = HEADER_LEN + portal.len() + 1;
+                if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                    return Next::Done;
+                }
+            }
+            self.materialise_named(&effects, Fate::Swallow, parties);
             self.apply(&effects, parties);
         }
-        self.pipeline.expect(request, Fate::Forward, Note::None);
+        self.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
         Next::Done
     }
@@ -523,7 +605,7 @@ impl Exchange {
             return stop;
         }
         self.commit_at_risk = true;
-        self.pipeline.expect(request, Fate::Forward, Note::None);
+        self.expect(request, Fate::Forward, Note::None);
         if !reserved {
             self.up.pass(header);
             return Next::Done;
@@ -548,7 +630,7 @@ impl Exchange {
             if let Some(sql) = parties.session.prelude_for(&mut lease.state) {
                 self.tell_prelude = parties.session.take_rebase();
                 self.prelude_owed = true;
-                self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
+                self.expect(Request::Query, Fate::Swallow, Note::None);
                 self.up.say(|out| compose::query(out, &sql));
             }
             self.request_begins();
@@ -587,8 +669,12 @@ impl Exchange {
         }
     }
 
-    /// What the backend holds of statements is known when the DISCARD ALL or DEALLOCATE ALL under way was answered.
-    fn while_forgetting(&mut self) -> Option<Next> {
+    /// What a name stands for, and what the backend holds, is known when every request before this group that decides it
+    /// was answered, and the DISCARD ALL or DEALLOCATE ALL under way.
+    fn before_name(&mut self) -> Option<Next> {
+        if self.unsure.before > 0 {
+            return Some(Next::Held);
+        }
         if self.forgetting == Forgetting::No || self.pipeline.is_quiet() {
             self.forgetting = Forgetting::No;
             return None;
@@ -616,8 +702,7 @@ impl Exchange {
             self.inject(before);
         }
         self.make_room_for(&statement, parties.rules.backend_statement_bytes);
-        self.pipeline
-            .expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
+        self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
         if let Some((_, after)) = &switch {
@@ -643,20 +728,19 @@ impl Exchange {
             Request::Close,
             Request::Close,
         ] {
-            self.pipeline.expect(request, Fate::Swallow, Note::None);
+            self.expect(request, Fate::Swallow, Note::None);
         }
     }
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
     fn make_room_for(&mut self, statement: &Arc<Statement>, bytes_max: usize) {
-        let Some(lease) = self.lease.as_mut() else {
-            return;
-        };
-        lease.state.statements.insert(statement.clone());
-        while let Some(evicted) = lease.state.statements.evict(bytes_max) {
+        if let Some(lease) = self.lease.as_mut() {
+            lease.state.statements.insert(statement.clone());
+        }
+        let evict = |lease: &mut crate::pool::Lease| lease.state.statements.evict(bytes_max);
+        while let Some(evicted) = self.lease.as_mut().and_then(evict) {
             self.up.say(|out| compose::close_statement(out, &evicted.name));
-            self.pipeline
-                .expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
         }
     }
 
@@ -669,6 +753,19 @@ impl Exchange {
             }
             _ => false,
         }
+    }
+}
+
+/// The name in a text that is one DEALLOCATE of a name and nothing else.
+fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
+    match effects.steps.as_slice() {
+        [
+            Step {
+                action: Action::Deallocate(Some(name)),
+                ..
+            },
+        ] if effects.statement_count == 1 => Some(name),
+        _ => None,
     }
 }
 

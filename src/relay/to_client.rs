@@ -105,6 +105,10 @@ impl Exchange {
                 return Err(Outcome::TransactionRefused);
             }
         }
+        if let Some((_, note)) = &verdict.completed {
+            self.unsure.end(note);
+            note.confirm();
+        }
         match verdict.action {
             Action::Forward => self.down.pass(header),
             Action::Swallow => self.down.skip(header),
@@ -191,7 +195,8 @@ impl Exchange {
         while let Some(due) = self.pipeline.next_due() {
             let status = self.pipeline.status();
             match due {
-                Due::Answer(request, words, _) => {
+                Due::Answer(request, words, note) => {
+                    self.unsure.end(&note);
                     self.down.say(|out| out.extend_from_slice(&words));
                     if matches!(request, Request::Sync | Request::Query) {
                         self.down.say(|out| compose::ready_for_query(out, status));

@@ -33,6 +33,9 @@ use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects};
 use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
 
+/// The name of statements of ours that are used once, behind their Parse.
+pub const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
+
 /// What the clients of one pool share: statements and settings that are equal are one.
 #[derive(Debug)]
 pub struct SharedLedger {
@@ -100,10 +103,36 @@ pub enum Note {
     Closed(Box<(Box<[u8]>, Arc<Statement>)>),
     /// The backend's unnamed statement was replaced or removed.
     Unnamed,
-    /// The client's own unnamed Parse, which replaces this one.
-    ClientUnnamed(Option<Box<Unnamed>>),
-    /// A Query, or a Close of the unnamed statement, which ends this one.
-    EndedUnnamed(Option<Box<Unnamed>>),
+    /// The client's unnamed statement was replaced by its own Parse, or ended by a Query or a Close.
+    ChangedUnnamed(ChangedUnnamed),
+}
+
+/// What a change of the unnamed statement must be undone to. Each knows the one before it, so that any of several that
+/// are under way can be taken out.
+#[derive(Debug)]
+pub struct ChangedUnnamed {
+    serial: u64,
+    serial_before: u64,
+    before: Option<Box<Unnamed>>,
+}
+
+impl Note {
+    /// Whether a name, or what a backend holds, is not certain before the reply. Messages of another group that depend
+    /// on either must wait for it.
+    pub const fn is_unsure(&self) -> bool {
+        match self {
+            Self::Prepared(_) | Self::Injected(_) | Self::Evicted(_) | Self::Closed(_) => true,
+            Self::None | Self::Unnamed | Self::ChangedUnnamed(_) => false,
+        }
+    }
+
+    /// The reply has come.
+    pub fn confirm(&self) {
+        match self {
+            Self::Prepared(prepared) if prepared.parsed => prepared.statement.prove(),
+            _ => {}
+        }
+    }
 }
 
 /// See [`Note::Prepared`].
@@ -125,6 +154,8 @@ pub struct VirtualSession {
     wanted: Arc<Settings>,
     statements: ClientStatements,
     unnamed: Option<Box<Unnamed>>,
+    /// Of the last change of the unnamed statement.
+    unnamed_serial: u64,
     serial: u64,
     pins: PinSet,
     /// Settings that the ledger can't see are in force (a pinned SET, a SET LOCAL): statements parsed now are no one
@@ -155,6 +186,7 @@ impl VirtualSession {
             shared,
             statements: ClientStatements::default(),
             unnamed: None,
+            unnamed_serial: 0,
             serial: 0,
             pins: PinSet::default(),
             unseen_settings: 0,
@@ -401,7 +433,12 @@ impl VirtualSession {
 
     /// A name that can't go to a backend as it is, because it looks like a shared one.
     pub fn is_reserved(&self, name: &[u8]) -> bool {
-        self.shared.statements.is_reserved(name)
+        name == SWITCH_NAME || self.shared.statements.is_reserved(name)
+    }
+
+    /// A name that no backend has a statement of.
+    pub fn unused_name(&self) -> Vec<u8> {
+        self.shared.statements.unused_name()
     }
 
     /// Gives a free name to a definition. Returns the shared statement.
@@ -409,6 +446,15 @@ impl VirtualSession {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
         self.statements.insert(name, statement.clone());
         statement
+    }
+
+    /// Gives a free name to a definition that PostgreSQL is known to parse, if it is one: that needs no backend.
+    pub fn prepare_proven(&mut self, name: &[u8], definition: &[u8]) -> bool {
+        let found = self.shared.statements.find_proven(definition, self.parse_key());
+        if let Some(statement) = &found {
+            self.statements.insert(name, statement.clone());
+        }
+        found.is_some()
     }
 
     /// The note of a Parse that gave a name.
@@ -456,11 +502,21 @@ impl VirtualSession {
             client: self.client,
             serial: self.serial,
         });
-        Note::ClientUnnamed(self.unnamed.replace(Box::new(Unnamed {
-            serial: self.serial,
+        let serial = self.serial;
+        self.change_unnamed(Some(Box::new(Unnamed {
+            serial,
             definition: definition.to_vec(),
             effects,
         })))
+    }
+
+    fn change_unnamed(&mut self, unnamed: Option<Box<Unnamed>>) -> Note {
+        self.serial += 1;
+        Note::ChangedUnnamed(ChangedUnnamed {
+            serial: self.serial,
+            serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
+            before: std::mem::replace(&mut self.unnamed, unnamed),
+        })
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
@@ -491,19 +547,25 @@ impl VirtualSession {
         if let Some(backend) = backend {
             backend.unnamed = None;
         }
-        Note::EndedUnnamed(self.unnamed.take())
+        self.change_unnamed(None)
     }
 
     /// An unnamed Parse that is too long to be kept is sent: only this backend, to which the client is tied, has it.
     pub fn parse_unnamed_unread(&mut self, backend: &mut BackendState) -> Note {
         backend.unnamed = None;
-        Note::ClientUnnamed(self.unnamed.take())
+        self.change_unnamed(None)
     }
 
     // --- notes ---
 
-    /// The request will never be answered: what was recorded for it is undone. Call youngest first.
-    pub fn undo(&mut self, note: Note, backend: Option<&mut BackendState>) {
+    /// The request will never be answered: what was recorded for it is undone. Call youngest first. `pending` are the
+    /// notes of requests that still wait.
+    pub fn undo<'a>(
+        &mut self,
+        note: Note,
+        backend: Option<&mut BackendState>,
+        pending: impl Iterator<Item = &'a mut Note>,
+    ) {
         match note {
             Note::None => {}
             Note::Prepared(prepared) => {
@@ -528,22 +590,43 @@ impl VirtualSession {
             }
             // What the backend holds now may be anyone's: it is replaced or closed before the next use.
             Note::Unnamed => doubt_unnamed(backend),
-            Note::ClientUnnamed(before) | Note::EndedUnnamed(before) => {
-                self.unnamed = before;
+            Note::ChangedUnnamed(change) => {
+                self.undo_unnamed(change, pending);
                 doubt_unnamed(backend);
             }
         }
     }
 
     /// The request was reached and failed.
-    pub fn undo_failed(&mut self, note: Note, backend: Option<&mut BackendState>) {
+    pub fn undo_failed<'a>(
+        &mut self,
+        note: Note,
+        backend: Option<&mut BackendState>,
+        pending: impl Iterator<Item = &'a mut Note>,
+    ) {
         match note {
             // PostgreSQL drops the old one before it looks at the new one's text.
-            Note::ClientUnnamed(_) => {
-                self.unnamed = None;
-                doubt_unnamed(backend);
+            Note::ChangedUnnamed(change) => {
+                let change = ChangedUnnamed { before: None, ..change };
+                self.undo(Note::ChangedUnnamed(change), backend, pending);
             }
-            note => self.undo(note, backend),
+            note => self.undo(note, backend, pending),
+        }
+    }
+
+    fn undo_unnamed<'a>(&mut self, change: ChangedUnnamed, mut pending: impl Iterator<Item = &'a mut Note>) {
+        if self.unnamed_serial == change.serial {
+            self.unnamed = change.before;
+            self.unnamed_serial = change.serial_before;
+            return;
+        }
+        let next = pending.find_map(|note| match note {
+            Note::ChangedUnnamed(later) if later.serial_before == change.serial => Some(later),
+            _ => None,
+        });
+        if let Some(later) = next {
+            later.before = change.before;
+            later.serial_before = change.serial_before;
         }
     }
 }

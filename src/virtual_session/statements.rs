@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::parameters::Settings;
@@ -26,9 +26,20 @@ pub struct Statement {
     pub effects: Effects,
     /// The settings that it was parsed under.
     pub key: ParseKey,
+    proven: AtomicBool,
 }
 
 impl Statement {
+    /// PostgreSQL has parsed it once: another client's Parse of it needs no backend.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// See [`Self::is_proven`].
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
     /// What it weighs in the bounds: its text and what PostgreSQL and we spend around it.
     pub fn weight(&self) -> usize {
         self.definition.len() + 256
@@ -107,6 +118,12 @@ impl SharedStatements {
         name.starts_with(self.prefix.as_bytes())
     }
 
+    /// A name of ours that no statement has or will have.
+    pub fn unused_name(&self) -> Vec<u8> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        format!("{}{id}", self.prefix).into_bytes()
+    }
+
     /// The shared statement of a definition parsed under these settings, made if nobody holds it.
     pub fn share(&self, definition: &[u8], parse_key: ParseKey, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,9 +146,21 @@ impl SharedStatements {
             definition: definition.into(),
             effects: effects(),
             key: key.parse_key.clone(),
+            proven: AtomicBool::new(false),
         });
         by_key.statements.insert(key, Arc::downgrade(&statement));
         statement
+    }
+
+    /// The shared statement of a definition that PostgreSQL is known to parse, if somebody holds it.
+    pub fn find_proven(&self, definition: &[u8], parse_key: ParseKey) -> Option<Arc<Statement>> {
+        let key = Key {
+            definition: definition.into(),
+            parse_key,
+        };
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = by_key.statements.get(&key).and_then(Weak::upgrade);
+        found.filter(|statement| statement.is_proven())
     }
 
     /// Shares none of the statements so far with anyone who comes from now on.
