@@ -108,11 +108,15 @@ pub struct Exchange {
     pipeline: Pipeline<Note>,
     /// A statement is under way whose commit may have taken effect when the backend dies.
     commit_at_risk: bool,
-    /// The prelude on its way was made by a RESET: what it makes PostgreSQL report is news to the client.
-    tell_prelude: bool,
+    /// A RESET of startup settings is under way: before the next statement they are made again.
+    restore_due: bool,
+    /// The same for a RESET that is bound and not executed yet.
+    restore_bound: bool,
+    /// What is awaited was asked for with a Flush.
+    flushed: bool,
     prelude_owed: bool,
     /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
-    forgetting: Forgetting,
+    forgetting: bool,
     unsure: Unsure,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
@@ -148,16 +152,6 @@ pub struct Finished {
     pub query: Option<std::time::Duration>,
     /// The transaction's duration.
     pub transaction: Option<std::time::Duration>,
-}
-
-/// A DISCARD ALL or DEALLOCATE ALL on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Forgetting {
-    No,
-    /// It is among what is owed a reply.
-    Sent,
-    /// A Flush of ours follows it, because the client may wait with its Sync.
-    Flushed,
 }
 
 /// Requests under way whose success decides what a name stands for, or what a backend holds.
@@ -201,9 +195,11 @@ impl Default for Exchange {
             down: Flow::default(),
             pipeline: Pipeline::default(),
             commit_at_risk: false,
-            tell_prelude: false,
+            restore_due: false,
+            restore_bound: false,
+            flushed: false,
             prelude_owed: false,
-            forgetting: Forgetting::No,
+            forgetting: false,
             unsure: Unsure::default(),
             undone: false,
             last_words: None,
@@ -478,7 +474,8 @@ impl Exchange {
         }
         self.commit_at_risk = false;
         self.prelude_owed = false;
-        self.forgetting = Forgetting::No;
+        self.forgetting = false;
+        self.restore_due = false;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
             self.down
@@ -537,7 +534,8 @@ impl Exchange {
             self.undo_dropped(parties);
             self.commit_at_risk = false;
             self.prelude_owed = false;
-            self.forgetting = Forgetting::No;
+            self.forgetting = false;
+            self.restore_due = false;
         }
         rewound
     }
@@ -545,6 +543,7 @@ impl Exchange {
     /// Records a request with what its reply decides.
     fn expect(&mut self, request: Request, fate: Fate, note: Note) {
         self.unsure.begin(&note);
+        self.flushed = false;
         if request == Request::Sync {
             self.unsure.next_group();
         }

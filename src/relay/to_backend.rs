@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::to_client::is_settable;
-use super::{Exchange, Forgetting, Parties};
+use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
@@ -142,6 +142,7 @@ impl Exchange {
             return stop;
         }
         self.expect(Request::Execute, Fate::Forward, Note::None);
+        self.restore_due |= std::mem::take(&mut self.restore_bound);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -196,6 +197,7 @@ impl Exchange {
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.apply(&effects, parties);
+        self.restore_due |= std::mem::take(&mut self.restore_bound);
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
@@ -234,8 +236,8 @@ impl Exchange {
         if self.pipeline.is_failed() {
             return None;
         }
-        if self.unsure.before > 0 {
-            return Some(Next::Held);
+        if let Some(stop) = self.before_name() {
+            return Some(stop);
         }
         let note = parties.session.close(name)?;
         let mut tag = bytes::BytesMut::new();
@@ -285,9 +287,7 @@ impl Exchange {
             return any;
         }
         for step in &effects.steps {
-            let (Action::Execute(Some(name)) | Action::Prepare(Some(name)) | Action::Deallocate(Some(name))) =
-                &step.action
-            else {
+            let Some(name) = named_statement(&step.action) else {
                 continue;
             };
             let Some(statement) = parties.session.statement(name).cloned() else {
@@ -358,7 +358,7 @@ impl Exchange {
         let too_much =
             parties.session.statement_bytes() + parse.definition.len() > parties.rules.client_statement_bytes;
         match known {
-            Some(statement) => self.parse_duplicate(header, &statement, parties),
+            Some(_) => self.parse_duplicate(header),
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
                 parties.session.pin(PinReason::LargeStatement);
@@ -411,14 +411,10 @@ impl Exchange {
     }
 
     /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
-    fn parse_duplicate(&mut self, header: Header, statement: &Arc<Statement>, parties: &mut Parties<'_>) {
-        let name = self
-            .up
-            .whole_body(header)
-            .and_then(|body| Parse::parse(body).ok())
-            .map(|parse| parse.name);
-        let name = name.unwrap_or_default().to_vec();
-        let statement = self.ensure_parsed(&name, statement, parties);
+    /// It first looks at the text, so the name is taken by a statement that can be parsed even in a failed transaction.
+    fn parse_duplicate(&mut self, header: Header) {
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let name = Parse::parse(body).map(|parse| parse.name.to_vec()).unwrap_or_default();
         let report = Report::error(
             SqlState::DUPLICATE_PREPARED_STATEMENT,
             format!(
@@ -428,10 +424,16 @@ impl Exchange {
         );
         let mut words = bytes::BytesMut::new();
         compose::report(&mut words, &report);
+        self.up.say(|out| {
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, b"ROLLBACK\0\0\0");
+        });
+        self.expect(Request::Close, Fate::Swallow, Note::None);
+        self.expect(Request::Parse, Fate::Swallow, Note::None);
         self.expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
         let replaced = HEADER_LEN + name.len();
         self.up.pass_behind(header, replaced, |out| {
-            renamed(out, header, name.len(), b"", &statement.name)
+            renamed(out, header, name.len(), b"", SWITCH_NAME)
         });
     }
 
@@ -575,6 +577,10 @@ impl Exchange {
             return Next::Held;
         }
         if request == Request::Bind {
+            let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
+            if let Some(stop) = self.before_name().filter(|_| named) {
+                return stop;
+            }
             if let Some(deallocated) = deallocated_name(&effects) {
                 let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
                 let portal = portal.unwrap_or_default();
@@ -601,7 +607,10 @@ impl Exchange {
         reserved: bool,
         parties: &mut Parties<'_>,
     ) -> Next {
-        if let Some(stop) = self.before_backend(parties, Some(&Effects::opaque(PinReason::Prepare))) {
+        if let Some(stop) = self
+            .before_backend(parties, Some(&Effects::opaque(PinReason::Prepare)))
+            .or_else(|| self.before_name())
+        {
             return stop;
         }
         self.commit_at_risk = true;
@@ -623,12 +632,21 @@ impl Exchange {
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
         let settled = self.pipeline.is_settled();
+        if self.restore_due && !self.pipeline.is_quiet() {
+            return Some(self.await_replies());
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Some(Next::NeedsBackend);
+        };
+        if std::mem::take(&mut self.restore_due) && !settled && !self.pipeline.is_failed() {
+            let sql = parties.session.restore_for(&mut lease.state);
+            self.restore(sql);
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Some(Next::NeedsBackend);
         };
         if settled {
             if let Some(sql) = parties.session.prelude_for(&mut lease.state) {
-                self.tell_prelude = parties.session.take_rebase();
                 self.prelude_owed = true;
                 self.expect(Request::Query, Fate::Swallow, Note::None);
                 self.up.say(|out| compose::query(out, &sql));
@@ -637,6 +655,19 @@ impl Exchange {
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
+    }
+
+    /// Startup settings come back inside the transaction in which they were reset.
+    fn restore(&mut self, sql: Option<Vec<u8>>) {
+        let Some(sql) = sql else {
+            return;
+        };
+        let in_group = self.pipeline.is_unsynced();
+        self.inject(&sql);
+        if !in_group {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
+            self.expect(Request::Sync, Fate::Swallow, Note::None);
+        }
     }
 
     fn request_begins(&mut self) {
@@ -665,8 +696,9 @@ impl Exchange {
         }
         let forgets = |step: &Step| matches!(step.action, Action::DiscardAll | Action::DeallocateAll);
         if effects.steps.iter().any(forgets) {
-            self.forgetting = Forgetting::Sent;
+            self.forgetting = true;
         }
+        self.restore_bound |= parties.session.resets_baseline(effects);
     }
 
     /// What a name stands for, and what the backend holds, is known when every request before this group that decides it
@@ -675,15 +707,16 @@ impl Exchange {
         if self.unsure.before > 0 {
             return Some(Next::Held);
         }
-        if self.forgetting == Forgetting::No || self.pipeline.is_quiet() {
-            self.forgetting = Forgetting::No;
-            return None;
-        }
-        if self.forgetting == Forgetting::Sent {
-            self.forgetting = Forgetting::Flushed;
+        self.forgetting &= !self.pipeline.is_quiet();
+        self.forgetting.then(|| self.await_replies())
+    }
+
+    /// The message at hand is held until everything before it is answered; PostgreSQL is asked not to wait for a Sync.
+    fn await_replies(&mut self) -> Next {
+        if !std::mem::replace(&mut self.flushed, true) {
             self.up.say(|out| compose::bare_frontend(out, FrontendTag::Flush));
         }
-        Some(Next::Held)
+        Next::Held
     }
 
     /// Sees to it that the backend holds a statement of the client's: its Parse travels ahead of the message that uses
@@ -714,18 +747,18 @@ impl Exchange {
     /// A statement of ours inside the client's group, in the extended protocol, so that it ends no transaction.
     fn inject(&mut self, sql: &[u8]) {
         self.up.say(|out| {
+            compose::close_statement(out, SWITCH_NAME);
             compose::parse(out, SWITCH_NAME, &[sql, b"\0\0\0"].concat());
             let name: &[u8] = &[SWITCH_NAME, b"\0"].concat();
             compose::frame(out, FrontendTag::Bind.byte(), &[name, name, &[0; 6]]);
             compose::frame(out, FrontendTag::Execute.byte(), &[name, &[0; 4]]);
             compose::frame(out, FrontendTag::Close.byte(), &[b"P", name]);
-            compose::close_statement(out, SWITCH_NAME);
         });
         for request in [
+            Request::Close,
             Request::Parse,
             Request::Bind,
             Request::Execute,
-            Request::Close,
             Request::Close,
         ] {
             self.expect(request, Fate::Swallow, Note::None);
@@ -753,6 +786,14 @@ impl Exchange {
             }
             _ => false,
         }
+    }
+}
+
+/// The prepared statement that SQL names.
+fn named_statement(action: &Action) -> Option<&[u8]> {
+    match action {
+        Action::Execute(name) | Action::Prepare(name) | Action::Deallocate(name) => name.as_deref(),
+        _ => None,
     }
 }
 

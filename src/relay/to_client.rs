@@ -128,7 +128,6 @@ impl Exchange {
     fn on_ready(&mut self, status: TransactionStatus, ours: bool, parties: &mut Parties<'_>) {
         if ours {
             self.prelude_owed = false;
-            self.tell_prelude = false;
             return;
         }
         self.commit_at_risk = false;
@@ -143,6 +142,14 @@ impl Exchange {
                 parties.session.transaction_ended(self.undone);
                 self.undone = false;
             }
+        }
+        // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
+        if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
+            return;
+        }
+        let neutral = parties.neutral;
+        for (name, value) in parties.session.news(|name| neutral.get(name)) {
+            self.down.say(|out| compose::parameter_status(out, &name, &value));
         }
     }
 
@@ -173,19 +180,20 @@ impl Exchange {
         let Some((name, value)) = parsed else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
+        let mut is_news = !self.prelude_owed;
         if let Some(lease) = self.lease.as_mut() {
             lease.parameters.set(&name, &value);
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.get(&name).map(str::to_owned);
-                parties
+                is_news = parties
                     .session
                     .reported(&mut lease.state, &name, &value, neutral.as_deref());
             }
         }
-        if self.prelude_owed && !self.tell_prelude {
-            self.down.skip(header);
-        } else {
+        if is_news {
             self.down.pass(header);
+        } else {
+            self.down.skip(header);
         }
         Ok(())
     }

@@ -166,7 +166,10 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
-    /// RESET was run in the session: the baseline must be applied again, and the client told.
+    /// What the client was told that its settings are.
+    told: Arc<Settings>,
+    /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
+    /// value, which is the baseline's.
     rebase: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
     before_reset: Option<Arc<Settings>>,
@@ -180,6 +183,7 @@ impl VirtualSession {
         let mut session = Self {
             client,
             wanted: baseline.clone(),
+            told: baseline.clone(),
             baseline,
             lexing: neutral,
             neutral_lexing: neutral,
@@ -254,9 +258,45 @@ impl VirtualSession {
         sql
     }
 
-    /// Whether the client's startup settings were reset in the session, so that what a prelude reports is news to it.
-    pub fn take_rebase(&mut self) -> bool {
-        std::mem::take(&mut self.rebase)
+    /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
+    /// it agrees.
+    pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        let agrees = Arc::ptr_eq(&backend.applied, &self.wanted);
+        let sql = parameters::restore(&backend.applied, &self.wanted);
+        backend.applied = self.wanted.clone();
+        sql.filter(|_| !agrees)
+    }
+
+    /// Whether a statement of these effects takes startup settings away.
+    pub fn resets_baseline(&self, effects: &Effects) -> bool {
+        let resets = |action: &Action| {
+            matches!(
+                action,
+                Action::DiscardAll | Action::Setting(SettingChange::Reset(_) | SettingChange::ResetAll)
+            )
+        };
+        !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
+    }
+
+    /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
+    /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<&'a str>) -> Vec<(String, String)> {
+        if Arc::ptr_eq(&self.told, &self.wanted) {
+            return Vec::new();
+        }
+        let told = std::mem::replace(&mut self.told, self.wanted.clone());
+        let gone = told
+            .entries()
+            .iter()
+            .filter(|(name, _)| self.wanted.value(name).is_none());
+        let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
+        let changed = names.filter_map(|name| {
+            let value = |settings: &Settings| settings.value(name).or(neutral(name)).map(str::to_owned);
+            neutral(name)?;
+            let now = value(&self.wanted)?;
+            (value(&told).as_deref() != Some(now.as_str())).then(|| (name.to_string(), now))
+        });
+        changed.collect()
     }
 
     /// A statement of these effects is about to run. `follows` tells which settings are reported and so follow.
@@ -264,8 +304,11 @@ impl VirtualSession {
         if effects.is_none() {
             return;
         }
-        self.pins.extend(effects.pins);
-        if !effects.pins.is_empty() {
+        // Each SET is a step, which tells whether it follows its client or ties it.
+        let mut pins = effects.pins;
+        pins.remove(PinReason::Setting);
+        self.pins.extend(pins);
+        if !pins.is_empty() {
             self.see_not(Until::Discard);
         }
         for step in &effects.steps {
@@ -351,18 +394,26 @@ impl VirtualSession {
     }
 
     /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
-    /// reports: a value equal to it needs no entry.
-    pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) {
-        if self.rebase && self.baseline.value(name).is_some() {
-            return;
+    /// reports: a value equal to it needs no entry. Says whether it is news to the client.
+    pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) -> bool {
+        if self.rebase && self.baseline.value(name).is_some() && neutral == Some(value) {
+            return false;
         }
         let entry = (neutral != Some(value)).then_some(value);
+        let is_news = self.told.value(name) != entry;
+        let told_all = Arc::ptr_eq(&self.told, &self.wanted);
         if self.wanted.value(name) != entry {
             self.want(self.wanted.with(name, entry));
+        }
+        if told_all {
+            self.told = self.wanted.clone();
+        } else if is_news {
+            self.told = Arc::new(self.told.with(name, entry));
         }
         if backend.applied.value(name) != entry {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
         }
+        is_news
     }
 
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
@@ -372,11 +423,11 @@ impl VirtualSession {
             self.unseen_settings = 0;
             self.unseen_until_ready = false;
         }
+        self.rebase = false;
         if let Some(before) = self.before_reset.take()
             && undone
         {
             self.wanted = before;
-            self.rebase = false;
             self.relex();
         }
     }

@@ -200,6 +200,21 @@ pub fn prelude_from_doubt(wanted: &Settings) -> Vec<u8> {
     format!("{};COMMIT", sql.trim_end_matches(';')).into_bytes()
 }
 
+/// One statement that brings a backend from `applied` to `wanted` inside whatever transaction it is in.
+pub fn restore(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
+    let gone = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none());
+    let new = wanted
+        .entries
+        .iter()
+        .filter(|(name, value)| applied.value(name) != Some(value));
+    let mut sql = String::new();
+    push_set_config(
+        &mut sql,
+        gone.chain(new).map(|(name, _)| (name.as_ref(), wanted.value(name))),
+    );
+    (!sql.is_empty()).then(|| sql.into_bytes())
+}
+
 /// One statement that changes what parsing reads of `from` to what it reads of `to`, whatever transaction it is in.
 pub fn switch(from: &Settings, to: &Settings) -> Vec<u8> {
     let gone = from.read_by_parsing().filter(|(name, _)| to.value(name).is_none());

@@ -217,8 +217,14 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         ),
         28 => (format!("DEALLOCATE {}", dice.pick(&["a", "b", "p", "ALL"])), 0),
         29 => (
-            dice.pick(&["DISCARD ALL", "SELECT 1 WHERE false", "DISCARD PLANS"])
-                .to_owned(),
+            dice.pick(&[
+                "DISCARD ALL",
+                "SELECT 1 WHERE false",
+                "RESET ALL",
+                "RESET TimeZone",
+                "RESET search_path",
+            ])
+            .to_owned(),
             0,
         ),
         30 => ("DECLARE cur CURSOR FOR SELECT x FROM shared ORDER BY x".to_owned(), 0),
@@ -451,6 +457,14 @@ fn essence(message: &Message) -> String {
     }
 }
 
+/// In a failed transaction a statement can't be taught to a backend that lacks it, so that there 25P02 comes before what
+/// else is wrong with a Bind.
+fn agree(expected: &[String], got: &[String]) -> bool {
+    let pairs = expected.iter().zip(got);
+    let same = |(one, other): (&String, &String)| one == other || (one == "E 08P01" && other == "E 25P02");
+    expected.len() == got.len() && pairs.into_iter().all(same)
+}
+
 /// Plays a session, and compares each step's replies where they are known.
 async fn converse(
     port: u16,
@@ -471,7 +485,7 @@ async fn converse(
             Err(_) => return Err(format!("step {number} is stuck\n{}", session.told())),
         };
         if let Some(expected) = expected.and_then(|steps| steps.get(number))
-            && *expected != replies
+            && !agree(expected, &replies)
         {
             return Err(format!(
                 "step {number}:\nPostgreSQL: {expected:#?}\nthrough pgsidecar: {replies:#?}\n{}",
