@@ -6,9 +6,11 @@
 //! client's ledger keeps its definition, because it outlives its Sync (trap 29).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::parameters::Settings;
 use super::statement_effects::Effects;
 
 /// One statement as backends know it.
@@ -22,9 +24,22 @@ pub struct Statement {
     pub definition: Box<[u8]>,
     /// What executing it may do to the session.
     pub effects: Effects,
+    /// The settings that it was parsed under.
+    pub key: ParseKey,
+    proven: AtomicBool,
 }
 
 impl Statement {
+    /// PostgreSQL has parsed it once: another client's Parse of it needs no backend.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// See [`Self::is_proven`].
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
     /// What it weighs in the bounds: its text and what PostgreSQL and we spend around it.
     pub fn weight(&self) -> usize {
         self.definition.len() + 256
@@ -36,10 +51,40 @@ impl Statement {
     }
 }
 
+/// What a statement's meaning depends on besides its text and types.
+#[derive(Debug, Clone)]
+pub enum ParseKey {
+    /// These settings, as far as parsing and planning read them.
+    Settings(Arc<Settings>),
+    /// Settings that nobody knows: the statement is shared with no one.
+    Private(u64),
+}
+
+impl PartialEq for ParseKey {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Settings(one), Self::Settings(two)) => one.parses_like(two),
+            (Self::Private(one), Self::Private(two)) => one == two,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for ParseKey {}
+
+impl Hash for ParseKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Settings(settings) => settings.parse_key().hash(state),
+            Self::Private(number) => number.hash(state),
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     definition: Box<[u8]>,
-    parse_key: u64,
+    parse_key: ParseKey,
 }
 
 /// The statements that clients of one pool hold at this moment.
@@ -73,8 +118,14 @@ impl SharedStatements {
         name.starts_with(self.prefix.as_bytes())
     }
 
+    /// A name of ours that no statement has or will have.
+    pub fn unused_name(&self) -> Vec<u8> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        format!("{}{id}", self.prefix).into_bytes()
+    }
+
     /// The shared statement of a definition parsed under these settings, made if nobody holds it.
-    pub fn share(&self, definition: &[u8], parse_key: u64, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+    pub fn share(&self, definition: &[u8], parse_key: ParseKey, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
         if by_key.statements.len() >= by_key.sweep_at {
             by_key.statements.retain(|_, weak| weak.strong_count() > 0);
@@ -94,9 +145,28 @@ impl SharedStatements {
             name,
             definition: definition.into(),
             effects: effects(),
+            key: key.parse_key.clone(),
+            proven: AtomicBool::new(false),
         });
         by_key.statements.insert(key, Arc::downgrade(&statement));
         statement
+    }
+
+    /// The shared statement of a definition that PostgreSQL is known to parse, if somebody holds it.
+    pub fn find_proven(&self, definition: &[u8], parse_key: ParseKey) -> Option<Arc<Statement>> {
+        let key = Key {
+            definition: definition.into(),
+            parse_key,
+        };
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = by_key.statements.get(&key).and_then(Weak::upgrade);
+        found.filter(|statement| statement.is_proven())
+    }
+
+    /// Shares none of the statements so far with anyone who comes from now on.
+    pub fn forget(&self) {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        *by_key = ByKey::default();
     }
 }
 
@@ -234,7 +304,7 @@ mod tests {
     }
 
     fn share(of: &SharedStatements, text: &[u8], key: u64) -> Arc<Statement> {
-        of.share(text, key, || Effects::NONE)
+        of.share(text, ParseKey::Private(key), || Effects::NONE)
     }
 
     /// Trap 27: the key is the whole text, the types and the settings; a name is never used twice.
@@ -265,6 +335,23 @@ mod tests {
         assert!(!backend.touch(&statements[1]));
         assert_eq!(backend.len(), 2);
         assert!(backend.evict(100_000).is_none());
+    }
+
+    /// Trap 28: clients whose settings parse alike share, whatever their other settings.
+    #[test]
+    fn trap_28_the_settings_that_parsing_reads_are_part_of_the_key() {
+        let all = shared();
+        let under = |name: &str, value: &str| {
+            let settings = Arc::new(Settings::new([(name.into(), value.into())]));
+            all.share(b"select 1\0\0\0", ParseKey::Settings(settings), || Effects::NONE)
+        };
+        let utc = under("TimeZone", "UTC");
+        assert!(Arc::ptr_eq(&utc, &under("timezone", "UTC")));
+        assert_ne!(utc.id, under("TimeZone", "Asia/Shanghai").id);
+        let plain = under("application_name", "psql");
+        assert!(Arc::ptr_eq(&plain, &under("statement_timeout", "5s")));
+        all.forget();
+        assert_ne!(utc.id, under("TimeZone", "UTC").id);
     }
 
     /// Trap 26: the only statement held, however large, is in use.

@@ -26,4 +26,5 @@ mod startup;
 mod startup_parameters;
 mod support;
 mod transaction_pooling;
+mod twins;
 mod upstream;
