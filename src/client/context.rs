@@ -49,7 +49,10 @@ impl Snapshot {
     /// Loads certificates and derives verifiers.
     pub fn new(config: Arc<Config>, mock_key: [u8; 32]) -> Result<Self, BadSnapshot> {
         let modes = || {
-            let own = config.listen.iter().map(|listener| listener.tls.unwrap_or(config.tls.mode));
+            let own = config
+                .listen
+                .iter()
+                .map(|listener| listener.tls.unwrap_or(config.tls.mode));
             own.chain([config.tls.mode])
         };
         let tls_of = |mode, is_wanted: bool| {
@@ -64,7 +67,7 @@ impl Snapshot {
         let verifies = modes().any(|mode| mode == ClientTlsMode::VerifyFull);
         let verifying_tls = tls_of(ClientTlsMode::VerifyFull, verifies)?;
         let credentials = Credentials::derive(&config)?;
-        let mock = MockSecret::new(mock_key, config.auth.scram_iterations);
+        let mock = MockSecret::new(mock_key, credentials.usual().scram_iterations);
         Ok(Self {
             config,
             credentials,
@@ -197,7 +200,10 @@ impl ClientContext {
 
     /// A place among the connections that there are descriptors for, or none.
     pub fn connection_place(self: &Arc<Self>) -> Option<Place> {
-        self.place(|context| &context.connections, u32::try_from(self.room).unwrap_or(u32::MAX))
+        self.place(
+            |context| &context.connections,
+            u32::try_from(self.room).unwrap_or(u32::MAX),
+        )
     }
 
     /// A place among those who are being told that there is none; without one they aren't even told.

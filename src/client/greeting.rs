@@ -106,7 +106,10 @@ pub async fn greet(
 
 /// The database that the client's pool is of. Physical replication is connected to none, and need not name one.
 fn database_of(login: &Login, context: &ClientContext) -> String {
-    let names_one = login.parameters.iter().any(|(name, value)| name == "database" && !value.is_empty());
+    let names_one = login
+        .parameters
+        .iter()
+        .any(|(name, value)| name == "database" && !value.is_empty());
     if login.replication == Replication::Physical && !names_one {
         context.pools.default_key().database
     } else {

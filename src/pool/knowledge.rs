@@ -265,7 +265,9 @@ async fn try_setting(backend: &mut Backend, pair: &(String, String)) -> Result<R
     if is_custom(name) && first(1).is_none() {
         return Ok(Ok(Proven::Placeholder));
     }
-    let value = first(2).and_then(|row| row.first().cloned().flatten()).unwrap_or_default();
+    let value = first(2)
+        .and_then(|row| row.first().cloned().flatten())
+        .unwrap_or_default();
     Ok(Ok(Proven::Value(String::from_utf8_lossy(&value).into_owned())))
 }
 
@@ -319,8 +321,14 @@ mod tests {
         let knowledge = Knowledge::new();
         knowledge.remember(&pair("App.Tenant", "1"), Proven::Placeholder);
         knowledge.remember(&pair("TimeZone", "utc"), Proven::Value("UTC".to_owned()));
-        assert!(matches!(knowledge.proof(&pair("app.tenant", "2")), Some(Proven::Placeholder)));
-        assert!(matches!(knowledge.proof(&pair("timezone", "utc")), Some(Proven::Value(_))));
+        assert!(matches!(
+            knowledge.proof(&pair("app.tenant", "2")),
+            Some(Proven::Placeholder)
+        ));
+        assert!(matches!(
+            knowledge.proof(&pair("timezone", "utc")),
+            Some(Proven::Value(_))
+        ));
         assert!(knowledge.proof(&pair("timezone", "UTC")).is_none());
         knowledge.forget_proven();
         assert!(knowledge.proof(&pair("app.tenant", "2")).is_none());

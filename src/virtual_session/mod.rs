@@ -231,7 +231,10 @@ impl VirtualSession {
 
     /// Whether a backend can be made to agree with the ledger: it holds no custom setting that the client doesn't have.
     pub fn accepts(&self, backend: &BackendState) -> bool {
-        backend.placeholders.iter().all(|name| self.wanted.value(name).is_some())
+        backend
+            .placeholders
+            .iter()
+            .all(|name| self.wanted.value(name).is_some())
     }
 
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.

@@ -115,7 +115,11 @@ fn stored_password(role: &str) -> String {
 #[tokio::test]
 async fn every_method_logs_in_with_every_form_of_a_password_that_it_can_check() {
     let database = Postgres::shared().create_database();
-    let (verifier, hash, plain) = (stored_password(USER), stored_password("hashed"), stored_password("plain"));
+    let (verifier, hash, plain) = (
+        stored_password(USER),
+        stored_password("hashed"),
+        stored_password("plain"),
+    );
     let config = format!(
         "{ONE_PER_METHOD}
 users:
@@ -168,14 +172,21 @@ async fn a_client_key_is_passed_through_where_only_a_verifier_is_known() {
 async fn wrong_passwords_and_unknown_users_are_told_the_same_by_every_method() {
     let database = Postgres::shared().create_database();
     let config = format!("{ONE_PER_METHOD}\nusers: [{{name: {USER}, password: {PASSWORD}}}]");
-    let sidecar = Sidecar::builder(&database).config(config).own_listen().start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .config(config)
+        .own_listen()
+        .start_ready()
+        .await;
     for number in [MD5, CLEARTEXT] {
         let mut seen = Vec::new();
         for user in [USER, "nobody"] {
             let mut client = over_socket(&sidecar, number).await;
             let refusal = client.log_in(user, "wrong", &[("database", &database.name)]).await;
             let refusal = refusal.expect_err("the password is wrong");
-            assert_eq!(refusal.message, format!("password authentication failed for user \"{user}\""));
+            assert_eq!(
+                refusal.message,
+                format!("password authentication failed for user \"{user}\"")
+            );
             seen.push((refusal.sqlstate, refusal.severity, client.authentication.clone()));
             assert!(client.until_closed().await.is_empty());
         }
@@ -187,7 +198,11 @@ async fn wrong_passwords_and_unknown_users_are_told_the_same_by_every_method() {
 async fn trust_admits_configured_users_only() {
     let database = Postgres::shared().create_database();
     let config = format!("{ONE_PER_METHOD}\nusers: [{{name: {USER}, password: {PASSWORD}}}]");
-    let sidecar = Sidecar::builder(&database).config(config).own_listen().start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .config(config)
+        .own_listen()
+        .start_ready()
+        .await;
     let mut client = over_socket(&sidecar, TRUST).await;
     let refusal = client.log_in("trusted", "", &[("database", &database.name)]).await;
     let refusal = refusal.expect_err("PostgreSQL would have it, but the configuration has not");
@@ -214,15 +229,24 @@ databases: {{long: {{dbname: {}, user: {USER}}}}}",
     let mut bystander = None;
     for number in [MD5, CLEARTEXT] {
         let mut client = over_socket(&sidecar, number).await;
-        client.log_in(USER, &long, &[("database", "long")]).await.expect("the password is right");
+        client
+            .log_in(USER, &long, &[("database", "long")])
+            .await
+            .expect("the password is right");
         assert_eq!(client.value("SELECT 1").await, "1");
         bystander = Some(client);
     }
     let mut client = RawClient::connect(sidecar.port).await;
-    client.log_in(USER, &long, &[("database", "long")]).await.expect("and by SCRAM");
+    client
+        .log_in(USER, &long, &[("database", "long")])
+        .await
+        .expect("and by SCRAM");
     let mut client = over_socket(&sidecar, CLEARTEXT).await;
     let refusal = client.log_in(USER, &"p".repeat(70_000), &[("database", "long")]).await;
-    assert_eq!(refusal.expect_err("no password is that long").sqlstate.to_string(), "08P01");
+    assert_eq!(
+        refusal.expect_err("no password is that long").sqlstate.to_string(),
+        "08P01"
+    );
     assert_eq!(bystander.unwrap().value("SELECT 1").await, "1");
 }
 
@@ -231,7 +255,10 @@ async fn trap_87_passwords_are_prepared_as_saslprep_says() {
     let database = Postgres::shared().create_database();
     // A soft hyphen maps to nothing, a no-break space to a space, and the Roman numeral to two letters.
     let users = "[{name: app, password: \"I\\u00adX \\u2163\"}]";
-    let config = format!("databases: {{prepared: {{dbname: {}, user: {USER}}}}}\nusers: {users}", database.name);
+    let config = format!(
+        "databases: {{prepared: {{dbname: {}, user: {USER}}}}}\nusers: {users}",
+        database.name
+    );
     let sidecar = Sidecar::builder(&database).config(config).start().await;
     let url = sidecar.url_as(USER, "IX%C2%A0IV", "prepared");
     assert_eq!(psql(&url, &["SELECT 1"]).await.ok(), "1");
@@ -259,7 +286,10 @@ databases: {{rotated: {{dbname: {}, user: {USER}}}}}",
             None => RawClient::connect(sidecar.port).await,
             Some(number) => over_socket(&sidecar, number).await,
         };
-        client.log_in(USER, password, &[("database", "rotated")]).await.expect("the new password is right");
+        client
+            .log_in(USER, password, &[("database", "rotated")])
+            .await
+            .expect("the new password is right");
         assert_eq!(client.value("SELECT 1").await, "1");
     }
     let mut client = RawClient::connect(sidecar.port).await;
@@ -283,7 +313,9 @@ async fn users_follow_a_reload_and_nobody_is_dropped() {
     sidecar.wait_for_log("reloaded").await;
     RawClient::login(sidecar.port, USER, "second", "named").await;
     let mut late = RawClient::connect(sidecar.port).await;
-    late.log_in(USER, "first", &[("database", "named")]).await.expect_err("the old password is gone");
+    late.log_in(USER, "first", &[("database", "named")])
+        .await
+        .expect_err("the old password is gone");
     assert_eq!(before.value("SELECT 1").await, "1");
 }
 
@@ -302,7 +334,10 @@ async fn where_no_password_is_known_the_start_is_refused_and_the_key_named() {
         .set("UPSTREAM__PASSWORD_COMMAND", "echo secret")
         .spawn();
     assert_eq!(sidecar.wait_exit().await.code(), Some(1), "{}", sidecar.log());
-    let log = eventually("the refusal", async || Some(sidecar.log()).filter(|log| log.contains("users"))).await;
+    let log = eventually("the refusal", async || {
+        Some(sidecar.log()).filter(|log| log.contains("users"))
+    })
+    .await;
     assert!(log.contains("auth_query") && log.lines().count() <= 2, "{log}");
 }
 

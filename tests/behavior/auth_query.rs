@@ -14,7 +14,9 @@ fn asking(database: &Database, query: &str) -> Builder {
     let query = query.replace('\'', "''");
     Sidecar::builder(database)
         .upstream(database.url_as("postgres", SUPERUSER_PASSWORD))
-        .config(format!("auth_query:\n  query: '{query}'\n  cache_ttl: 1h\n  negative_ttl: 0s\n"))
+        .config(format!(
+            "auth_query:\n  query: '{query}'\n  cache_ttl: 1h\n  negative_ttl: 0s\n"
+        ))
 }
 
 /// A role of this name and password, unique in the cluster by the database's name.
@@ -28,7 +30,11 @@ async fn refused(sidecar: &Sidecar, user: &str, password: &str, database: &Datab
     let mut client = RawClient::connect(sidecar.port).await;
     let refusal = client.log_in(user, password, &[("database", &database.name)]).await;
     let report = refusal.expect_err("the login is refused");
-    assert_eq!(client.authentication, [10, 11], "the exchange is as long as a known user's");
+    assert_eq!(
+        client.authentication,
+        [10, 11],
+        "the exchange is as long as a known user's"
+    );
     format!("{} {}", report.sqlstate, report.message)
 }
 
@@ -39,12 +45,18 @@ fn wrong_password(user: &str) -> String {
 #[tokio::test]
 async fn one_column_and_two_name_the_password() {
     let database = Postgres::shared().create_database();
-    for query in [TWO_COLUMNS, "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1;"] {
+    for query in [
+        TWO_COLUMNS,
+        "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1;",
+    ] {
         let sidecar = asking(&database, query).start_ready().await;
         let url = sidecar.url_as(USER, PASSWORD, &database.name);
         assert_eq!(psql(&url, &["SELECT session_user"]).await.ok(), USER);
         assert_eq!(refused(&sidecar, USER, "wrong", &database).await, wrong_password(USER));
-        assert_eq!(refused(&sidecar, "nobody", "wrong", &database).await, wrong_password("nobody"));
+        assert_eq!(
+            refused(&sidecar, "nobody", "wrong", &database).await,
+            wrong_password("nobody")
+        );
     }
 }
 
@@ -85,7 +97,10 @@ async fn a_query_may_return_the_password_itself() {
 async fn a_null_password_is_no_login() {
     let database = Postgres::shared().create_database();
     let sidecar = asking(&database, TWO_COLUMNS).start_ready().await;
-    assert_eq!(refused(&sidecar, "trusted", "", &database).await, wrong_password("trusted"));
+    assert_eq!(
+        refused(&sidecar, "trusted", "", &database).await,
+        wrong_password("trusted")
+    );
 }
 
 #[tokio::test]
@@ -99,7 +114,10 @@ async fn trap_86_valid_until_is_honoured_though_the_query_knows_nothing_of_it() 
     let forever = role(&database, "forever", "PASSWORD 'pw' VALID UNTIL 'infinity'");
     login(&forever).await.expect("it is valid");
     let expired = role(&database, "expired", "PASSWORD 'pw' VALID UNTIL '2020-01-01'");
-    assert_eq!(refused(&sidecar, &expired, "pw", &database).await, wrong_password(&expired));
+    assert_eq!(
+        refused(&sidecar, &expired, "pw", &database).await,
+        wrong_password(&expired)
+    );
     // What is remembered for an hour is remembered no longer than it is valid.
     let expiring = role(&database, "expiring", "PASSWORD 'pw'");
     Postgres::shared().psql(
@@ -127,7 +145,10 @@ async fn trap_86_no_schema_of_a_users_stands_before_pg_catalog() {
     );
     let query = "SELECT rolname, rolpassword FROM pg_authid WHERE lower(rolname) = lower($1)";
     let sidecar = asking(&database, query).start_ready().await;
-    assert_eq!(refused(&sidecar, USER, "known to the attacker", &database).await, wrong_password(USER));
+    assert_eq!(
+        refused(&sidecar, USER, "known to the attacker", &database).await,
+        wrong_password(USER)
+    );
     RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
 }
 
@@ -212,7 +233,10 @@ auth_query: {{query: '{TWO_COLUMNS}', cache_ttl: 1h}}"
     // An answer is asked for again when it is a second old: by the password method the same login succeeds.
     eventually("a login with the new password", async || {
         let mut client = RawClient::connect_unix(&sidecar.socket_directory().join(".s.PGSQL.1")).await;
-        client.log_in(&user, "second", &[("database", &database.name)]).await.ok()?;
+        client
+            .log_in(&user, "second", &[("database", &database.name)])
+            .await
+            .ok()?;
         Some(client.value("SELECT session_user").await)
     })
     .await;
@@ -220,7 +244,10 @@ auth_query: {{query: '{TWO_COLUMNS}', cache_ttl: 1h}}"
     // By SCRAM the salt was told already: the login after it does.
     eventually("a login with the newest password", async || {
         let mut client = RawClient::connect(sidecar.port).await;
-        client.log_in(&user, "third", &[("database", &database.name)]).await.ok()?;
+        client
+            .log_in(&user, "third", &[("database", &database.name)])
+            .await
+            .ok()?;
         Some(client.value("SELECT session_user").await)
     })
     .await;

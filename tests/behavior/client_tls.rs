@@ -43,7 +43,10 @@ async fn plus_is_offered_first_and_only_over_tls() {
     let sidecar = with_tls(&database, "allow").start_ready().await;
     for (mut client, offered) in [
         (RawClient::connect(sidecar.port).await, &b"SCRAM-SHA-256\0\0"[..]),
-        (RawClient::connect_tls(sidecar.port).await, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"),
+        (
+            RawClient::connect_tls(sidecar.port).await,
+            b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
+        ),
     ] {
         client.startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER)]).await;
         assert_eq!(client.message().await.body.get(4..), Some(offered));
@@ -61,7 +64,10 @@ async fn trap_83_a_client_that_was_lied_to_about_plus_is_refused() {
     compose::sasl_initial_response(&mut first, "SCRAM-SHA-256", b"y,,n=,r=abcdefgh");
     client.send(&first).await;
     let report = client.message().await.report();
-    assert_eq!((report.sqlstate.as_str(), report.message.as_ref()), ("28000", "SCRAM channel binding negotiation error"));
+    assert_eq!(
+        (report.sqlstate.as_str(), report.message.as_ref()),
+        ("28000", "SCRAM channel binding negotiation error")
+    );
 }
 
 #[tokio::test]
@@ -73,10 +79,15 @@ async fn where_tls_is_required_a_plain_login_is_refused_and_a_cancel_is_not() {
     assert_eq!(plain.message().await.sqlstate(), "28000");
     assert!(plain.until_closed().await.is_empty());
     let mut client = RawClient::connect_tls(sidecar.port).await;
-    client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.expect("the password is right");
+    client
+        .log_in(USER, PASSWORD, &[("database", &database.name)])
+        .await
+        .expect("the password is right");
     let key = client.cancel_key.clone().expect("BackendKeyData came");
     client.query("SELECT pg_sleep(60)").await;
-    sidecar.wait_metric("pgsidecar_backends", &[("state", "active")], |backends| backends == 1.0).await;
+    sidecar
+        .wait_metric("pgsidecar_backends", &[("state", "active")], |backends| backends == 1.0)
+        .await;
     crate::support::raw_client::cancel(sidecar.port, &key).await;
     assert_eq!(client.expect("T E Z").await[1].sqlstate(), "57014");
 }
@@ -85,14 +96,25 @@ async fn where_tls_is_required_a_plain_login_is_refused_and_a_cancel_is_not() {
 async fn trap_05_direct_tls_needs_its_alpn() {
     let database = Postgres::shared().create_database();
     let sidecar = with_tls(&database, "allow").start_ready().await;
-    let mut client = RawClient::connect_direct_tls(sidecar.port, &["postgresql"]).await.expect("direct TLS");
-    client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.expect("the password is right");
+    let mut client = RawClient::connect_direct_tls(sidecar.port, &["postgresql"])
+        .await
+        .expect("direct TLS");
+    client
+        .log_in(USER, PASSWORD, &[("database", &database.name)])
+        .await
+        .expect("the password is right");
     assert_eq!(client.value("SELECT 1").await, "1");
     // Without it nothing is read of what follows; with another one there is no handshake.
-    let mut nameless = RawClient::connect_direct_tls(sidecar.port, &[]).await.expect("the handshake itself");
+    let mut nameless = RawClient::connect_direct_tls(sidecar.port, &[])
+        .await
+        .expect("the handshake itself");
     let _ = nameless.try_send(b"\0\0\0\x08\0\x03\0\0").await;
     assert!(nameless.until_closed().await.iter().all(|message| message.tag == b'E'));
-    assert!(RawClient::connect_direct_tls(sidecar.port, &["http/1.1"]).await.is_err());
+    assert!(
+        RawClient::connect_direct_tls(sidecar.port, &["http/1.1"])
+            .await
+            .is_err()
+    );
 }
 
 /// OpenSSL's own client, with ALPN (trap 5) and without a goodbye at its end (trap 94).
@@ -104,20 +126,32 @@ async fn trap_94_openssl_agrees_on_alpn_and_its_end_without_goodbye_is_no_error(
     let arguments = ["s_client", "-connect", &address, "-alpn", "postgresql"];
     for ask in [&[][..], &["-starttls", "postgres"]] {
         let mut command = mortal("openssl");
-        command.args(arguments).args(ask).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .args(arguments)
+            .args(ask)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().expect("openssl is installed");
         // A TerminateMessage is no startup packet; what matters is the handshake before it.
         child.stdin.take().unwrap().write_all(b"Q\n").unwrap();
-        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
+            .await
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("ALPN protocol: postgresql"), "{ask:?}: {text}");
         assert!(text.contains("TLSv1.3"), "{text}");
     }
     let mut client = RawClient::connect_tls(sidecar.port).await;
-    client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.expect("the password is right");
+    client
+        .log_in(USER, PASSWORD, &[("database", &database.name)])
+        .await
+        .expect("the password is right");
     assert_eq!(client.value("SELECT 1").await, "1");
     drop(client);
-    sidecar.wait_metric("pgsidecar_clients", &[], |clients| clients == 0.0).await;
+    sidecar
+        .wait_metric("pgsidecar_clients", &[], |clients| clients == 0.0)
+        .await;
     assert!(!sidecar.log().contains("ERROR"), "{}", sidecar.log());
 }
 
@@ -125,14 +159,22 @@ async fn trap_94_openssl_agrees_on_alpn_and_its_end_without_goodbye_is_no_error(
 async fn trap_04_no_encryption_is_asked_for_inside_tls() {
     let database = Postgres::shared().create_database();
     let sidecar = with_tls(&database, "allow").start_ready().await;
-    for (number, ask) in [(5679, compose::ssl_request as fn(&mut BytesMut)), (5680, compose::gssenc_request)] {
+    for (number, ask) in [
+        (5679, compose::ssl_request as fn(&mut BytesMut)),
+        (5680, compose::gssenc_request),
+    ] {
         let mut client = RawClient::connect_tls(sidecar.port).await;
         let mut request = BytesMut::new();
         ask(&mut request);
         client.send(&request).await;
         let report = client.message().await.report();
         assert_eq!(report.sqlstate.as_str(), "0A000");
-        assert!(report.message.starts_with(&format!("unsupported frontend protocol 1234.{number}")), "{report}");
+        assert!(
+            report
+                .message
+                .starts_with(&format!("unsupported frontend protocol 1234.{number}")),
+            "{report}"
+        );
     }
 }
 
@@ -146,7 +188,10 @@ async fn trap_03_bytes_that_came_before_tls_are_never_read_after_it() {
     compose::startup_message(&mut request, pgsidecar::wire::PROTOCOL_3_0, [("user", "injected")]);
     client.send(&request).await;
     let report = client.message().await.report();
-    assert_eq!((report.sqlstate.as_str(), report.message.as_ref()), ("08P01", "received unencrypted data after SSL request"));
+    assert_eq!(
+        (report.sqlstate.as_str(), report.message.as_ref()),
+        ("08P01", "received unencrypted data after SSL request")
+    );
     assert!(client.until_closed().await.is_empty());
 }
 
@@ -170,7 +215,13 @@ databases: {{named: {{dbname: {}, user: {USER}}}}}",
     let url = |user: &str, options: &str| format!("postgres://{user}@127.0.0.1:{}/named?{options}", sidecar.port);
     assert_eq!(psql(&url("certified", &certified), &["SELECT 1"]).await.ok(), "1");
     let refused = psql(&url(USER, &certified), &["SELECT 1"]).await;
-    assert!(refused.stderr.contains("certificate authentication failed for user \"app\""), "{}", refused.stderr);
+    assert!(
+        refused
+            .stderr
+            .contains("certificate authentication failed for user \"app\""),
+        "{}",
+        refused.stderr
+    );
     let without = psql(&url("certified", "sslmode=require&sslcert=/nowhere"), &["SELECT 1"]).await;
     assert_ne!(without.code, Some(0), "a certificate is demanded here");
     // The other listener lets clients do without.
@@ -192,8 +243,13 @@ databases: {{named: {{dbname: {}, user: {USER}}}}}",
 async fn tls_on_a_plain_port_is_refused_as_tls_says_it() {
     let database = Postgres::shared().create_database();
     let sidecar = Sidecar::start(&database).await;
-    let error = RawClient::connect_direct_tls(sidecar.port, &["postgresql"]).await.expect_err("there is no TLS");
+    let error = RawClient::connect_direct_tls(sidecar.port, &["postgresql"])
+        .await
+        .expect_err("there is no TLS");
     assert!(error.to_string().contains("HandshakeFailure"), "{error}");
     let mut client = RawClient::connect(sidecar.port).await;
-    client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.expect("nothing else is disturbed");
+    client
+        .log_in(USER, PASSWORD, &[("database", &database.name)])
+        .await
+        .expect("nothing else is disturbed");
 }

@@ -86,14 +86,20 @@ async fn beyond_max_unauthenticated_a_connection_is_refused_with_53300_and_clien
         .start_ready()
         .await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    let mut mute = vec![RawClient::connect(sidecar.port).await, RawClient::connect(sidecar.port).await];
+    let mut mute = vec![
+        RawClient::connect(sidecar.port).await,
+        RawClient::connect(sidecar.port).await,
+    ];
     for silent in &mut mute {
         // Half a length word: accepted, and waited for.
         silent.send(&[0]).await;
     }
     eventually("a refusal", async || {
         let mut one_more = RawClient::connect(sidecar.port).await;
-        let refusal = one_more.log_in(USER, PASSWORD, &[("database", &database.name)]).await.err()?;
+        let refusal = one_more
+            .log_in(USER, PASSWORD, &[("database", &database.name)])
+            .await
+            .err()?;
         (refusal.sqlstate == SqlState::TOO_MANY_CONNECTIONS).then_some(())
     })
     .await;
@@ -141,7 +147,10 @@ async fn the_login_deadline_is_not_the_databases() {
     let mut client = RawClient::connect(sidecar.port).await;
     let refusal = client.log_in(USER, PASSWORD, &[("database", "fake")]).await;
     let report = refusal.expect_err("no backend comes");
-    assert_eq!((report.severity.as_str(), report.sqlstate), ("FATAL", SqlState::TOO_MANY_CONNECTIONS));
+    assert_eq!(
+        (report.severity.as_str(), report.sqlstate),
+        ("FATAL", SqlState::TOO_MANY_CONNECTIONS)
+    );
     assert!(report.detail.is_some(), "{report:?}");
 }
 
@@ -156,7 +165,9 @@ async fn trap_12_a_client_that_leaves_while_the_database_is_waited_for_is_forgot
     for _ in 0..3 {
         eventually("a place", async || {
             let mut client = RawClient::connect(sidecar.port).await;
-            client.startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER), ("database", "fake")]).await;
+            client
+                .startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER), ("database", "fake")])
+                .await;
             let first = client.message().await;
             (first.tag == b'R').then_some(())?;
             client.prove(PASSWORD, &first).await;
@@ -194,7 +205,10 @@ async fn trap_89_clients_are_refused_before_backends_have_no_descriptors() {
     mute.truncate(10);
     eventually("room", async || {
         let mut client = RawClient::connect(sidecar.port).await;
-        client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.ok()
+        client
+            .log_in(USER, PASSWORD, &[("database", &database.name)])
+            .await
+            .ok()
     })
     .await;
 }

@@ -23,7 +23,11 @@ listen:
   - {address: 'unix:$DIRECTORY:2', auth: peer}
   - {address: 'unix:$DIRECTORY:3', unix_socket_mode: '0770'}
 ";
-    let mut sidecar = Sidecar::builder(&database).config(config).own_listen().start_ready().await;
+    let mut sidecar = Sidecar::builder(&database)
+        .config(config)
+        .own_listen()
+        .start_ready()
+        .await;
     let path = |number: u16| sidecar.socket_directory().join(format!(".s.PGSQL.{number}"));
     for (number, mode) in [(6432, 0o777), (1, 0o700), (2, 0o700), (3, 0o770)] {
         let metadata = std::fs::metadata(path(number)).expect("the socket is there");
@@ -31,7 +35,10 @@ listen:
     }
     for number in [6432, 1, 3] {
         let mut client = RawClient::connect_unix(&path(number)).await;
-        client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.expect("the login succeeds");
+        client
+            .log_in(USER, PASSWORD, &[("database", &database.name)])
+            .await
+            .expect("the login succeeds");
         assert_eq!(client.value("SELECT 1").await, "1");
     }
     let gone = path(6432);
@@ -51,13 +58,23 @@ peer_users: {{{}: [{USER}], somebody: other}}
 ",
         system_user()
     );
-    let sidecar = Sidecar::builder(&database).config(config).own_listen().start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .config(config)
+        .own_listen()
+        .start_ready()
+        .await;
     let path = sidecar.socket_directory().join(".s.PGSQL.1");
     let mut client = RawClient::connect_unix(&path).await;
-    client.log_in(USER, "", &[("database", &database.name)]).await.expect("it is mapped");
+    client
+        .log_in(USER, "", &[("database", &database.name)])
+        .await
+        .expect("it is mapped");
     assert_eq!(client.value("SELECT session_user").await, USER);
     assert_eq!(client.authentication, [0]);
-    let refusal = RawClient::connect_unix(&path).await.log_in("other", "", &[("database", &database.name)]).await;
+    let refusal = RawClient::connect_unix(&path)
+        .await
+        .log_in("other", "", &[("database", &database.name)])
+        .await;
     let report = refusal.expect_err("it is not mapped to that one");
     assert_eq!(
         (report.sqlstate.as_str(), report.message.as_ref()),
@@ -80,7 +97,10 @@ databases: {{named: {{dbname: {}, user: {USER}}}}}
     let sidecar = Sidecar::builder(&database).config(config).own_listen().start().await;
     let path = sidecar.socket_directory().join(".s.PGSQL.1");
     let mut client = RawClient::connect_unix(&path).await;
-    client.log_in(&own, "", &[("database", "named")]).await.expect("it is the same name");
+    client
+        .log_in(&own, "", &[("database", "named")])
+        .await
+        .expect("it is the same name");
     assert_eq!(client.value("SELECT session_user").await, USER);
     RawClient::connect_unix(&path)
         .await
@@ -99,13 +119,19 @@ async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
     let with_socket = || {
         let port = free_port();
         let builder = Sidecar::builder(&database).own_listen();
-        (port, builder.variable("PGSIDECAR_LISTEN", format!("127.0.0.1:{port},{address}")))
+        (
+            port,
+            builder.variable("PGSIDECAR_LISTEN", format!("127.0.0.1:{port},{address}")),
+        )
     };
     let (_, builder) = with_socket();
     let first = builder.spawn();
     first.wait_for_log("pgsidecar serves").await;
     let mut client = RawClient::connect_unix(&path).await;
-    client.log_in(USER, PASSWORD, &[("database", &database.name)]).await.expect("the login succeeds");
+    client
+        .log_in(USER, PASSWORD, &[("database", &database.name)])
+        .await
+        .expect("the login succeeds");
     let (_, builder) = with_socket();
     let mut second = builder.spawn();
     assert_eq!(second.wait_exit().await.code(), Some(1));

@@ -199,7 +199,11 @@ async fn trap_06_options_that_nobody_knows_are_negotiated_at_any_version() {
         (PROTOCOL_3_0, &["_pq_.one", "_pq_.two"], Some(PROTOCOL_3_0)),
         (PROTOCOL_3_2, &["_pq_.one"], Some(PROTOCOL_3_2)),
         ((3 << 16) | 3, &[], Some(PROTOCOL_3_2)),
-        ((3 << 16) | 9999, &["_pq_.test_protocol_negotiation"], Some(PROTOCOL_3_2)),
+        (
+            (3 << 16) | 9999,
+            &["_pq_.test_protocol_negotiation"],
+            Some(PROTOCOL_3_2),
+        ),
     ] {
         let mut client = RawClient::connect(sidecar.port).await;
         let mut parameters = vec![("user", USER), ("database", database.name.as_str())];
@@ -210,7 +214,9 @@ async fn trap_06_options_that_nobody_knows_are_negotiated_at_any_version() {
             assert_eq!(char::from(message.tag), 'v');
             let count = u32::try_from(options.len()).unwrap();
             let mut expected = [negotiated.to_be_bytes(), count.to_be_bytes()].concat();
-            options.iter().for_each(|option| expected.extend([option.as_bytes(), b"\0"].concat()));
+            options
+                .iter()
+                .for_each(|option| expected.extend([option.as_bytes(), b"\0"].concat()));
             assert_eq!(message.body, expected, "{version:#x}");
             client.forget_seen();
         }
@@ -263,7 +269,10 @@ async fn trap_03_data_behind_a_refused_request_is_an_attack() {
     compose::startup_message(&mut request, PROTOCOL_3_0, [("user", USER)]);
     client.send(&request).await;
     let report = client.message().await.report();
-    assert_eq!(report.message, "received unencrypted data after GSSAPI encryption request");
+    assert_eq!(
+        report.message,
+        "received unencrypted data after GSSAPI encryption request"
+    );
 }
 
 /// Trap 1: PostgreSQL takes startup packets of up to 10000 bytes, however they are cut.
@@ -344,7 +353,9 @@ async fn malformed_messages_during_the_authentication_end_only_their_sender() {
         b"\0\0\0\0\0\0\0\0\0\0",
     ] {
         let mut client = RawClient::connect(sidecar.port).await;
-        client.startup(PROTOCOL_3_0, &[("user", USER), ("database", &database.name)]).await;
+        client
+            .startup(PROTOCOL_3_0, &[("user", USER), ("database", &database.name)])
+            .await;
         client.message().await;
         client.send(words).await;
         let told = client.until_closed().await;
@@ -364,7 +375,13 @@ async fn garbage_is_turned_away_and_disturbs_nobody() {
     getrandom::fill(&mut random).unwrap();
     // Not a TLS record by chance.
     random[0] = b'~';
-    for garbage in [&random[..], b"SSH-2.0-OpenSSH_9.2\r\n", b"EHLO example.org\r\n", &[0xff; 64], &[0; 64]] {
+    for garbage in [
+        &random[..],
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"EHLO example.org\r\n",
+        &[0xff; 64],
+        &[0; 64],
+    ] {
         let mut client = RawClient::connect(sidecar.port).await;
         let _ = client.try_send(garbage).await;
         let told = client.until_closed().await;
@@ -376,7 +393,10 @@ async fn garbage_is_turned_away_and_disturbs_nobody() {
 #[tokio::test]
 async fn trap_91_a_half_closed_client_is_a_gone_client() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let idle = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let mut in_block = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     in_block.ask("BEGIN").await;
@@ -386,9 +406,13 @@ async fn trap_91_a_half_closed_client_is_a_gone_client() {
     }
     let mut busy = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     busy.query("SELECT pg_sleep(600)").await;
-    sidecar.wait_metric("pgsidecar_backends", &[("state", "active")], |backends| backends == 1.0).await;
+    sidecar
+        .wait_metric("pgsidecar_backends", &[("state", "active")], |backends| backends == 1.0)
+        .await;
     busy.shutdown().await;
-    sidecar.wait_metric("pgsidecar_clients", &[], |clients| clients == 0.0).await;
+    sidecar
+        .wait_metric("pgsidecar_clients", &[], |clients| clients == 0.0)
+        .await;
     // The only backend is free again.
     let mut next = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     assert_eq!(next.value("SELECT 1").await, "1");
@@ -413,9 +437,16 @@ async fn trap_93_a_storm_of_connections_is_served() {
 #[tokio::test]
 async fn trap_93_a_terminate_of_a_forked_child_ends_the_session_and_nothing_else() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let mut parent = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    let twice = [crate::support::raw_client::terminate(), crate::support::raw_client::terminate()].concat();
+    let twice = [
+        crate::support::raw_client::terminate(),
+        crate::support::raw_client::terminate(),
+    ]
+    .concat();
     parent.send(&twice).await;
     assert!(parent.until_closed().await.is_empty());
     let mut next = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;

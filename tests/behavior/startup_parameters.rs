@@ -6,7 +6,7 @@ use pgsidecar::wire::Report;
 use crate::support::eventually;
 use crate::support::fake_backend::FakeBackend;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
-use crate::support::process::psql;
+use crate::support::process::{client_program, psql, run};
 use crate::support::raw_client::RawClient;
 use crate::support::sidecar::Sidecar;
 
@@ -17,11 +17,7 @@ async fn log_in(port: u16, database: &str, parameters: &[(&str, &str)]) -> Resul
 }
 
 /// The same login past pgsidecar and through it.
-async fn both(
-    database: &Database,
-    sidecar: &Sidecar,
-    parameters: &[(&str, &str)],
-) -> [Result<RawClient, Report>; 2] {
+async fn both(database: &Database, sidecar: &Sidecar, parameters: &[(&str, &str)]) -> [Result<RawClient, Report>; 2] {
     [
         log_in(database.port, &database.name, parameters).await,
         log_in(sidecar.port, &database.name, parameters).await,
@@ -41,24 +37,57 @@ const ACCEPTED: &[(&[(&str, &str)], &str)] = &[
     (&[("client_encoding", "utf8")], "client_encoding"),
     (&[("client_encoding", "latin1")], "client_encoding"),
     (&[("timezone", "asia/tokyo")], "TimeZone"),
-    (&[("TimeZone", "UTC"), ("options", "-c timezone=Europe/Berlin")], "TimeZone"),
+    (
+        &[("TimeZone", "UTC"), ("options", "-c timezone=Europe/Berlin")],
+        "TimeZone",
+    ),
     (&[("intervalstyle", "iso_8601")], "IntervalStyle"),
     (&[("standard_conforming_strings", "off")], "standard_conforming_strings"),
     (&[("application_name", "A plain name")], "application_name"),
     (&[("application_name", "café\ttab")], "application_name"),
-    (&[("APPLICATION_NAME", "a name that is much longer than the sixty-three bytes that PostgreSQL keeps of it")], "application_name"),
+    (
+        &[(
+            "APPLICATION_NAME",
+            "a name that is much longer than the sixty-three bytes that PostgreSQL keeps of it",
+        )],
+        "application_name",
+    ),
     (&[("extra_float_digits", "3")], "extra_float_digits"),
     (&[("statement_timeout", "12345")], "statement_timeout"),
     (&[("search_path", "pg_catalog, \"$user\", \"a b\"")], "search_path"),
-    (&[("options", "-c search_path=one,two -c statement_timeout=5s")], "search_path"),
-    (&[("options", "--statement-timeout=6s --lock_timeout=7s")], "lock_timeout"),
-    (&[("options", "-cwork_mem=5MB -c application_name=with\\ space")], "application_name"),
-    (&[("options", "-c app.tenant=42"), ("app.other", "it's \\ \"quoted\"")], "app.tenant"),
+    (
+        &[("options", "-c search_path=one,two -c statement_timeout=5s")],
+        "search_path",
+    ),
+    (
+        &[("options", "--statement-timeout=6s --lock_timeout=7s")],
+        "lock_timeout",
+    ),
+    (
+        &[("options", "-cwork_mem=5MB -c application_name=with\\ space")],
+        "application_name",
+    ),
+    (
+        &[("options", "-c app.tenant=42"), ("app.other", "it's \\ \"quoted\"")],
+        "app.tenant",
+    ),
     (&[("app.other", "it's \\ \"quoted\"")], "app.other"),
-    (&[("plpgsql.variable_conflict", "use_column")], "plpgsql.variable_conflict"),
-    (&[("plpgsql.variable_conflict", "nonsense")], "plpgsql.variable_conflict"),
-    (&[("default_transaction_isolation", "serializable")], "transaction_isolation"),
-    (&[("default_transaction_read_only", "on")], "default_transaction_read_only"),
+    (
+        &[("plpgsql.variable_conflict", "use_column")],
+        "plpgsql.variable_conflict",
+    ),
+    (
+        &[("plpgsql.variable_conflict", "nonsense")],
+        "plpgsql.variable_conflict",
+    ),
+    (
+        &[("default_transaction_isolation", "serializable")],
+        "transaction_isolation",
+    ),
+    (
+        &[("default_transaction_read_only", "on")],
+        "default_transaction_read_only",
+    ),
     (&[("bytea_output", "escape"), ("lc_monetary", "C")], "bytea_output"),
     (&[("options", "-c geqo=off -c enable_seqscan=no")], "enable_seqscan"),
     (&[("role", "app")], "role"),
@@ -85,14 +114,27 @@ async fn trap_08_every_accepted_parameter_takes_effect_and_is_greeted_as_postgre
             let show = format!("SELECT current_setting('{name}')");
             assert_eq!(through.value(&show).await, direct.value(&show).await, "{parameters:?}");
             let later = format!("BEGIN; {show}; COMMIT");
-            assert_eq!(through.value(&later).await, direct.value(&later).await, "{parameters:?}");
+            assert_eq!(
+                through.value(&later).await,
+                direct.value(&later).await,
+                "{parameters:?}"
+            );
         }
     }
     // None of it reaches a client that asked for nothing.
-    let [direct, through] = both(&database, &sidecar, &[]).await.map(|login| login.expect("a plain login"));
+    let [direct, through] = both(&database, &sidecar, &[])
+        .await
+        .map(|login| login.expect("a plain login"));
     let (mut direct, mut through) = (direct, through);
     assert_eq!(sorted(&through), sorted(&direct));
-    for name in ["statement_timeout", "work_mem", "search_path", "geqo", "role", "default_transaction_read_only"] {
+    for name in [
+        "statement_timeout",
+        "work_mem",
+        "search_path",
+        "geqo",
+        "role",
+        "default_transaction_read_only",
+    ] {
         let show = format!("SELECT current_setting('{name}')");
         assert_eq!(through.value(&show).await, direct.value(&show).await, "{name}");
     }
@@ -161,8 +203,13 @@ async fn trap_07_what_postgresql_refuses_is_refused_in_its_words() {
 async fn trap_09_the_greeting_of_postgresql_18_is_the_same_through() {
     let database = Postgres::shared_18().create_database();
     let sidecar = Sidecar::start(&database).await;
-    for parameters in [&[][..], &[("options", "-c search_path=one,two -c default_transaction_read_only=on")]] {
-        let [direct, through] = both(&database, &sidecar, parameters).await.map(|login| login.expect("accepted"));
+    for parameters in [
+        &[][..],
+        &[("options", "-c search_path=one,two -c default_transaction_read_only=on")],
+    ] {
+        let [direct, through] = both(&database, &sidecar, parameters)
+            .await
+            .map(|login| login.expect("accepted"));
         assert_eq!(sorted(&through), sorted(&direct));
     }
 }
@@ -171,24 +218,38 @@ async fn trap_09_the_greeting_of_postgresql_18_is_the_same_through() {
 async fn trap_11_logins_need_no_backend_once_the_server_is_known() {
     let cluster = Postgres::private(Version::Installed);
     let database = cluster.create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let parameters = [("client_encoding", "utf8"), ("datestyle", "iso")];
-    let mut first = log_in(sidecar.port, &database.name, &parameters).await.expect("the first login");
+    let mut first = log_in(sidecar.port, &database.name, &parameters)
+        .await
+        .expect("the first login");
     // All backends are busy.
     first.ask("BEGIN").await;
     let named = |name: &'static str| [&parameters[..], &[("application_name", name)]].concat();
-    let busy = log_in(sidecar.port, &database.name, &named("while all are busy")).await.expect("no backend is needed");
+    let busy = log_in(sidecar.port, &database.name, &named("while all are busy"))
+        .await
+        .expect("no backend is needed");
     assert_eq!(sorted(&busy).len(), sorted(&first).len());
     first.ask("COMMIT").await;
     let label = [("database", database.name.as_str())];
     let opened = sidecar.metric("pgsidecar_backend_connections_total", &label).await;
     cluster.stop("fast");
     for _ in 0..3 {
-        log_in(sidecar.port, &database.name, &named("while it is down")).await.expect("no backend is needed");
+        log_in(sidecar.port, &database.name, &named("while it is down"))
+            .await
+            .expect("no backend is needed");
     }
-    assert_eq!(sidecar.metric("pgsidecar_backend_connections_total", &label).await, opened);
+    assert_eq!(
+        sidecar.metric("pgsidecar_backend_connections_total", &label).await,
+        opened
+    );
     cluster.start();
-    let mut client = log_in(sidecar.port, &database.name, &named("up again")).await.expect("no backend is needed");
+    let mut client = log_in(sidecar.port, &database.name, &named("up again"))
+        .await
+        .expect("no backend is needed");
     assert_eq!(client.value("SHOW application_name").await, "up again");
 }
 
@@ -198,9 +259,17 @@ async fn the_greeting_is_one_write() {
     let sidecar = Sidecar::start(&database).await;
     RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let mut client = RawClient::connect(sidecar.port).await;
-    client.startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER), ("database", &database.name)]).await;
+    client
+        .startup(
+            pgsidecar::wire::PROTOCOL_3_0,
+            &[("user", USER), ("database", &database.name)],
+        )
+        .await;
     // From the server's final SCRAM message to ReadyForQuery, everything is there with the first byte.
-    let reads = client.authenticate_counting_reads(USER, PASSWORD).await.expect("the login succeeds");
+    let reads = client
+        .authenticate_counting_reads(USER, PASSWORD)
+        .await
+        .expect("the login succeeds");
     assert_eq!(reads, 3, "AuthenticationSASL, its continuation, and all the rest");
 }
 
@@ -210,7 +279,9 @@ async fn trap_09_a_changed_configuration_of_the_server_shows_in_the_next_greetin
     let database = cluster.create_database();
     let sidecar = Sidecar::start(&database).await;
     let zone = async || {
-        let mut client = log_in(sidecar.port, &database.name, &[("datestyle", "iso")]).await.ok()?;
+        let mut client = log_in(sidecar.port, &database.name, &[("datestyle", "iso")])
+            .await
+            .ok()?;
         // PostgreSQL takes a changed configuration over with the next statement only.
         let shown = client.value("SHOW DateStyle").await;
         assert_eq!(client.parameter("DateStyle"), Some(shown.as_str()));
@@ -253,11 +324,16 @@ async fn trap_09_a_server_of_another_version_shows_in_the_next_greeting() {
 #[tokio::test]
 async fn trap_58_a_custom_setting_leaves_no_trace_for_others() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let show = "SELECT coalesce(current_setting('app.tenant', true), 'unset')";
     for tenant in ["one", "two"] {
         let options = format!("-c app.tenant={tenant}");
-        let mut with = log_in(sidecar.port, &database.name, &[("options", &options)]).await.expect("accepted");
+        let mut with = log_in(sidecar.port, &database.name, &[("options", &options)])
+            .await
+            .expect("accepted");
         assert_eq!(with.value(show).await, tenant);
         let mut without = log_in(sidecar.port, &database.name, &[]).await.expect("accepted");
         assert_eq!(without.value(show).await, "unset");
@@ -291,36 +367,82 @@ async fn replication_connections_get_a_backend_of_their_own() {
     for parameters in ["replication=database", "replication=true"] {
         let url = format!("{}?{parameters}", sidecar.url(&database));
         let row = psql(&url, &["IDENTIFY_SYSTEM"]).await.ok();
-        let dbname = if parameters.ends_with("database") { database.name.as_str() } else { "" };
+        let dbname = if parameters.ends_with("database") {
+            database.name.as_str()
+        } else {
+            ""
+        };
         assert_eq!(row.split('|').nth(3), Some(dbname), "{row}");
     }
     // Ordinary statements work on a logical one, and an ordinary client sees nothing of it.
-    let mut walsender = log_in(sidecar.port, &database.name, &[("replication", "database")]).await.expect("accepted");
+    let mut walsender = log_in(sidecar.port, &database.name, &[("replication", "database")])
+        .await
+        .expect("accepted");
     walsender.ask("SET application_name = 'walsender'").await;
     assert_eq!(walsender.value("SHOW application_name").await, "walsender");
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     assert_eq!(client.value("SHOW application_name").await, "");
-    let mut false_one = log_in(sidecar.port, &database.name, &[("replication", "off")]).await.expect("accepted");
+    let mut false_one = log_in(sidecar.port, &database.name, &[("replication", "off")])
+        .await
+        .expect("accepted");
     assert_eq!(false_one.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn pg_recvlogical_streams_through() {
+    let database = Postgres::shared().create_database();
+    Postgres::shared().psql("postgres", "ALTER ROLE app REPLICATION");
+    let sidecar = Sidecar::start(&database).await;
+    let url = sidecar.url(&database);
+    assert_eq!(psql(&url, &["CREATE TABLE streamed (word text)"]).await.code, Some(0));
+    let slot = format!("slot_{}", database.name);
+    let recvlogical = async |arguments: &[&str]| {
+        let mut command = client_program("pg_recvlogical");
+        command.args(["-d", &url, "--slot", &slot]).args(arguments);
+        run(command, std::time::Duration::from_secs(60)).await.ok()
+    };
+    recvlogical(&["--create-slot", "-P", "test_decoding"]).await;
+    let end = psql(
+        &url,
+        &["INSERT INTO streamed VALUES ('through')", "SELECT pg_current_wal_lsn()"],
+    )
+    .await
+    .ok();
+    let end = end.lines().last().unwrap_or_default().to_owned();
+    let changes = recvlogical(&["--start", "-f", "-", "--no-loop", "--endpos", &end]).await;
+    assert!(
+        changes.contains("table public.streamed: INSERT: word[text]:'through'"),
+        "{changes}"
+    );
+    recvlogical(&["--drop-slot"]).await;
 }
 
 #[tokio::test]
 async fn trap_12_who_leaves_while_queued_is_not_served() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database).set("POOL__MAX_SIZE", "1").start_ready().await;
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
     let mut holder = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     holder.ask("CREATE TABLE seen (who text)").await;
     holder.ask("BEGIN").await;
     for says_goodbye in [false, true] {
         let mut queued = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
         queued.query("INSERT INTO seen VALUES ('queued')").await;
-        sidecar.wait_metric("pgsidecar_clients", &[("state", "waiting")], |clients| clients == 1.0).await;
+        sidecar
+            .wait_metric("pgsidecar_clients", &[("state", "waiting")], |clients| clients == 1.0)
+            .await;
         if says_goodbye {
             queued.send(&crate::support::raw_client::terminate()).await;
         }
         drop(queued);
-        sidecar.wait_metric("pgsidecar_clients", &[("state", "waiting")], |clients| clients == 0.0).await;
-        sidecar.wait_metric("pgsidecar_clients", &[], |clients| clients == 1.0).await;
+        sidecar
+            .wait_metric("pgsidecar_clients", &[("state", "waiting")], |clients| clients == 0.0)
+            .await;
+        sidecar
+            .wait_metric("pgsidecar_clients", &[], |clients| clients == 1.0)
+            .await;
     }
     holder.ask("COMMIT").await;
     assert_eq!(holder.value("SELECT count(*) FROM seen").await, "0");

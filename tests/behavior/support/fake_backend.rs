@@ -251,7 +251,10 @@ impl FakeSession {
         let mut greeting = BytesMut::new();
         compose::frame(&mut greeting, b'R', &[&0u32.to_be_bytes()]);
         for (name, value) in PARAMETERS {
-            let value = other.iter().find(|(known, _)| *known == name).map_or(value, |(_, value)| *value);
+            let value = other
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map_or(value, |(_, value)| *value);
             compose::parameter_status(&mut greeting, name, value);
         }
         compose::backend_key_data(&mut greeting, &self.cancel_key());

@@ -334,7 +334,11 @@ impl RawClient {
 
     /// Reads to the end of the connection what are no messages.
     pub async fn text_until_closed(&mut self) -> String {
-        while within(DEADLINE, "bytes", self.stream.read_buf(&mut self.received)).await.unwrap_or(0) > 0 {}
+        while within(DEADLINE, "bytes", self.stream.read_buf(&mut self.received))
+            .await
+            .unwrap_or(0)
+            > 0
+        {}
         String::from_utf8_lossy(&self.received.split()).into_owned()
     }
 
