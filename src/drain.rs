@@ -4,8 +4,12 @@
 //! the phase, and a [`DrainGuard`], which counts it. What a phase means to a client is the client's business.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use std::task::{Context, Poll};
 
 use tokio::sync::{Notify, watch};
 
@@ -173,6 +177,65 @@ impl DrainSignal {
 impl fmt::Debug for DrainSignal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("DrainSignal").field(&self.phase()).finish()
+    }
+}
+
+/// One client's ear for the drain. It listens once per phase and not once per transaction, so that looking costs one
+/// load. To be polled by one task only.
+pub struct DrainWatch {
+    signal: DrainSignal,
+    /// Waits for the phase behind `heard`.
+    ear: Option<Pin<Box<dyn Future<Output = Phase> + Send>>>,
+    heard: Phase,
+}
+
+impl DrainWatch {
+    /// Listens by a signal of the client's own.
+    #[must_use]
+    pub fn new(signal: DrainSignal) -> Self {
+        Self {
+            signal,
+            ear: None,
+            heard: Phase::Serving,
+        }
+    }
+
+    /// The phase of now: one load.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.signal.phase()
+    }
+
+    /// Ready when the phase is `at_least` this. Otherwise the task is woken at the next phase, whichever it is.
+    pub fn poll_reached(&mut self, cx: &mut Context<'_>, at_least: Phase) -> Poll<()> {
+        loop {
+            let now = self.signal.phase();
+            if now >= at_least {
+                return Poll::Ready(());
+            }
+            if self.ear.is_some() && now == self.heard {
+                return Poll::Pending;
+            }
+            self.heard = now;
+            let (mut signal, next) = (self.signal.clone(), Phase::from_u8(now as u8 + 1));
+            let mut ear: Pin<Box<dyn Future<Output = Phase> + Send>> =
+                Box::pin(async move { signal.changed_to(next).await });
+            if ear.as_mut().poll(cx).is_pending() {
+                self.ear = Some(ear);
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Waits for a phase. Cancel-safe.
+    pub async fn reached(&mut self, at_least: Phase) {
+        std::future::poll_fn(|cx| self.poll_reached(cx, at_least)).await;
+    }
+}
+
+impl fmt::Debug for DrainWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DrainWatch").field(&self.signal.phase()).finish()
     }
 }
 

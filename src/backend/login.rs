@@ -46,23 +46,36 @@ pub struct Connector {
     pub salted: SaltedKeysCache,
 }
 
-/// The keys that the last SCRAM login derived from its password: the next one with the same password, salt and
-/// iterations is spared some milliseconds of CPU.
+/// The password of the last login that succeeded, and what SCRAM derived from it: the next login with the same password,
+/// salt and iterations is spared some milliseconds of CPU.
 #[derive(Clone, Default)]
-pub struct SaltedKeysCache(Arc<Mutex<Option<(Zeroizing<String>, SaltedKeys)>>>);
+pub struct SaltedKeysCache(Arc<Mutex<Option<Proven>>>);
+
+struct Proven {
+    password: Zeroizing<String>,
+    keys: Option<SaltedKeys>,
+}
 
 impl SaltedKeysCache {
     fn find(&self, password: &str) -> Option<SaltedKeys> {
         let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cached
-            .as_ref()
-            .filter(|(known, _)| known.as_str() == password)
-            .map(|(_, keys)| keys.clone())
+        let proven = cached.as_ref().filter(|proven| proven.password.as_str() == password);
+        proven.and_then(|proven| proven.keys.clone())
     }
 
-    fn keep(&self, secret: &LoginSecret, salted: Option<SaltedKeys>) {
-        if let (LoginSecret::Password { password, .. }, Some(keys)) = (secret, salted) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((password.clone(), keys));
+    /// What opened PostgreSQL last.
+    fn last_proven(&self) -> Option<LoginSecret> {
+        let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().map(|proven| LoginSecret::Password {
+            password: proven.password.clone(),
+            salted: proven.keys.clone(),
+        })
+    }
+
+    fn keep(&self, secret: &LoginSecret, keys: Option<SaltedKeys>) {
+        if let LoginSecret::Password { password, .. } = secret {
+            let password = password.clone();
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Proven { password, keys });
         }
     }
 }
@@ -156,10 +169,13 @@ impl Connector {
                 match self.connect_host(host, *wanted, options).await {
                     Ok(backend) => return Ok(backend),
                     // A server that answered with a refusal is the answer; the other hosts aren't asked (as in libpq).
-                    Err(ConnectFailure::Refused(report)) => return Err(ConnectFailure::Refused(report)),
-                    Err(unavailable) => {
-                        tracing::debug!(host = %host_name(host), reason = %unavailable.report(), "no login on this host");
-                        failure = unavailable;
+                    Err(ConnectFailure::Refused(report)) => {
+                        return Err(ConnectFailure::Refused(from_host(report, host)));
+                    }
+                    Err(ConnectFailure::Unavailable(report)) => {
+                        let report = from_host(report, host);
+                        tracing::debug!(%report, "no login on this host");
+                        failure = ConnectFailure::Unavailable(behind(&failure, report));
                     }
                 }
             }
@@ -209,20 +225,32 @@ impl Connector {
         }
     }
 
-    /// Logs in, and once more with a secret read anew where a rotated one may explain the refusal (trap 88).
+    /// Whether the password may be another one at the next login.
+    pub fn password_may_change(&self) -> bool {
+        password::may_change(&self.password)
+    }
+
+    /// Logs in, and again where a rotated secret may explain the refusal (trap 88): with what is read anew, or, where the
+    /// secret changed before PostgreSQL's own did, with the one that was right before.
     async fn log_in_to(&self, host: &Host, options: &LoginOptions) -> Result<Backend, ConnectFailure> {
         let secret = self.secret(host, options).await?;
-        match self.try_transports(host, secret.clone(), options).await {
+        let refused = match self.try_transports(host, secret.clone(), options).await {
             Err(ConnectFailure::Refused(report))
-                if report.sqlstate == SqlState::INVALID_PASSWORD && password::may_change(&self.password) =>
+                if report.sqlstate == SqlState::INVALID_PASSWORD && self.password_may_change() =>
             {
-                let again = self.secret(host, options).await?;
-                if secret.is_same(&again) {
-                    return Err(ConnectFailure::Refused(report));
-                }
-                self.try_transports(host, again, options).await
+                report
             }
-            done => done,
+            done => return done,
+        };
+        let again = self.secret(host, options).await?;
+        let other = if secret.is_same(&again) {
+            self.salted.last_proven().filter(|proven| !secret.is_same(proven))
+        } else {
+            Some(again)
+        };
+        match other {
+            Some(other) => self.try_transports(host, other, options).await,
+            None => Err(ConnectFailure::Refused(refused)),
         }
     }
 
@@ -239,10 +267,11 @@ impl Connector {
                 Ok(LoginSecret::Password { password, salted })
             }
             Err(error) => {
-                tracing::warn!(%error, "the password for PostgreSQL can't be read");
-                Err(ConnectFailure::unavailable(
+                let report = Report::fatal(
+                    SqlState::CONNECTION_FAILURE,
                     "the password for the database server can't be read",
-                ))
+                );
+                Err(ConnectFailure::Unavailable(report.with_detail_log(error.to_string())))
             }
         }
     }
@@ -282,16 +311,17 @@ impl Connector {
         let mut stream = dial(host, &self.upstream, &self.tls, transport)
             .await
             .map_err(|error| {
-                tracing::debug!(host = %host_name(host), %error, "dial failed");
                 if error.is_unavailable() {
-                    Attempt::last(ConnectFailure::unavailable("could not connect to the database server"))
+                    let report =
+                        Report::fatal(SqlState::CONNECTION_FAILURE, "could not connect to the database server");
+                    Attempt::last(ConnectFailure::Unavailable(report.with_detail_log(error.message)))
                 } else {
                     let report = Report::fatal(
                         SqlState::CONNECTION_FAILURE,
                         "could not connect to the database server securely",
                     )
-                    .with_detail("TLS with the database server failed; the log of pgsidecar says why.");
-                    tracing::warn!(host = %host_name(host), %error, "TLS with the database server failed");
+                    .with_detail("TLS with the database server failed; the log of pgsidecar says why.")
+                    .with_detail_log(error.message);
                     let tried_tls = (transport == Transport::TlsIfOffered).then_some(true);
                     Attempt {
                         failure: ConnectFailure::Refused(report),
@@ -452,6 +482,25 @@ fn passes(wanted: TargetSessionAttrs) -> &'static [TargetSessionAttrs] {
         Wanted::Primary => &[Wanted::Primary],
         Wanted::Standby => &[Wanted::Standby],
         Wanted::PreferStandby => &[Wanted::Standby, Wanted::Any],
+    }
+}
+
+/// Tells the log which host said so, where nothing else does.
+fn from_host(report: Report, host: &Host) -> Report {
+    if report.detail_log.is_some() {
+        return report;
+    }
+    report.with_detail_log(format!("said by {}", host_name(host)))
+}
+
+/// The last host's report is told to the client; the log gets what every host said.
+fn behind(earlier: &ConnectFailure, report: Report) -> Report {
+    match (&earlier.report().detail_log, &report.detail_log) {
+        (Some(earlier), Some(last)) if !last.0.contains(earlier.0.as_str()) => {
+            let both = format!("{}; {}", earlier.0, last.0);
+            report.with_detail_log(both)
+        }
+        _ => report,
     }
 }
 

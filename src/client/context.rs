@@ -1,7 +1,7 @@
 //! What every client's task is given: passed down by argument, never global, so that a test can make two of everything.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -12,6 +12,10 @@ use crate::metrics::Metrics;
 use crate::net::tls::{ClientTls, TlsConfigError};
 use crate::pool::{CancelKeys, Pools};
 use crate::protocol::scram::MockSecret;
+use crate::relay::Exchange;
+
+/// Exchanges that are kept for reuse: two buffers of 8 KiB each.
+const SPARE_EXCHANGES_MAX: usize = 64;
 
 /// Connections that are told at a time that there is no place for them.
 const TURNED_AWAY_MAX: u32 = 64;
@@ -99,6 +103,11 @@ pub struct ClientContext {
     pub cancel_keys: Arc<CancelKeys>,
     /// What auth.query said lately.
     pub auth_query: AuthQueryCache,
+    #[allow(
+        clippy::vec_box,
+        reason = "they are handed out boxed: moving one costs a copy of its 800 bytes"
+    )]
+    spare_exchanges: Mutex<Vec<Box<Exchange>>>,
     mock_key: [u8; 32],
     next_client: AtomicU64,
     /// How many connections the system has descriptors for.
@@ -161,6 +170,7 @@ impl ClientContext {
             metrics,
             cancel_keys: CancelKeys::new(),
             auth_query: AuthQueryCache::default(),
+            spare_exchanges: Mutex::default(),
             mock_key,
             next_client: AtomicU64::new(1),
             room,
@@ -176,11 +186,34 @@ impl ClientContext {
         self.snapshot.load_full()
     }
 
+    /// Loads and derives what another configuration needs, and changes nothing.
+    pub fn prepare(&self, config: Arc<Config>) -> Result<Snapshot, BadSnapshot> {
+        Snapshot::new(config, self.mock_key)
+    }
+
     /// Puts another configuration into force.
-    pub fn replace(&self, config: Arc<Config>) -> Result<(), BadSnapshot> {
-        self.snapshot.store(Arc::new(Snapshot::new(config, self.mock_key)?));
+    pub fn replace(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
         self.auth_query.clear();
-        Ok(())
+    }
+
+    /// Buffers and queues for a busy client.
+    pub fn take_exchange(&self) -> Box<Exchange> {
+        let spare = self
+            .spare_exchanges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        spare.unwrap_or_default()
+    }
+
+    /// They are kept for the next one, up to a bound.
+    pub fn give_back_exchange(&self, mut exchange: Box<Exchange>) {
+        exchange.recycle();
+        let mut spare = self.spare_exchanges.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_EXCHANGES_MAX {
+            spare.push(exchange);
+        }
     }
 
     /// A number that no other client of this process has.

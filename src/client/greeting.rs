@@ -1,6 +1,7 @@
 //! From a proven login to ReadyForQuery: without the database wherever its answers are known already.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -15,6 +16,9 @@ use crate::virtual_session::sql_lexer::Lexing;
 use crate::virtual_session::{VirtualSession, lexing_of};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{PROTOCOL_3_2, Report, Severity, SqlState, compose};
+
+/// How long a login waits for the catalog to be read again, where every backend is held by someone.
+const CATALOG_WAIT: Duration = Duration::from_millis(250);
 
 /// A client that may begin its session.
 #[derive(Debug)]
@@ -65,7 +69,8 @@ pub async fn greet(
         return with_own_backend(pool, holder, cancel, login, authenticated).await;
     }
     let neutral = pool.learn().await.map_err(|error| fatal(&error))?;
-    pool.know_catalog().await;
+    // Without it every mention is suspicious, which is safe: no login fails, or waits for long, because of it.
+    let _ = tokio::time::timeout(CATALOG_WAIT, pool.know_catalog()).await;
     let settings = match pool.prove(&holder, &login.settings).await {
         Ok(StartupSettings::Follow(settings)) => settings,
         Ok(StartupSettings::NeedOwnBackend) => {

@@ -1,7 +1,6 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -12,13 +11,14 @@ use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
 use crate::backend::ServerParameters;
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
-use crate::drain::{DrainSignal, Phase};
+use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
 use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
+use crate::virtual_session::pins::PinSet;
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
@@ -43,7 +43,9 @@ pub struct Session {
     context: Arc<ClientContext>,
     snapshot: Arc<Snapshot>,
     gauge: ClientGauge,
-    drain: DrainSignal,
+    drain: DrainWatch,
+    /// The pins that the metrics and the log know of.
+    announced: PinSet,
 }
 
 /// What follows a busy spell.
@@ -94,7 +96,8 @@ impl Session {
             context,
             snapshot,
             gauge,
-            drain,
+            drain: DrainWatch::new(drain),
+            announced: PinSet::EMPTY,
         };
         (session, dedicated)
     }
@@ -120,16 +123,24 @@ impl Session {
         self.gauge.set(ClientState::Idle);
         let limit = self.snapshot.config.limits.client_idle_timeout;
         let leave_at = self.drain_phase_between_transactions();
-        let timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
-        let last_words = {
-            let mut drain = self.drain.clone();
-            let draining = std::pin::pin!(drain.changed_to(leave_at));
-            idle_race(&mut self.stream, draining, timer).await
-        };
+        let mut timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
+        let last_words = std::future::poll_fn(|cx| {
+            if self.stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(Some(error::shutting_down()));
+            }
+            match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
         match last_words {
             None => true,
             Some(report) => {
-                self.say_last(&report).await;
+                Box::pin(self.say_last(&report)).await;
                 false
             }
         }
@@ -143,41 +154,94 @@ impl Session {
         }
     }
 
+    /// A reload's limits and pool settings hold for a client from its next request on.
+    fn catch_up(&mut self) {
+        self.snapshot = self.context.snapshot();
+        self.settings = self.pool.settings();
+    }
+
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
-        let mut exchange = Exchange::default();
+        self.catch_up();
+        let mut exchange = self.context.take_exchange();
         exchange.preload(&early);
         if let Some(lease) = dedicated {
             exchange.attach(lease);
+            self.announce_pins(&mut exchange);
         }
         self.gauge.set(ClientState::Active);
         let rules = self.rules();
         let mut unseen_retries = 0;
         loop {
-            let interruption = self.next_interruption(&mut exchange, &rules).await;
-            let then = match interruption {
-                Interruption::Tick => self.enforce_limits(&mut exchange).await,
-                Interruption::Drain => self.leave(&mut exchange, &error::shutting_down()).await,
-                Interruption::Outcome(outcome) => match outcome {
-                    Outcome::NeedsBackend => self.acquire(&mut exchange, &rules).await,
-                    Outcome::Settled => self.give_back(&mut exchange).await,
-                    Outcome::Drained => Some(Then::Idle),
-                    Outcome::ClientGone => self.clean_up(&mut exchange).await,
-                    Outcome::BackendLost(loss) => {
-                        unseen_retries += 1;
-                        self.on_loss(&mut exchange, &rules, loss, unseen_retries).await
+            let then = match self.next_interruption(&mut exchange, &rules).await {
+                Interruption::Outcome(Outcome::NeedsBackend) => match self.pool.try_lease(&self.holder) {
+                    Some(lease) if self.ledger.accepts(&lease.state) => {
+                        exchange.attach(lease);
+                        None
                     }
-                    Outcome::PreludeFailed(report) => self.on_prelude_failure(&mut exchange, &rules, report).await,
-                    Outcome::ClientViolation(report) => self.leave(&mut exchange, &report).await,
-                    Outcome::TransactionRefused => self.leave(&mut exchange, &error::transactions_not_allowed()).await,
+                    // It holds traces of a custom setting that this client never named.
+                    Some(lease) => {
+                        lease.discard(CloseReason::NotClean);
+                        None
+                    }
+                    None => Box::pin(self.acquire(&mut exchange, &rules)).await,
                 },
+                Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
+                    self.observe(&mut exchange);
+                    if let Some(lease) = exchange.detach() {
+                        lease.park();
+                    }
+                    None
+                }
+                Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),
+                // Boxed: what is rare is no part of what every transaction allocates.
+                rare => Box::pin(self.on_rare(rare, &mut exchange, &rules, &mut unseen_retries)).await,
             };
-            if exchange.new_pins {
-                self.announce_pin(&mut exchange);
-            }
             if let Some(then) = then {
                 self.observe(&mut exchange);
+                self.context.give_back_exchange(exchange);
                 return then;
             }
+        }
+    }
+
+    /// Nothing is to be asked of the backend, told of a pin, or ended with the transaction.
+    fn parts_without_a_word(&self, exchange: &Exchange) -> bool {
+        !exchange.catalog_changed
+            && !exchange.read_only_refused
+            && self.announced.is_empty()
+            && self.drain.phase() == Phase::Serving
+    }
+
+    async fn on_rare(
+        &mut self,
+        interruption: Interruption,
+        exchange: &mut Exchange,
+        rules: &Rules,
+        unseen_retries: &mut u32,
+    ) -> Option<Then> {
+        match interruption {
+            Interruption::Tick => self.enforce_limits(exchange).await,
+            Interruption::Drain => self.on_drain(exchange).await,
+            Interruption::Outcome(outcome) => match outcome {
+                Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
+                Outcome::Noted => {
+                    self.announce_pins(exchange);
+                    self.doubt_catalog(exchange);
+                    self.observe(exchange);
+                    None
+                }
+                Outcome::NeedsBackend => self.acquire(exchange, rules).await,
+                Outcome::Settled => self.give_back_in_doubt(exchange).await,
+                Outcome::Drained => Some(Then::Idle),
+                Outcome::ClientGone => self.clean_up(exchange).await,
+                Outcome::BackendLost(loss) => {
+                    *unseen_retries += 1;
+                    self.on_loss(exchange, rules, *loss, *unseen_retries).await
+                }
+                Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, *report).await,
+                Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
+                Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
+            },
         }
     }
 
@@ -193,59 +257,71 @@ impl Session {
     }
 
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
-        let has_limits = has_limits(&self.snapshot.config.limits);
-        let leave_at = if exchange.is_between_transactions() {
-            self.drain_phase_between_transactions()
-        } else {
+        let leave_at = if exchange.ends_at_boundary {
             Phase::ClosingAll
+        } else {
+            self.drain_phase_between_transactions()
         };
-        let mut drain = self.drain.clone();
-        let parties = Parties {
+        let has_limits = has_limits(&self.snapshot.config.limits);
+        let mut tick = has_limits.then(|| Box::pin(tokio::time::sleep(LIMIT_TICK)));
+        let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
             neutral: &self.neutral,
         };
-        tokio::select! {
-            biased;
-            outcome = exchange.next(parties) => Interruption::Outcome(outcome),
-            _ = drain.changed_to(leave_at) => Interruption::Drain,
-            () = tokio::time::sleep(LIMIT_TICK), if has_limits => Interruption::Tick,
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
+                return Poll::Ready(Interruption::Outcome(outcome));
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(Interruption::Drain);
+            }
+            match tick.as_mut().map(|tick| tick.as_mut().poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Interruption::Tick),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The drain has come to the phase in which clients between transactions go. One inside its transaction goes at the
+    /// end of that, or in the last phase.
+    async fn on_drain(&mut self, exchange: &mut Exchange) -> Option<Then> {
+        if self.drain.phase() == Phase::ClosingAll || exchange.is_between_transactions() {
+            return self.leave(exchange, &error::shutting_down()).await;
         }
+        exchange.ends_at_boundary = true;
+        None
     }
 
     // --- getting and giving back a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
         loop {
-            let lease = match self.pool.try_lease(&self.holder) {
-                Some(lease) => lease,
-                None => {
-                    self.gauge.set(ClientState::Waiting);
-                    let mut drain = self.drain.clone();
-                    let leased = tokio::select! {
-                        biased;
-                        leased = self.pool.lease(&self.holder) => leased,
-                        () = self.stream.left() => return Some(Then::End),
-                        _ = drain.changed_to(Phase::ClosingAll) => {
-                            return self.leave(exchange, &error::shutting_down()).await;
-                        }
-                    };
-                    self.gauge.set(ClientState::Active);
-                    match leased {
-                        Ok(lease) => lease,
-                        Err(error) => {
-                            self.refuse(exchange, rules, &error);
-                            return None;
-                        }
-                    }
+            self.gauge.set(ClientState::Waiting);
+            let leased = tokio::select! {
+                biased;
+                leased = self.pool.lease(&self.holder) => leased,
+                () = self.stream.left() => return Some(Then::End),
+                () = self.drain.reached(Phase::ClosingAll) => {
+                    return self.leave(exchange, &error::shutting_down()).await;
                 }
             };
-            if self.ledger.accepts(&lease.state) {
-                exchange.attach(lease);
-                return None;
+            self.gauge.set(ClientState::Active);
+            match leased {
+                Ok(lease) if self.ledger.accepts(&lease.state) => {
+                    exchange.attach(lease);
+                    return None;
+                }
+                Ok(lease) => lease.discard(CloseReason::NotClean),
+                // Its pool will not come back: only a new connection finds another.
+                Err(LeaseError::Unavailable(report)) => return self.leave(exchange, &report).await,
+                Err(error) => {
+                    self.refuse(exchange, rules, &error);
+                    return None;
+                }
             }
-            lease.discard(CloseReason::NotClean);
         }
     }
 
@@ -261,9 +337,17 @@ impl Session {
         exchange.refuse_next(&report, &mut parties);
     }
 
-    async fn give_back(&mut self, exchange: &mut Exchange) -> Option<Then> {
+    /// What is known of the server may be old: it is asked before anyone else has the backend.
+    async fn give_back_in_doubt(&mut self, exchange: &mut Exchange) -> Option<Then> {
         self.observe(exchange);
         let mut lease = exchange.detach()?;
+        if !self.announced.is_empty() {
+            self.announced = PinSet::EMPTY;
+            lease.set_pin(None);
+        }
+        if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
+            self.pool.suspect_upstream();
+        }
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
             knowledge.doubt_catalog();
@@ -273,6 +357,9 @@ impl Session {
             }
         }
         lease.park();
+        if self.drain.phase() >= self.drain_phase_between_transactions() {
+            return self.leave(exchange, &error::shutting_down()).await;
+        }
         None
     }
 
@@ -282,11 +369,12 @@ impl Session {
         let Some(mut lease) = exchange.detach() else {
             return Some(Then::End);
         };
+        let catalog_changed = std::mem::take(&mut exchange.catalog_changed);
         let plan = self.reset_plan(exchange);
         lease.transaction_status = exchange.backend_status();
         match exchange.owed() {
-            _ if lease.is_dedicated() => lease.discard(CloseReason::SessionEnd),
-            None => lease.discard(CloseReason::ClientGone),
+            _ if lease.is_dedicated() => lease.abandon(CloseReason::SessionEnd),
+            None => lease.abandon(CloseReason::ClientGone),
             Some(owed) => {
                 lease.read_buffer = exchange.hand_over_unread();
                 if owed.ready == 0 && !owed.sync_missing && lease.read_buffer.is_empty() {
@@ -296,6 +384,10 @@ impl Session {
                 }
             }
         }
+        if catalog_changed {
+            self.pool.knowledge().doubt_catalog();
+            self.read_catalog_aside();
+        }
         Some(Then::End)
     }
 
@@ -303,8 +395,8 @@ impl Session {
         let plan = ResetPlan::for_pins(self.ledger.pins());
         let used_as_session = self.settings.mode == PoolMode::Session;
         match plan {
-            // What was promised to the ledger and never confirmed is forgotten with everything else.
-            ResetPlan::Nothing if exchange.has_unconfirmed_notes() || used_as_session => ResetPlan::DiscardAll,
+            // What was under way may have changed settings without the ledgers' knowing, and so may its rollback.
+            ResetPlan::Nothing if !exchange.is_settled() || used_as_session => ResetPlan::DiscardAll,
             plan => plan,
         }
     }
@@ -312,10 +404,15 @@ impl Session {
     // --- when things break ---
 
     async fn on_loss(&mut self, exchange: &mut Exchange, rules: &Rules, loss: Loss, retries: u32) -> Option<Then> {
-        if let Some(lease) = exchange.detach() {
-            lease.discard(CloseReason::Broken);
+        let dedicated = exchange.lease().is_some_and(|lease| lease.is_dedicated());
+        match exchange.detach() {
+            Some(lease) if loss.runs_on => lease.abandon(CloseReason::Broken),
+            Some(lease) => lease.discard(CloseReason::Broken),
+            None => {}
         }
-        let tied = !self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session;
+        // What it never saw a byte of left nothing on it.
+        let tied =
+            dedicated || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
@@ -414,7 +511,12 @@ impl Session {
             if let Some(lease) = exchange.lease() {
                 let target = lease.cancel_target().clone();
                 let deadline = tokio::time::Instant::now() + limit;
-                tokio::spawn(async move { target.send(deadline).await });
+                // Announced here and now: the query may end before the task runs, and its backend must not go then.
+                let in_flight = target.announce();
+                tokio::spawn(async move {
+                    target.send(deadline).await;
+                    drop(in_flight);
+                });
             }
             return None;
         }
@@ -437,38 +539,37 @@ impl Session {
         }
     }
 
-    fn announce_pin(&self, exchange: &mut Exchange) {
+    fn announce_pins(&mut self, exchange: &mut Exchange) {
         exchange.new_pins = false;
-        let Some(reason) = self.ledger.pins().iter().next() else {
-            return;
-        };
-        self.context.metrics.pinned(reason.label());
-        tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
+        let pins = self.ledger.pins();
+        for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
+            self.context.metrics.pinned(reason.label());
+            tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
+        }
+        self.announced = pins;
         if let Some(lease) = exchange.lease() {
-            lease.set_pin(Some(reason));
+            lease.set_pin(pins.iter().next());
         }
     }
-}
 
-/// Waits for the first of: the client's bytes (`None`), the drain, the idle limit (their last words).
-async fn idle_race(
-    stream: &mut Stream,
-    mut draining: Pin<&mut impl Future<Output = Phase>>,
-    mut timer: Option<Pin<Box<tokio::time::Sleep>>>,
-) -> Option<Report> {
-    std::future::poll_fn(|cx| {
-        if stream.poll_read_ready(cx).is_ready() {
-            return Poll::Ready(None);
+    /// What the catalog says is about to change: nothing of it is trusted until it is read again.
+    fn doubt_catalog(&self, exchange: &mut Exchange) {
+        if !std::mem::take(&mut exchange.catalog_touched) {
+            return;
         }
-        if draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(error::shutting_down()));
+        self.pool.knowledge().doubt_catalog();
+        let kept = self.settings.mode == PoolMode::Session || !self.ledger.pins().is_empty();
+        if kept && exchange.is_settled() {
+            // Its own backend won't come back for this soon.
+            exchange.catalog_changed = false;
+            self.read_catalog_aside();
         }
-        match timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(Some(error::idle_too_long())),
-            _ => Poll::Pending,
-        }
-    })
-    .await
+    }
+
+    fn read_catalog_aside(&self) {
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.know_catalog().await });
+    }
 }
 
 const fn has_limits(limits: &LimitsConfig) -> bool {

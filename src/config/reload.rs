@@ -8,6 +8,8 @@ pub fn reload_difference(old: &Config, new: &Config) -> Vec<&'static str> {
     let differences = [
         ("listen", old.listen != new.listen),
         ("metrics.listen", old.metrics != new.metrics),
+        ("log.format", old.log.format != new.log.format),
+        ("log.stats_interval", old.log.stats_interval != new.log.stats_interval),
         ("runtime.threads", old.runtime != new.runtime),
     ];
     differences

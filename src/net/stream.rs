@@ -168,6 +168,13 @@ impl Stream {
         poll_fn(|cx| self.poll_shutdown(cx)).await
     }
 
+    /// Whether the runtime, which hears of every arrival, has heard of none: no system call. What came since it last
+    /// listened (microseconds on a busy thread) is not known yet; [`try_peek_idle`](Self::try_peek_idle) asks the kernel.
+    pub fn has_been_quiet(&mut self) -> bool {
+        self.poll_read_ready(&mut Context::from_waker(std::task::Waker::noop()))
+            .is_pending()
+    }
+
     /// Looks, without waiting and without consuming, whether anything came: the check of a pooled backend before it is
     /// handed out. On TLS the records of TLS itself (session tickets, key updates) are dealt with and are no data.
     pub fn try_peek_idle(&mut self) -> IdleState {

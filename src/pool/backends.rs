@@ -215,9 +215,27 @@ impl Pool {
     /// Something says that the upstream's name now leads elsewhere, or this server changed its role (25006, a flip of
     /// in_hot_standby): idle backends are closed, used ones when they come back, and new ones look the name up (trap 80).
     pub fn suspect_upstream(&self) {
-        tracing::warn!(pool = %self.key(), "the upstream may have changed; its backends are replaced");
-        self.core.retire_all(CloseReason::Broken);
+        self.core.suspect_upstream();
         self.close_unfit();
+    }
+
+    /// Whether a backend that refused to write (25006) should be on a primary and is on a standby: a demoted server, or
+    /// a name that led to the wrong one. Asked only after such an error, and not where a standby is what is wanted.
+    pub async fn is_now_standby(&self, lease: &mut Lease) -> bool {
+        use crate::config::TargetSessionAttrs as Wanted;
+        let wanted = self.core.connector.load().upstream.target_session_attrs;
+        if !matches!(wanted, Wanted::Any | Wanted::ReadWrite | Wanted::Primary) || !self.core.may_be_suspected() {
+            return false;
+        }
+        let limit = self.core.settings.load().reset_timeout;
+        let asked = lease.query("SELECT pg_catalog.pg_is_in_recovery()");
+        match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(outcome)) => matches!(outcome.first_column.first(), Some(Some(value)) if &value[..] == b"t"),
+            Ok(Err(_)) | Err(_) => {
+                lease.mark_broken();
+                false
+            }
+        }
     }
 
     /// A client proved who it is with a secret that also opens PostgreSQL: used where no password is configured for
@@ -295,7 +313,8 @@ impl Pool {
             if self.core.is_closed() {
                 return Err(LeaseError::Unavailable(closed_report()));
             }
-            if let Some(report) = self.core.failures.remembered_refusal(Instant::now()) {
+            let refused = self.core.failures.remembered_refusal(Instant::now());
+            if let Some((report, _)) = refused.filter(|_| self.core.open_count() == 0) {
                 return Err(LeaseError::Refused(report));
             }
             tokio::select! {
@@ -307,8 +326,9 @@ impl Pool {
                     }
                 }
                 changed = failures.changed() => {
+                    // As in the line: an open backend is worth waiting for (trap 88).
                     let error = failures.borrow_and_update().clone();
-                    if changed.is_ok() {
+                    if changed.is_ok() && (self.core.open_count() == 0 || self.core.is_closed()) {
                         refusal(error)?;
                     }
                 }
@@ -319,7 +339,7 @@ impl Pool {
     fn take_parked(&self, client_id: u64) -> Option<Pooled> {
         loop {
             let mut connection = lock(&self.parked).take(client_id)?;
-            if connection.is_fit() {
+            if connection.is_still_fit() {
                 return Some(connection);
             }
             drop(connection);
@@ -356,13 +376,11 @@ impl Pool {
         connection.record.came_back(self.core.now());
         connection.count_as(BackendState::Idle);
         connection.learn_neutral_change();
-        if connection.backend.role_changed() {
-            self.suspect_upstream();
-        }
+        connection.keeps_its_role();
         if self
             .core
             .total_cap
-            .claims_released(self.core.demand.is_some() || self.has_line())
+            .claims_released(self.core.number, self.core.demand.is_some() || self.has_line())
         {
             connection.condemn(CloseReason::Evicted);
         }
@@ -410,11 +428,7 @@ impl Pool {
             }
         }
         drop(parked);
-        let role_changed = unfit.iter().any(|connection| connection.backend.role_changed());
         drop(unfit);
-        if role_changed {
-            self.suspect_upstream();
-        }
     }
 
     /// Closes the backend that was idle longest. Says whether there was one.
@@ -490,7 +504,7 @@ impl PoolCore {
         if self.is_closed() {
             return Err(LeaseError::Unavailable(closed_report()));
         }
-        let place = self.total_cap.take(Want::Hungry).await;
+        let place = self.total_cap.take(self.number, Want::Hungry).await;
         let passed_secret = self.login_options.load().passed_secret.clone();
         let options = LoginOptions {
             passed_secret,

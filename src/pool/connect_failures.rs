@@ -20,6 +20,12 @@ const PAUSE_LONGEST: Duration = Duration::from_millis(500);
 const REFUSAL_FIRST: Duration = Duration::from_millis(500);
 /// The longest such time, and that of a database that does not exist.
 const REFUSAL_LONGEST: Duration = Duration::from_secs(5);
+/// The longest pause of connects that nobody waits for, after refusals.
+const UNWANTED_LONGEST: Duration = Duration::from_secs(15);
+/// How long a password that was right before, and may be changing now, is tried again before clients are told.
+const ROTATION_MAX: Duration = Duration::from_secs(10);
+/// The same failure over and over is one line per this time.
+const LOGGED_AGAIN: Duration = Duration::from_secs(30);
 
 /// The failures of one pool's connects.
 #[derive(Debug)]
@@ -36,7 +42,13 @@ struct State {
     refusals: u32,
     next_at: Option<Instant>,
     refusal: Option<(Report, Instant)>,
+    /// When a connect that nobody waits for may be tried after a refusal.
+    unwanted_at: Option<Instant>,
+    /// Since when a password that may change is refused.
+    rotating_since: Option<Instant>,
     last: Option<Report>,
+    /// What the log was told last of a failure, and when.
+    logged: Option<(Report, Instant)>,
 }
 
 impl ConnectFailures {
@@ -82,7 +94,7 @@ impl ConnectFailures {
     /// Whether a connect that nobody waits for may be tried now.
     pub(crate) fn is_calm(&self, now: Instant) -> bool {
         let state = lock(&self.state);
-        state.next_at.is_none_or(|at| at <= now) && state.refusal.as_ref().is_none_or(|(_, until)| *until <= now)
+        state.next_at.is_none_or(|at| at <= now) && state.unwanted_at.is_none_or(|at| at <= now)
     }
 
     /// Whether the server was not reached last time.
@@ -91,13 +103,25 @@ impl ConnectFailures {
     }
 
     /// A refusal that is recent enough to be repeated without asking.
-    pub(crate) fn remembered_refusal(&self, now: Instant) -> Option<Report> {
-        let state = lock(&self.state);
-        state
-            .refusal
-            .as_ref()
-            .filter(|(_, until)| now < *until)
-            .map(|(report, _)| report.clone())
+    /// With when it ends to be so.
+    pub(crate) fn remembered_refusal(&self, now: Instant) -> Option<(Report, Instant)> {
+        lock(&self.state).refusal.clone().filter(|(_, until)| now < *until)
+    }
+
+    /// What a failure means for those who wait. A password that PostgreSQL no longer takes, of a pool whose password
+    /// `rotates` and was right before, is waited for a while: the file or command may be about to change (trap 88).
+    pub(crate) fn softened(&self, failure: ConnectFailure, rotates: bool, now: Instant) -> ConnectFailure {
+        match failure {
+            ConnectFailure::Refused(report) if rotates && report.sqlstate == SqlState::INVALID_PASSWORD => {
+                let since = *lock(&self.state).rotating_since.get_or_insert(now);
+                if now.saturating_duration_since(since) < ROTATION_MAX {
+                    ConnectFailure::Unavailable(report)
+                } else {
+                    ConnectFailure::Refused(report)
+                }
+            }
+            failure => failure,
+        }
     }
 
     /// The last failure since the last success.
@@ -105,18 +129,36 @@ impl ConnectFailures {
         lock(&self.state).last.clone()
     }
 
-    pub(crate) fn succeeded(&self) {
-        *lock(&self.state) = State::default();
+    /// A login succeeded. Says whether that is news after a failure that was logged.
+    pub(crate) fn succeeded(&self) -> bool {
+        std::mem::take(&mut *lock(&self.state)).logged.is_some()
+    }
+
+    /// Whether this failure is worth a line in the log: it is another one than the last, or the last is some time ago.
+    pub(crate) fn is_news(&self, report: &Report, now: Instant) -> bool {
+        let mut state = lock(&self.state);
+        let known = state
+            .logged
+            .as_ref()
+            .is_some_and(|(last, at)| last == report && now.saturating_duration_since(*at) < LOGGED_AGAIN);
+        if !known {
+            state.logged = Some((report.clone(), now));
+        }
+        !known
     }
 
     /// What was refused may be granted now: another password, another configuration.
     pub(crate) fn forget(&self) {
-        self.succeeded();
+        let mut state = lock(&self.state);
+        *state = State {
+            logged: state.logged.take(),
+            ..State::default()
+        };
     }
 
     pub(crate) fn failed(&self, failure: &ConnectFailure, now: Instant) {
         let mut state = lock(&self.state);
-        state.last = Some(failure.report().clone());
+        let (logged, rotating_since) = (state.logged.take(), state.rotating_since);
         match failure {
             ConnectFailure::Refused(report) => {
                 let times = state.refusals;
@@ -127,17 +169,25 @@ impl ConnectFailures {
                 *state = State {
                     refusals: times + 1,
                     refusal: Some((report.clone(), now + pause)),
+                    unwanted_at: Some(now + doubled(REFUSAL_FIRST, times, UNWANTED_LONGEST).max(pause)),
                     ..State::default()
                 };
-                state.last = Some(report.clone());
             }
-            ConnectFailure::Unavailable(_) => {
-                let pause = doubled(PAUSE_FIRST, state.unreached, PAUSE_LONGEST);
+            ConnectFailure::Unavailable(report) => {
+                let pause = match report.sqlstate.class() {
+                    // A login counts where accounts are locked; a connect that nobody answers costs nothing.
+                    "28" => doubled(PAUSE_LONGEST / 8, state.unreached, PAUSE_LONGEST * 2),
+                    _ => doubled(PAUSE_FIRST, state.unreached, PAUSE_LONGEST),
+                };
                 state.unreached = state.unreached.saturating_add(1);
                 state.next_at = Some(now + jittered(pause));
                 state.refusal = None;
+                state.unwanted_at = None;
             }
         }
+        state.last = Some(failure.report().clone());
+        state.logged = logged;
+        state.rotating_since = rotating_since;
     }
 }
 
@@ -176,7 +226,7 @@ mod tests {
         failures.failed(&ConnectFailure::Refused(report.clone()), now);
         assert_eq!(
             failures.remembered_refusal(now + Duration::from_millis(4999)),
-            Some(report)
+            Some((report, now + REFUSAL_LONGEST))
         );
         assert_eq!(failures.remembered_refusal(now + Duration::from_secs(5)), None);
     }

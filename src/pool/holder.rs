@@ -31,7 +31,6 @@ pub struct Holder {
 #[derive(Debug, Default, Clone)]
 struct Described {
     application_name: Option<Arc<str>>,
-    fingerprint: Option<Arc<str>>,
     pin: Option<&'static str>,
 }
 
@@ -53,6 +52,11 @@ impl Holder {
         Self::new(0, purpose, Arc::new(CancelSlot::default()))
     }
 
+    /// Whether it is pgsidecar itself.
+    pub(crate) fn is_internal(&self) -> bool {
+        self.client_id == 0
+    }
+
     /// The number that affinity goes by.
     pub fn client_id(&self) -> u64 {
         self.client_id
@@ -66,11 +70,6 @@ impl Holder {
     /// The client's `application_name`, as it stands now.
     pub fn set_application_name(&self, name: impl Into<Arc<str>>) {
         lock(&self.described).application_name = Some(name.into());
-    }
-
-    /// The running statement without its literals. `None` where it is not known.
-    pub fn set_fingerprint(&self, fingerprint: Option<Arc<str>>) {
-        lock(&self.described).fingerprint = fingerprint;
     }
 
     /// A ReadyForQuery left the client in a transaction, or a new request began. One relaxed store.
@@ -94,7 +93,7 @@ impl Holder {
 }
 
 impl std::fmt::Display for Holder {
-    /// For the log: application_name, address, state, fingerprint.
+    /// For the log: application_name, address, state.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let described = lock(&self.described).clone();
         let name = described
@@ -104,12 +103,9 @@ impl std::fmt::Display for Holder {
             .unwrap_or("(no name)");
         write!(f, "{name:?} at {}", self.address)?;
         match self.state() {
-            HolderState::Active => f.write_str(" active")?,
-            HolderState::IdleInTransaction => f.write_str(" idle in transaction")?,
-            HolderState::Pinned(reason) => write!(f, " pinned by {reason}")?,
+            HolderState::Active => f.write_str(" active"),
+            HolderState::IdleInTransaction => f.write_str(" idle in transaction"),
+            HolderState::Pinned(reason) => write!(f, " pinned by {reason}"),
         }
-        described
-            .fingerprint
-            .map_or(Ok(()), |fingerprint| write!(f, " running {fingerprint:?}"))
     }
 }

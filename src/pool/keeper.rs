@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::backends::Pool;
 use super::manager::millis;
+use super::record::Record;
 use super::registry::Registry;
 use crate::metrics::CloseReason;
 
@@ -18,11 +19,18 @@ const OPENED_PER_TICK: usize = 8;
 const LATE: Duration = Duration::from_secs(30);
 
 /// Runs until the pool is closed or dropped.
-pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, stays_warm: bool) {
+pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>) {
     let mut was_unused_since = Instant::now();
+    // Whoever the pool was made for asks first: its backend is one of those that stay idle afterwards.
+    sleep(MIN_PAUSE).await;
     loop {
         let pause = match pool.upgrade() {
             Some(pool) if !pool.core.is_closed() => {
+                // Asked anew each time: a reload may name another upstream.
+                let registry = registry.upgrade();
+                let stays_warm = registry
+                    .as_ref()
+                    .is_some_and(|registry| registry.is_default(pool.key()));
                 tick(&pool, stays_warm);
                 if Arc::strong_count(&pool) > 2 || pool.core.open_count() > idle_count(&pool) {
                     was_unused_since = Instant::now();
@@ -33,10 +41,8 @@ pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, stays_warm:
                 } else {
                     TICK
                 };
-                if !stays_warm && is_over(&pool, unused) {
-                    if let Some(registry) = registry.upgrade() {
-                        registry.remove_unused(&pool);
-                    }
+                if let Some(registry) = registry.filter(|_| !stays_warm && is_over(&pool, unused)) {
+                    registry.remove_unused(&pool);
                 }
                 pause
             }
@@ -135,8 +141,14 @@ fn refill(pool: &Arc<Pool>, stays_warm: bool) {
     }
 }
 
+/// Idle ones, and those that are lent to pgsidecar itself for a moment.
 fn idle_count(pool: &Pool) -> usize {
-    pool.core.records().iter().filter(|record| record.is_idle()).count()
+    let is_ours = |record: &Record| record.holder().is_some_and(|holder| holder.is_internal());
+    let records = pool.core.records();
+    records
+        .iter()
+        .filter(|record| record.is_idle() || is_ours(record))
+        .count()
 }
 
 fn usize_of(number: u32) -> usize {

@@ -14,6 +14,7 @@ use crate::backend::{Backend, Condition, Owed};
 use crate::metrics::{BackendState, CloseReason};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::reset::ResetPlan;
+use crate::virtual_session::sql_lexer::Lexing;
 use crate::wire::backend_message::TransactionStatus;
 
 /// A backend of a pool, as bb8 hands it out.
@@ -119,6 +120,7 @@ impl Lease {
             Ok(()) => self.discard(CloseReason::Cancelled),
             Err(error) => {
                 tracing::info!(%error, "a backend could not be reset");
+                tracing::info!(%error, "a backend could not be reset");
                 self.discard(CloseReason::ResetFailed);
             }
         }
@@ -138,6 +140,23 @@ impl Lease {
         }
     }
 
+    /// Closes the backend and cancels what it may be running: PostgreSQL notices a closed socket only when it next
+    /// writes.
+    pub fn abandon(mut self, reason: CloseReason) {
+        self.cancel_what_runs();
+        self.end(Some(reason));
+    }
+
+    fn cancel_what_runs(&self) {
+        let target = Arc::clone(self.cancel_target());
+        if self.condition() == Condition::InUse
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let limit = self.open().core().settings.load().cancel_timeout;
+            runtime.spawn(async move { target.send(Instant::now() + limit).await });
+        }
+    }
+
     /// Closes the backend.
     pub fn discard(mut self, reason: CloseReason) {
         self.end(Some(reason));
@@ -152,6 +171,11 @@ impl Lease {
             BackendState::Active
         };
         self.open_mut().count_as(state);
+    }
+
+    /// The statement that the holder is about to send, for the report of who holds the backends. Copies its beginning.
+    pub fn note_statement(&self, sql: &[u8], lexing: Lexing) {
+        self.open().record.note_statement(sql, lexing);
     }
 
     /// Whether the backend was opened for this holder alone: it is closed when the lease ends.
@@ -170,10 +194,13 @@ impl Lease {
 
     /// Ends the hold: `close` is why the backend is not given back.
     fn end(&mut self, close: Option<CloseReason>) {
-        let held = std::mem::replace(&mut self.held, Held::Over);
-        if matches!(held, Held::Over) {
+        if matches!(self.held, Held::Over) {
             return;
         }
+        if self.open().is_pinned() {
+            self.holder.set_pin(None);
+        }
+        let held = std::mem::replace(&mut self.held, Held::Over);
         self.holder.cancel_slot().end_lease();
         self.holder.set_idle_in_transaction(false);
         let admitted = self.admitted.take();
@@ -252,13 +279,7 @@ impl Drop for Lease {
         if matches!(self.held, Held::Over) {
             return;
         }
-        let target = Arc::clone(self.cancel_target());
-        if self.condition() == Condition::InUse
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let limit = self.open().core().settings.load().cancel_timeout;
-            runtime.spawn(async move { target.send(Instant::now() + limit).await });
-        }
+        self.cancel_what_runs();
         self.end(Some(CloseReason::ClientGone));
     }
 }

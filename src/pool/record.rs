@@ -7,6 +7,8 @@ use super::holder::Holder;
 use super::lock;
 use crate::metrics::CloseReason;
 use crate::net::{IdleProbe, IdleState};
+use crate::virtual_session::fingerprint::fingerprint;
+use crate::virtual_session::sql_lexer::Lexing;
 
 /// No end of life.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -23,7 +25,21 @@ pub(crate) struct Record {
     /// When it is too old.
     pub(crate) lifetime_end: u64,
     probe: IdleProbe,
-    holder: Mutex<Option<Arc<Holder>>>,
+    lent: Mutex<Lent>,
+}
+
+/// Bytes of a statement that are kept for a report.
+const STATEMENT_LEN_MAX: usize = 256;
+
+/// Who has a backend, and what it was last asked.
+#[derive(Debug)]
+struct Lent {
+    holder: Option<Arc<Holder>>,
+    /// The beginning of the statement's text, as it came: what a log may show of it is made when somebody asks.
+    statement: [u8; STATEMENT_LEN_MAX],
+    statement_len: usize,
+    is_cut: bool,
+    lexing: Lexing,
 }
 
 impl Record {
@@ -34,16 +50,46 @@ impl Record {
             since: AtomicU64::new(now),
             lifetime_end,
             probe,
-            holder: Mutex::new(None),
+            lent: Mutex::new(Lent {
+                holder: None,
+                statement: [0; STATEMENT_LEN_MAX],
+                statement_len: 0,
+                is_cut: false,
+                lexing: Lexing::default(),
+            }),
         }
     }
 
-    pub(crate) fn lent_to(&self, holder: &Arc<Holder>, now: u64) {
-        let mut current = lock(&self.holder);
-        if !current.as_ref().is_some_and(|last| Arc::ptr_eq(last, holder)) {
-            *current = Some(Arc::clone(holder));
+    /// Keeps the beginning of the statement that is being sent: a copy of at most 256 bytes under a lock that nobody
+    /// contends for.
+    pub(crate) fn note_statement(&self, sql: &[u8], lexing: Lexing) {
+        let kept = sql.get(..STATEMENT_LEN_MAX).unwrap_or(sql);
+        let mut lent = lock(&self.lent);
+        if let Some(room) = lent.statement.get_mut(..kept.len()) {
+            room.copy_from_slice(kept);
         }
-        drop(current);
+        lent.statement_len = kept.len();
+        lent.is_cut = kept.len() < sql.len();
+        lent.lexing = lexing;
+    }
+
+    /// What its holder asked last, without literals; `None` before it asked anything.
+    pub(crate) fn fingerprint(&self) -> Option<String> {
+        let lent = lock(&self.lent);
+        let kept = lent
+            .statement
+            .get(..lent.statement_len)
+            .filter(|kept| !kept.is_empty())?;
+        Some(fingerprint(kept, lent.lexing, lent.is_cut))
+    }
+
+    pub(crate) fn lent_to(&self, holder: &Arc<Holder>, now: u64) {
+        let mut lent = lock(&self.lent);
+        if !lent.holder.as_ref().is_some_and(|last| Arc::ptr_eq(last, holder)) {
+            lent.holder = Some(Arc::clone(holder));
+        }
+        lent.statement_len = 0;
+        drop(lent);
         self.since.store(now, Ordering::Relaxed);
         self.is_idle.store(false, Ordering::Release);
     }
@@ -67,7 +113,7 @@ impl Record {
         if self.is_idle() {
             None
         } else {
-            lock(&self.holder).clone()
+            lock(&self.lent).holder.clone()
         }
     }
 

@@ -42,6 +42,20 @@ impl fmt::Display for PoolKey {
 #[derive(Debug, Clone)]
 pub struct Pools(Arc<Registry>);
 
+/// The certificates and keys towards every upstream of a configuration.
+#[derive(Debug)]
+pub struct LoadedTls(Vec<(UpstreamTlsConfig, Arc<UpstreamTls>)>);
+
+impl LoadedTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// A certificate or key of an upstream can't be loaded.
+    pub fn of(config: &Config) -> Result<Self, TlsConfigError> {
+        load_tls(config).map(Self)
+    }
+}
+
 /// What the pools share.
 pub(crate) struct Registry {
     config: ArcSwap<Config>,
@@ -114,14 +128,9 @@ impl Pools {
     }
 
     /// Takes a new configuration over: sizes change in place, pools whose way to log in changed replace their backends
-    /// as they come back, pools of names that are gone are closed. On an error nothing has changed.
-    ///
-    /// # Errors
-    /// A certificate or key of an upstream can't be loaded.
-    pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), TlsConfigError> {
-        let tls = load_tls(&config)?;
-        self.0.reconfigure(config, tls);
-        Ok(())
+    /// as they come back, pools of names that are gone are closed.
+    pub fn reconfigure(&self, config: Arc<Config>, tls: LoadedTls) {
+        self.0.reconfigure(config, tls.0);
     }
 
     /// A client proved who it is with a secret that PostgreSQL would take too (its ClientKey, or its password): used
@@ -161,6 +170,12 @@ impl Registry {
         }
     }
 
+    /// Whether this is the pool of the upstream's own database and user, which is kept warm whatever comes.
+    pub(crate) fn is_default(&self, key: &PoolKey) -> bool {
+        let config = self.config.load();
+        key.database == config.upstream.dbname && key.user == config.upstream.user
+    }
+
     fn pool(self: &Arc<Self>, key: &PoolKey) -> Result<Arc<Pool>, LeaseError> {
         let mut pools = lock(&self.pools);
         if let Some(pool) = pools.get(key) {
@@ -183,8 +198,7 @@ impl Registry {
         let core = PoolCore::new(key.clone(), settings, connector, options, metrics, total_cap);
         let pool = Pool::new(core);
         pools.insert(key.clone(), Arc::clone(&pool));
-        let stays_warm = *key == self.default_key();
-        tokio::spawn(keeper::keep(Arc::downgrade(&pool), Arc::downgrade(self), stays_warm));
+        tokio::spawn(keeper::keep(Arc::downgrade(&pool), Arc::downgrade(self)));
         Ok(pool)
     }
 

@@ -36,13 +36,19 @@ pub(super) fn timed_out(pool: &Pool, limit: Duration) -> Report {
             HolderState::IdleInTransaction => holding.idle_in_transaction += 1,
             HolderState::Pinned(reason) => *holding.pinned.entry(reason).or_default() += 1,
         }
-        holders.push((held, holder));
+        holders.push((held, holder, record.fingerprint()));
     }
-    holders.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
+    holders.sort_by_key(|(held, ..)| std::cmp::Reverse(*held));
     let named: Vec<String> = holders
         .iter()
         .take(HOLDERS_LOGGED_MAX)
-        .map(|(held, holder)| format!("{holder} for {:.1} s", held.as_secs_f64()))
+        .map(|(held, holder, fingerprint)| {
+            let held = held.as_secs_f64();
+            match fingerprint {
+                Some(fingerprint) => format!("{holder} for {held:.1} s, last statement {fingerprint:?}"),
+                None => format!("{holder} for {held:.1} s"),
+            }
+        })
         .collect();
     let detail = detail(pool, &holding);
     tracing::warn!(pool = %pool.key(), %detail, holders = named.join("; "), "a client got no backend in time");

@@ -12,7 +12,7 @@ use super::turnstile::Turnstile;
 pub(crate) struct TotalCap {
     places: Turnstile,
     /// Connects that wait for a place and for which none has been surrendered yet, in the order of asking.
-    wants: Mutex<Vec<(u64, Want)>>,
+    wants: Mutex<Vec<Listed>>,
     /// The length of `wants`: all that a release looks at while nobody waits.
     unmet: AtomicUsize,
     last_want: AtomicU64,
@@ -28,6 +28,15 @@ impl Drop for TotalPlace {
     fn drop(&mut self) {
         self.0.places.give_back();
     }
+}
+
+/// A want on the list.
+#[derive(Debug)]
+struct Listed {
+    number: u64,
+    /// Which pool wants: its own releases serve it without closing anything.
+    pool_number: u64,
+    want: Want,
 }
 
 /// How badly a connect wants its place.
@@ -67,13 +76,18 @@ impl TotalCap {
         self.places.try_pass().then(|| TotalPlace(Arc::clone(self)))
     }
 
+    /// Tells the pools apart.
+    pub(crate) fn next_pool_number(&self) -> u64 {
+        self.last_want.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// A place, made by closing another pool's idle backend where there is one. Waits in line otherwise; a backend that
     /// is released meanwhile may be surrendered. Cancel-safe.
-    pub(crate) async fn take(self: &Arc<Self>, want: Want) -> TotalPlace {
+    pub(crate) async fn take(self: &Arc<Self>, pool_number: u64, want: Want) -> TotalPlace {
         if let Some(place) = self.try_take() {
             return place;
         }
-        let _want = ListedWant::new(Arc::clone(self), want);
+        let _want = ListedWant::new(Arc::clone(self), pool_number, want);
         if let Some(registry) = self.registry.get().and_then(Weak::upgrade) {
             registry.evict_idle_backend();
         }
@@ -85,19 +99,19 @@ impl TotalCap {
     ///
     /// A pool whose own clients wait gives up a place only for a pool that has none, or two busy pools would trade
     /// logins for ever.
-    pub(crate) fn claims_released(&self, own_clients_wait: bool) -> bool {
+    pub(crate) fn claims_released(&self, pool_number: u64, own_clients_wait: bool) -> bool {
         if self.unmet.load(Ordering::Relaxed) == 0 {
             return false;
         }
         self.change_wants(|wants| {
-            let met = wants
-                .iter()
-                .position(|(_, want)| *want == Want::Starved || !own_clients_wait);
+            let met = wants.iter().position(|listed| {
+                listed.pool_number != pool_number && (listed.want == Want::Starved || !own_clients_wait)
+            });
             met.map(|index| wants.remove(index)).is_some()
         })
     }
 
-    fn change_wants<T>(&self, change: impl FnOnce(&mut Vec<(u64, Want)>) -> T) -> T {
+    fn change_wants<T>(&self, change: impl FnOnce(&mut Vec<Listed>) -> T) -> T {
         let mut wants = lock(&self.wants);
         let changed = change(&mut wants);
         self.unmet.store(wants.len(), Ordering::Release);
@@ -112,9 +126,15 @@ struct ListedWant {
 }
 
 impl ListedWant {
-    fn new(cap: Arc<TotalCap>, want: Want) -> Self {
+    fn new(cap: Arc<TotalCap>, pool_number: u64, want: Want) -> Self {
         let number = cap.last_want.fetch_add(1, Ordering::Relaxed);
-        cap.change_wants(|wants| wants.push((number, want)));
+        cap.change_wants(|wants| {
+            wants.push(Listed {
+                number,
+                pool_number,
+                want,
+            })
+        });
         Self { cap, number }
     }
 }
@@ -122,6 +142,6 @@ impl ListedWant {
 impl Drop for ListedWant {
     fn drop(&mut self) {
         self.cap
-            .change_wants(|wants| wants.retain(|(number, _)| *number != self.number));
+            .change_wants(|wants| wants.retain(|listed| listed.number != self.number));
     }
 }

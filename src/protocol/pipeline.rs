@@ -176,6 +176,21 @@ impl<N> Default for Pipeline<N> {
 }
 
 impl<N> Pipeline<N> {
+    /// As new; the queue's memory is kept.
+    pub fn recycle(&mut self) {
+        self.items.clear();
+        self.dropped.clear();
+        self.status = TransactionStatus::Idle;
+        self.unsynced = false;
+        self.skipping = false;
+        self.refusing = false;
+        self.copy_in = CopyIn::None;
+        self.copy_both = false;
+        self.doubtful = false;
+        self.described = false;
+        self.completed_since_ready = false;
+    }
+
     /// The status of the last ReadyForQuery.
     pub const fn status(&self) -> TransactionStatus {
         self.status

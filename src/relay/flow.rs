@@ -81,6 +81,23 @@ impl Default for Flow {
 }
 
 impl Flow {
+    /// As new, but for its buffers, which are kept unless they were made for bulk.
+    pub(super) fn recycle(&mut self) {
+        for buffer in [&mut self.read, &mut self.own] {
+            buffer.clear();
+            if buffer.capacity() > BUFFER_LEN {
+                *buffer = BytesMut::new();
+            }
+        }
+        self.pieces.clear();
+        self.decided = 0;
+        self.rest = (0, Rest::Pass);
+        self.full_reads = 0;
+        self.unflushed = false;
+        self.written = 0;
+        self.mark = None;
+    }
+
     /// Bytes that arrived and were not decided on.
     pub fn undecided(&self) -> &[u8] {
         self.read.get(self.decided..).unwrap_or_default()

@@ -8,7 +8,7 @@ use super::{Exchange, Parties};
 use crate::error::failed_transaction;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::Note;
-use crate::virtual_session::statement_effects::classify;
+use crate::virtual_session::statement_effects::{TransactionControl, classify};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{BackendTag, FrontendTag, Header, Report, compose};
@@ -18,10 +18,10 @@ use crate::wire::{BackendTag, FrontendTag, Header, Report, compose};
 pub(super) struct LostTransaction {
     /// Told instead of the first 25P02: why the transaction is lost.
     pub(super) first_refusal: Option<Report>,
-    /// The unnamed statement is one that ends a transaction.
-    unnamed_ends: bool,
-    /// The portal bound last is of such a statement.
-    portal_ends: bool,
+    /// What the unnamed statement would do.
+    unnamed: Ending,
+    /// What the portal bound last would do.
+    portal: Ending,
     /// An Execute has ended the block; the Sync tells.
     ended: bool,
 }
@@ -51,7 +51,7 @@ impl Exchange {
             FrontendTag::Parse => self.on_lost_parse(&body, parties),
             FrontendTag::Bind => self.on_lost_bind(&body, parties),
             FrontendTag::Execute => self.on_lost_execute(),
-            FrontendTag::Describe => self.on_lost_describe(&body),
+            FrontendTag::Describe => self.on_lost_describe(&body, parties),
             FrontendTag::Close => {
                 let named = Named::parse(&body)
                     .ok()
@@ -73,26 +73,50 @@ impl Exchange {
 
     fn on_lost_query(&mut self, body: &[u8], parties: &Parties<'_>) {
         let sql = Query::parse(body).map(|query| query.sql).unwrap_or_default();
-        if ends_block(sql, parties) {
-            self.lost = None;
-            self.say_rollback();
-            self.down
-                .say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
-        } else {
-            self.refuse_lost(true);
+        match ending(sql, parties) {
+            Ending::Empty => self.say_of_lost(BackendTag::EmptyQueryResponse),
+            Ending::Rollback | Ending::Commit if self.must_tell(sql, parties) => {
+                let report = self.refusal();
+                self.down.say(|out| compose::report(out, &report));
+                self.end_lost();
+            }
+            Ending::Rollback | Ending::Commit => {
+                self.end_lost();
+                self.say_rollback();
+            }
+            Ending::None => return self.refuse_lost(true),
         }
+        let status = self.status();
+        self.down.say(|out| compose::ready_for_query(out, status));
+    }
+
+    /// A client that was told nothing yet believes that its transaction is alive: its COMMIT must not look like one that
+    /// succeeded.
+    fn must_tell(&self, sql: &[u8], parties: &Parties<'_>) -> bool {
+        let untold = self.lost.as_ref().is_some_and(|lost| lost.first_refusal.is_some());
+        untold && ending(sql, parties) == Ending::Commit
+    }
+
+    fn end_lost(&mut self) {
+        self.lost = None;
+        self.transaction_since = None;
+    }
+
+    fn say_of_lost(&mut self, tag: BackendTag) {
+        self.down.say(|out| compose::bare_backend(out, tag));
     }
 
     fn on_lost_parse(&mut self, body: &[u8], parties: &mut Parties<'_>) {
         let Ok(parse) = Parse::parse(body) else {
             return self.refuse_lost(false);
         };
-        if !ends_block(parse.sql, parties) {
+        let ending = ending(parse.sql, parties);
+        if ending == Ending::None || self.must_tell(parse.sql, parties) {
             return self.refuse_lost(false);
         }
         if parse.name.is_empty() {
             if let Some(lost) = &mut self.lost {
-                lost.unnamed_ends = true;
+                lost.unnamed = ending;
             }
         } else if parties.session.statement(parse.name).is_none() {
             let effects = classify(parse.sql, parties.session.lexing(), &parties.rules.suspects);
@@ -104,46 +128,55 @@ impl Exchange {
 
     fn on_lost_bind(&mut self, body: &[u8], parties: &Parties<'_>) {
         let statement = BindHead::parse(body).map(|head| head.statement).unwrap_or_default();
-        let ends = match statement {
-            b"" => self.lost.as_ref().is_some_and(|lost| lost.unnamed_ends),
-            name => parties
-                .session
-                .statement(name)
-                .is_some_and(|statement| ends_block(statement.sql(), parties)),
-        };
-        if !ends {
+        let ending = self.ending_of(statement, parties);
+        let untold = self.lost.as_ref().is_some_and(|lost| lost.first_refusal.is_some());
+        if ending == Ending::None || (untold && ending == Ending::Commit) {
             return self.refuse_lost(false);
         }
         if let Some(lost) = &mut self.lost {
-            lost.portal_ends = true;
+            lost.portal = ending;
         }
         self.down
             .say(|out| compose::bare_backend(out, BackendTag::BindComplete));
     }
 
+    /// How the statement of this name ends the transaction, as far as it is known.
+    fn ending_of(&self, statement: &[u8], parties: &Parties<'_>) -> Ending {
+        match statement {
+            b"" => self.lost.as_ref().map_or(Ending::None, |lost| lost.unnamed),
+            name => parties
+                .session
+                .statement(name)
+                .map_or(Ending::None, |statement| ending(statement.sql(), parties)),
+        }
+    }
+
     fn on_lost_execute(&mut self) {
-        let Some(lost) = self.lost.as_mut().filter(|lost| lost.portal_ends) else {
-            return self.refuse_lost(false);
-        };
-        lost.ended = true;
-        self.say_rollback();
+        match self.lost.as_ref().map_or(Ending::None, |lost| lost.portal) {
+            Ending::None => self.refuse_lost(false),
+            Ending::Empty => self.say_of_lost(BackendTag::EmptyQueryResponse),
+            Ending::Rollback | Ending::Commit => {
+                if let Some(lost) = &mut self.lost {
+                    lost.ended = true;
+                }
+                self.say_rollback();
+            }
+        }
     }
 
     /// A statement that ends a transaction has no parameters and no rows.
-    fn on_lost_describe(&mut self, body: &[u8]) {
-        let Some(lost) = &self.lost else {
-            return;
+    fn on_lost_describe(&mut self, body: &[u8], parties: &Parties<'_>) {
+        let Ok(named) = Named::parse(body) else {
+            return self.refuse_lost(false);
         };
-        let target = Named::parse(body).map(|named| named.target).unwrap_or(Target::Portal);
-        let known = if target == Target::Portal {
-            lost.portal_ends
-        } else {
-            lost.unnamed_ends
+        let ending = match named.target {
+            Target::Portal => self.lost.as_ref().map_or(Ending::None, |lost| lost.portal),
+            Target::Statement => self.ending_of(named.name, parties),
         };
-        if !known {
+        if ending == Ending::None {
             return self.refuse_lost(false);
         }
-        if target == Target::Statement {
+        if named.target == Target::Statement {
             self.down
                 .say(|out| compose::frame(out, BackendTag::ParameterDescription.byte(), &[&[0, 0]]));
         }
@@ -153,7 +186,7 @@ impl Exchange {
     fn on_lost_sync(&mut self) {
         let ended = self.lost.as_ref().is_some_and(|lost| lost.ended);
         if ended {
-            self.lost = None;
+            self.end_lost();
         }
         let status = self.status();
         self.pipeline
@@ -164,11 +197,7 @@ impl Exchange {
     }
 
     fn refuse_lost(&mut self, ready: bool) {
-        let report = self
-            .lost
-            .as_mut()
-            .and_then(|lost| lost.first_refusal.take())
-            .unwrap_or_else(failed_transaction);
+        let report = self.refusal();
         self.down.say(|out| compose::report(out, &report));
         if ready {
             self.down
@@ -178,6 +207,11 @@ impl Exchange {
         }
     }
 
+    fn refusal(&mut self) -> Report {
+        let first = self.lost.as_mut().and_then(|lost| lost.first_refusal.take());
+        first.unwrap_or_else(failed_transaction)
+    }
+
     fn say_rollback(&mut self) {
         let mut tag = BytesMut::new();
         compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"ROLLBACK\0"]);
@@ -185,8 +219,28 @@ impl Exchange {
     }
 }
 
-/// ROLLBACK, ABORT, COMMIT and END leave a failed block; ROLLBACK TO can't, because its savepoint is gone.
-fn ends_block(sql: &[u8], parties: &Parties<'_>) -> bool {
+/// What a failed transaction lets a statement do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Ending {
+    /// It is refused.
+    #[default]
+    None,
+    /// It is no statement at all, as drivers say to see whether the connection lives.
+    Empty,
+    /// ROLLBACK and ABORT.
+    Rollback,
+    /// COMMIT, END and PREPARE TRANSACTION, which roll back.
+    Commit,
+}
+
+/// ROLLBACK, ABORT, COMMIT and END leave a failed block. ROLLBACK TO can't, because its savepoint is gone, nor can a
+/// chain begin a transaction like one that no backend remembers.
+fn ending(sql: &[u8], parties: &Parties<'_>) -> Ending {
     let effects = classify(sql, parties.session.lexing(), &parties.rules.suspects);
-    effects.exits_failed_block && effects.ends_transaction && effects.statement_count == 1
+    match (effects.statement_count, effects.transaction) {
+        (0, _) => Ending::Empty,
+        (1, TransactionControl::Rollback) => Ending::Rollback,
+        (1, TransactionControl::Commit | TransactionControl::PrepareTransaction) => Ending::Commit,
+        _ => Ending::None,
+    }
 }

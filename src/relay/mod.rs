@@ -25,7 +25,7 @@ use crate::protocol::pipeline::Pipeline;
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::suspects::Suspects;
-use crate::virtual_session::{Note, VirtualSession};
+use crate::virtual_session::{Checkpoint, Note, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity, compose};
 use flow::Flow;
@@ -65,16 +65,21 @@ pub enum Outcome {
     NeedsBackend,
     /// The backend can be given back.
     Settled,
+    /// Between transactions, with the backend kept: the drain sends such clients away.
+    Boundary,
+    /// Something must be told on: [`Exchange::new_pins`], [`Exchange::catalog_touched`], or figures of a client that
+    /// keeps its backend.
+    Noted,
     /// Nothing waits and no backend is held: the exchange can be dropped.
     Drained,
     /// The client has left: by Terminate, at the end of its stream, or by an error of its socket.
     ClientGone,
     /// The backend is gone, or can't be trusted any more.
-    BackendLost(Loss),
+    BackendLost(Box<Loss>),
     /// A message of ours ahead of the client's failed; nothing of the client's was executed.
-    PreludeFailed(Report),
+    PreludeFailed(Box<Report>),
     /// The client broke the protocol.
-    ClientViolation(Report),
+    ClientViolation(Box<Report>),
     /// Pool mode `statement` met a transaction block.
     TransactionRefused,
 }
@@ -86,6 +91,8 @@ pub struct Loss {
     pub last_words: Option<Report>,
     /// For the log: what happened on the socket or in the protocol.
     pub cause: String,
+    /// It broke the protocol, and may still run what it was sent.
+    pub runs_on: bool,
     /// Not one byte of the client's request was given to the kernel: it can be sent to another backend, unseen.
     pub untouched: bool,
 }
@@ -100,7 +107,7 @@ pub enum Aftermath {
 }
 
 /// What is on its way between one client and one backend.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Exchange {
     lease: Option<Lease>,
     up: Flow,
@@ -108,6 +115,8 @@ pub struct Exchange {
     pipeline: Pipeline<Note>,
     /// A statement is under way whose commit may have taken effect when the backend dies.
     commit_at_risk: bool,
+    /// A statement is under way that ends the transaction block, this way or the other.
+    ends_block: bool,
     /// The prelude on its way was made by a RESET: what it makes PostgreSQL report is news to the client.
     tell_prelude: bool,
     prelude_owed: bool,
@@ -119,6 +128,16 @@ pub struct Exchange {
     pub new_pins: bool,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
+    /// PostgreSQL refused to write (25006): a primary may have become a standby.
+    pub read_only_refused: bool,
+    /// The same, and nobody was told yet.
+    pub catalog_touched: bool,
+    /// The drain waits for the end of the client's transaction: [`Outcome::Boundary`] is told there.
+    pub ends_at_boundary: bool,
+    /// What the ledger was before the first statement for this lease that changed it.
+    before_effects: Option<Checkpoint>,
+    /// A warning that PostgreSQL says only when it is about to end the session.
+    parting_warning: Option<Report>,
     /// Bytes of the lease's exchange that the kernel took.
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
@@ -153,37 +172,70 @@ enum Step {
     Stop(Outcome),
 }
 
-impl Default for Exchange {
-    fn default() -> Self {
-        Self {
-            lease: None,
-            up: Flow::default(),
-            down: Flow::default(),
-            pipeline: Pipeline::default(),
-            commit_at_risk: false,
-            tell_prelude: false,
-            prelude_owed: false,
-            tag_seen: None,
-            last_words: None,
-            new_pins: false,
-            catalog_changed: false,
-            sent_to_backend: 0,
-            lost: None,
-            tally: SessionTally::default(),
-            query_since: None,
-            transaction_since: None,
-            answered_at: None,
-            cancel_sent_at: None,
-            stalled_since: None,
-            finished: Finished::default(),
-        }
-    }
-}
-
 impl Exchange {
+    /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
+    pub fn recycle(&mut self) {
+        // Every field by name: one that is added later can't be forgotten.
+        let Self {
+            lease,
+            up,
+            down,
+            pipeline,
+            commit_at_risk,
+            ends_block,
+            tell_prelude,
+            prelude_owed,
+            tag_seen,
+            last_words,
+            new_pins,
+            catalog_changed,
+            read_only_refused,
+            catalog_touched,
+            ends_at_boundary,
+            before_effects,
+            parting_warning,
+            sent_to_backend,
+            lost,
+            tally,
+            query_since,
+            transaction_since,
+            answered_at,
+            cancel_sent_at,
+            stalled_since,
+            finished,
+        } = self;
+        up.recycle();
+        down.recycle();
+        pipeline.recycle();
+        *lease = Default::default();
+        *commit_at_risk = Default::default();
+        *ends_block = Default::default();
+        *tell_prelude = Default::default();
+        *prelude_owed = Default::default();
+        *tag_seen = Default::default();
+        *last_words = Default::default();
+        *new_pins = Default::default();
+        *catalog_changed = Default::default();
+        *read_only_refused = Default::default();
+        *catalog_touched = Default::default();
+        *ends_at_boundary = Default::default();
+        *before_effects = Default::default();
+        *parting_warning = Default::default();
+        *sent_to_backend = Default::default();
+        *lost = Default::default();
+        *tally = Default::default();
+        *query_since = Default::default();
+        *transaction_since = Default::default();
+        *answered_at = Default::default();
+        *cancel_sent_at = Default::default();
+        *stalled_since = Default::default();
+        *finished = Default::default();
+    }
+
     /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
+        self.before_effects = None;
         self.up.mark();
         self.lease = Some(lease);
     }
@@ -219,9 +271,9 @@ impl Exchange {
         self.down.hand_over()
     }
 
-    /// Something was promised to a ledger that no reply has confirmed.
-    pub fn has_unconfirmed_notes(&self) -> bool {
-        self.pipeline.has_notes()
+    /// Nothing is under way with the backend: what the ledgers say of it is true.
+    pub fn is_settled(&self) -> bool {
+        self.pipeline.is_settled()
     }
 
     /// Since when the client has not taken a byte of what waits for it.
@@ -253,12 +305,8 @@ impl Exchange {
         self.up.preload(bytes);
     }
 
-    /// Waits for the next thing that the session must decide.
-    pub async fn next(&mut self, mut parties: Parties<'_>) -> Outcome {
-        std::future::poll_fn(|cx| self.poll(cx, &mut parties)).await
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+    /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
+    pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
         loop {
             let up = self.poll_up(cx, parties);
             if let Step::Stop(outcome) = up {
@@ -279,6 +327,9 @@ impl Exchange {
 
     /// Where the exchange may stop between two messages.
     fn resting_place(&self, parties: &Parties<'_>) -> Option<Outcome> {
+        if self.new_pins || self.catalog_touched {
+            return Some(Outcome::Noted);
+        }
         if self.lease.is_none() {
             let drained =
                 self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
@@ -290,7 +341,13 @@ impl Exchange {
         match (self.pipeline.status(), parties.rules.mode) {
             (TransactionStatus::Idle, _) if self.up.next_is_incomplete() => {
                 let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
-                (!held).then_some(Outcome::Settled)
+                if !held {
+                    return Some(Outcome::Settled);
+                }
+                if self.tally.transactions > 0 {
+                    return Some(Outcome::Noted);
+                }
+                (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
             }
             (TransactionStatus::InTransaction | TransactionStatus::Failed, PoolMode::Statement) => {
                 Some(Outcome::TransactionRefused)
@@ -313,7 +370,7 @@ impl Exchange {
             // The prelude's answer is awaited first.
             Ok(to_backend::Scan::Held) => return Step::Waiting,
             Ok(to_backend::Scan::Wants(whole)) => whole,
-            Err(report) => return Step::Stop(Outcome::ClientViolation(report)),
+            Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
         };
         if !self.up.is_written() {
             return self.poll_write_up(cx);
@@ -402,19 +459,25 @@ impl Exchange {
     }
 
     fn lost_backend(&mut self, cause: &str) -> Outcome {
-        Outcome::BackendLost(Loss {
-            last_words: self.last_words.take(),
+        let parting = self.parting_warning.take();
+        let last_words = self.last_words.take();
+        // A crash may come right behind a commit: its warning proves nothing.
+        let last_words = last_words.or_else(|| parting.filter(|_| !self.commit_at_risk));
+        Outcome::BackendLost(Box::new(Loss {
+            last_words,
             cause: cause.to_owned(),
+            runs_on: false,
             untouched: self.sent_to_backend == 0 && self.pipeline.status() == TransactionStatus::Idle,
-        })
+        }))
     }
 
     fn broken_backend(&mut self, violation: &Violation) -> Outcome {
-        Outcome::BackendLost(Loss {
+        Outcome::BackendLost(Box::new(Loss {
             last_words: None,
             cause: violation.to_string(),
+            runs_on: true,
             untouched: false,
-        })
+        }))
     }
 
     // --- what the session tells the client through the exchange ---
@@ -425,7 +488,8 @@ impl Exchange {
         if self.down.is_amid_message() {
             return Aftermath::Cut;
         }
-        let in_block = self.pipeline.status() != TransactionStatus::Idle;
+        // COMMIT and ROLLBACK end their block whatever becomes of them.
+        let in_block = self.pipeline.status() != TransactionStatus::Idle && !self.ends_block;
         let status = if in_block {
             TransactionStatus::Failed
         } else {
@@ -437,8 +501,14 @@ impl Exchange {
         self.down.forget_undecided();
         if in_block {
             self.lost = Some(lost_transaction::LostTransaction::default());
+        } else {
+            self.transaction_since = None;
         }
+        self.answered_at = Some(Instant::now());
+        self.query_since = None;
+        self.cancel_sent_at = None;
         self.commit_at_risk = false;
+        self.ends_block = false;
         self.prelude_owed = false;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
@@ -496,7 +566,12 @@ impl Exchange {
         if rewound {
             self.pipeline.abandon();
             self.undo_dropped(parties);
+            if let Some(before) = self.before_effects.take() {
+                parties.session.return_to(before);
+            }
+            self.new_pins = false;
             self.commit_at_risk = false;
+            self.ends_block = false;
             self.prelude_owed = false;
         }
         rewound

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::statement_effects::{Action, Effects, Step};
+use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
 use crate::virtual_session::statements::Statement;
 use crate::virtual_session::{Note, UnnamedStep, VirtualSession, Watched};
 use crate::wire::backend_message::TransactionStatus;
@@ -38,6 +38,10 @@ pub(super) enum Next {
 /// Object identifiers of the large-object functions, which drivers call by FunctionCall and which leave nothing behind
 /// in the session (their descriptors end with the transaction). The same in every PostgreSQL version.
 const LARGE_OBJECT_FUNCTIONS: [u32; 13] = [715, 764, 765, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170];
+/// Makes a backend forget the values that its sequences gave.
+const FORGET_SEQUENCES: &[u8] = b"DISCARD SEQUENCES";
+/// The statement and portal that say so amid a client's group; they exist for no longer.
+const FORGETTING: &[u8] = b"pgsidecar forgets sequences";
 const LARGE_OBJECT_FUNCTIONS_64: [u32; 2] = [3171, 3172];
 
 impl Exchange {
@@ -152,8 +156,7 @@ impl Exchange {
             return stop;
         }
         if !LARGE_OBJECT_FUNCTIONS.contains(&oid) && !LARGE_OBJECT_FUNCTIONS_64.contains(&oid) {
-            parties.session.pin(PinReason::Routine);
-            self.new_pins = true;
+            self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
         self.pipeline.expect(Request::FunctionCall, Fate::Forward, Note::None);
@@ -180,14 +183,24 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
+        self.note_query(header, parties);
         parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
-        let watched = self.apply(&effects, parties);
+        let watched = self.apply(&effects, Request::Query, parties);
         self.pipeline.expect(Request::Query, Fate::Forward, watched);
         self.up.pass(header);
         self.tally.queries += 1;
         Ok(Next::Done)
+    }
+
+    /// Lets the report of who holds the backends name this Query.
+    fn note_query(&self, header: Header, parties: &Parties<'_>) {
+        if let Some(lease) = &self.lease {
+            let body = self.up.body_prefix(header);
+            let sql = body.strip_suffix(b"\0").unwrap_or(body);
+            lease.note_statement(sql, parties.session.lexing());
+        }
     }
 
     /// A statement too long to be read for its effects: it passes, and anything may have happened.
@@ -195,8 +208,10 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        parties.session.pin(PinReason::LargeStatement);
-        self.new_pins = true;
+        if request == Request::Query {
+            self.note_query(header, parties);
+        }
+        self.pin(PinReason::LargeStatement, parties);
         parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
@@ -255,6 +270,7 @@ impl Exchange {
         };
         let body = self.up.whole_body(header).unwrap_or_default();
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        lease.note_statement(parse.sql, parties.session.lexing());
         if parse.name.is_empty() {
             parties
                 .session
@@ -269,8 +285,7 @@ impl Exchange {
             Some(statement) => self.parse_duplicate(header, &statement, parties),
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
-                parties.session.pin(PinReason::LargeStatement);
-                self.new_pins = true;
+                self.pin(PinReason::LargeStatement, parties);
                 self.pipeline.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
@@ -291,7 +306,7 @@ impl Exchange {
         let held = lease.state.statements.touch(&statement);
         let note = VirtualSession::prepared_note(parse.name, statement.clone(), !held);
         let replaced = HEADER_LEN + parse.name.len();
-        if held && !(self.pipeline.is_failed() && !exits) {
+        if held && (exits || !self.pipeline.is_failed()) {
             let complete = Bytes::from_static(b"1\0\0\0\x04");
             let fate = if exits {
                 Fate::Answer(complete)
@@ -359,7 +374,10 @@ impl Exchange {
             return Ok(stop);
         }
         self.ensure_parsed(&statement, parties);
-        let watched = self.apply(&statement.effects, parties);
+        if let Some(lease) = &self.lease {
+            lease.note_statement(statement.sql(), parties.session.lexing());
+        }
+        let watched = self.apply(&statement.effects, Request::Bind, parties);
         self.pipeline.expect(Request::Bind, Fate::Forward, watched);
         let replaced = HEADER_LEN + portal.len() + 1 + name_len;
         self.up.pass_behind(header, replaced, |out| {
@@ -451,6 +469,8 @@ impl Exchange {
         let effects = match parties.session.unnamed_for(&mut lease.state) {
             UnnamedStep::Agrees(effects) => effects.clone(),
             UnnamedStep::Parse(definition, effects) => {
+                let sql = definition.split(|&byte| byte == 0).next().unwrap_or_default();
+                lease.note_statement(sql, parties.session.lexing());
                 self.pipeline.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::parse(out, b"", definition));
                 effects.clone()
@@ -466,7 +486,7 @@ impl Exchange {
             return Next::Held;
         }
         let note = if request == Request::Bind {
-            self.apply(&effects, parties)
+            self.apply(&effects, request, parties)
         } else {
             Note::None
         };
@@ -507,17 +527,18 @@ impl Exchange {
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
         let settled = self.pipeline.is_settled();
+        if self.lease.is_some() && self.pipeline.is_quiet() {
+            self.request_begins();
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Some(Next::NeedsBackend);
         };
-        if settled {
-            if let Some(sql) = parties.session.prelude_for(&mut lease.state) {
-                self.tell_prelude = parties.session.take_rebase();
-                self.prelude_owed = true;
-                self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
-                self.up.say(|out| compose::query(out, &sql));
-            }
-            self.request_begins();
+        lease.holder().set_idle_in_transaction(false);
+        if settled && let Some(sql) = parties.session.prelude_for(&mut lease.state) {
+            self.tell_prelude = parties.session.take_rebase();
+            self.prelude_owed = true;
+            self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
+            self.up.say(|out| compose::query(out, &sql));
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
@@ -525,18 +546,21 @@ impl Exchange {
 
     fn request_begins(&mut self) {
         let now = std::time::Instant::now();
-        self.query_since = Some(now);
+        self.query_since.get_or_insert(now);
         self.transaction_since.get_or_insert(now);
     }
 
     /// Records what a statement may do to the session, and returns the note of its request.
-    fn apply(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Note {
+    fn apply(&mut self, effects: &Effects, request: Request, parties: &mut Parties<'_>) -> Note {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
-        self.commit_at_risk |= effects.ends_transaction || (outside && effects.may_commit());
-        if effects.is_none() {
+        self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
+        self.ends_block |= effects.ends_transaction;
+        if effects.is_none() && effects.sequence == SequenceUse::None {
             return Note::None;
         }
         let pinned = parties.session.pins();
+        self.remember_ledger(parties);
+        self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
             let reported = parties.neutral;
             let follows = |name: &str| reported.contains(name);
@@ -544,10 +568,61 @@ impl Exchange {
         }
         self.new_pins |= parties.session.pins() != pinned;
         self.catalog_changed |= effects.catalog_change;
+        self.catalog_touched |= effects.catalog_change;
         match effects.steps.first().map(|step| &step.action) {
             Some(Action::DiscardAll) if effects.statement_count == 1 => Note::Watched(Watched::DiscardAll),
             Some(Action::DeallocateAll) if effects.statement_count == 1 => Note::Watched(Watched::DeallocateAll),
             _ => Note::None,
+        }
+    }
+
+    /// Sees to it that lastval and currval tell only what this client drew.
+    fn keep_sequences_apart(&mut self, uses: SequenceUse, request: Request, parties: &mut Parties<'_>) {
+        let Some(lease) = self.lease.as_mut().filter(|_| uses != SequenceUse::None) else {
+            return;
+        };
+        if !parties.session.use_sequences(uses, &mut lease.state) {
+            return;
+        }
+        if request == Request::Query {
+            self.pipeline
+                .expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
+            self.up.say(|out| compose::query(out, FORGET_SEQUENCES));
+            return;
+        }
+        // A Query amid a group would end it, and an unnamed statement would replace the client's.
+        for request in [
+            Request::Parse,
+            Request::Bind,
+            Request::Execute,
+            Request::Close,
+            Request::Close,
+        ] {
+            self.pipeline.expect(request, Fate::Swallow, Note::SequencesForgotten);
+        }
+        self.up.say(|out| {
+            compose::parse(out, FORGETTING, &[FORGET_SEQUENCES, b"\0\0\0"].concat());
+            compose::frame(
+                out,
+                FrontendTag::Bind.byte(),
+                &[FORGETTING, b"\0", FORGETTING, b"\0\0\0\0\0\0\0"],
+            );
+            compose::frame(out, FrontendTag::Execute.byte(), &[FORGETTING, b"\0\0\0\0\0"]);
+            compose::frame(out, FrontendTag::Close.byte(), &[b"P", FORGETTING, b"\0"]);
+            compose::close_statement(out, FORGETTING);
+        });
+    }
+
+    fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {
+        self.remember_ledger(parties);
+        parties.session.pin(reason);
+        self.new_pins = true;
+    }
+
+    /// While nothing was sent, the request may yet go to another backend as if it had never been read.
+    fn remember_ledger(&mut self, parties: &Parties<'_>) {
+        if self.sent_to_backend == 0 && self.before_effects.is_none() {
+            self.before_effects = Some(parties.session.checkpoint());
         }
     }
 

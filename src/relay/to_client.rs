@@ -6,7 +6,7 @@ use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
 use crate::virtual_session::{Note, Watched};
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
-use crate::wire::{BackendTag, Header, compose};
+use crate::wire::{BackendTag, Header, Report, compose};
 
 /// The longest body that is read as one: reports, parameters, command tags. A longer report passes unread.
 const READ_LEN_MAX: usize = 256 * 1024;
@@ -52,6 +52,7 @@ impl Exchange {
                 | BackendTag::ErrorResponse
                 | BackendTag::ParameterStatus
                 | BackendTag::CommandComplete
+                | BackendTag::NoticeResponse
         );
         read && header.body_len <= READ_LEN_MAX
     }
@@ -67,12 +68,14 @@ impl Exchange {
         match tag {
             BackendTag::ErrorResponse => {
                 let fields = ReportFields::parse(body).ok();
+                self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
                     fatal = Some(fields.to_report());
                 }
             }
             BackendTag::CommandComplete => self.tag_seen = watched_tag(body).or(self.tag_seen),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
+            BackendTag::NoticeResponse => self.parting_warning = parting_warning(body).or(self.parting_warning.take()),
             _ => {}
         }
         if let Some(report) = fatal {
@@ -87,7 +90,16 @@ impl Exchange {
         };
         if verdict.ours_failed && self.prelude_owed {
             let report = ReportFields::parse(body).map(|fields| fields.to_report()).ok();
-            return Err(report.map_or_else(|| self.lost_backend("its prelude failed"), Outcome::PreludeFailed));
+            return Err(report.map_or_else(
+                || self.lost_backend("its prelude failed"),
+                |report| Outcome::PreludeFailed(Box::new(report)),
+            ));
+        }
+        if verdict.ours_failed
+            && let Some(lease) = self.lease.as_mut()
+        {
+            // Of what is said to a backend behind a prelude, only this can fail by itself.
+            lease.state.doubt_sequences();
         }
         self.on_verdict(header, verdict, parties)
     }
@@ -122,13 +134,23 @@ impl Exchange {
             self.tell_prelude = false;
             return;
         }
-        self.commit_at_risk = false;
+        let now = std::time::Instant::now();
+        // What was sent behind this request is still at risk.
+        self.commit_at_risk &= !self.pipeline.is_quiet();
+        self.ends_block &= !self.pipeline.is_quiet();
         self.cancel_sent_at = None;
-        self.answered_at = self.query_since.map(|_| std::time::Instant::now());
-        self.finished.query = self.query_since.take().map(|since| since.elapsed());
+        self.parting_warning = None;
+        self.answered_at = Some(now);
+        self.finished.query = self.query_since.take().map(|since| now - since);
+        if let Some(lease) = self.lease.as_ref().filter(|_| status != TransactionStatus::Idle) {
+            lease.holder().set_idle_in_transaction(true);
+        }
+        self.query_since = (!self.pipeline.is_quiet()).then_some(now);
         if status == TransactionStatus::Idle {
+            // Whoever read the catalog before this commit has read the old one.
+            self.catalog_touched |= self.catalog_changed;
             self.tally.transactions += 1;
-            self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
+            self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             parties.session.transaction_ended();
         }
     }
@@ -158,7 +180,10 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
         if let Some(lease) = self.lease.as_mut() {
-            lease.parameters.set(&name, &value);
+            lease.learn_parameter(&ParameterStatus {
+                name: name.as_bytes(),
+                value: value.as_bytes(),
+            });
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.get(&name).map(str::to_owned);
                 parties
@@ -210,6 +235,12 @@ impl Exchange {
             self.down.skip(header);
         }
     }
+}
+
+/// A crash and an immediate shutdown are told as warnings before the connection ends.
+fn parting_warning(body: &[u8]) -> Option<Report> {
+    let fields = ReportFields::parse(body).ok()?;
+    matches!(fields.sqlstate, b"57P01" | b"57P02").then(|| fields.to_report())
 }
 
 fn watched_tag(body: &[u8]) -> Option<Watched> {

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::client::context::ClientContext;
+use super::StartError;
+use crate::client::context::{ClientContext, Snapshot};
 use crate::config::{Config, Sources, reload_difference};
 use crate::logging::LoggingHandle;
+use crate::pool::LoadedTls;
 
 /// What a reload needs.
 #[derive(Debug)]
@@ -34,25 +36,31 @@ impl Reloader {
         }
         let config = Arc::new(loaded.config);
         let before = self.context.snapshot();
+        // Whatever can fail comes first, so that a bad file changes nothing at all.
+        let (snapshot, tls) = match self.prepare(&config).await {
+            Ok(prepared) => prepared,
+            Err(error) => return tracing::error!(%error, "reload: nothing has changed"),
+        };
         if let Err(error) = self.logging.reload(&config.log) {
             return tracing::error!(%error, "reload: nothing has changed");
         }
-        // Deriving verifiers takes milliseconds of CPU per user.
-        let (context, next) = (self.context.clone(), config.clone());
-        let replaced = tokio::task::spawn_blocking(move || context.replace(next)).await;
-        match replaced {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return tracing::error!(%error, "reload: nothing has changed"),
-            Err(error) => return tracing::error!(%error, "reload failed"),
-        }
-        if let Err(error) = self.context.pools.reconfigure(config.clone()) {
-            return tracing::error!(%error, "reload: the pools keep the old configuration");
-        }
+        self.context.replace(snapshot);
+        self.context.pools.reconfigure(config.clone(), tls);
         let needs_restart = reload_difference(&before.config, &config);
         if needs_restart.is_empty() {
             tracing::info!("reloaded");
         } else {
             tracing::warn!(keys = %needs_restart.join(", "), "reloaded; these keys change at the next start only");
         }
+    }
+
+    /// Reads certificates and derives verifiers, which takes milliseconds of CPU per user.
+    async fn prepare(&self, config: &Arc<Config>) -> Result<(Snapshot, LoadedTls), StartError> {
+        let (context, next) = (self.context.clone(), config.clone());
+        let preparing = tokio::task::spawn_blocking(move || {
+            let tls = LoadedTls::of(&next)?;
+            Ok((context.prepare(next)?, tls))
+        });
+        preparing.await.map_err(std::io::Error::other)?
     }
 }

@@ -3,7 +3,7 @@
 use super::keywords::Keyword;
 use super::pins::PinReason;
 use super::sql_lexer::TokenKind;
-use super::statement_effects::Action;
+use super::statement_effects::{Action, Name};
 use super::statement_scan::{Execution, Item, Scan, Unreadable};
 
 /// What a definition is about, as far as it matters.
@@ -139,7 +139,7 @@ impl Scan<'_> {
     }
 
     /// `TEMPLATE [=] y`.
-    fn template(&mut self) -> Result<Option<Box<[u8]>>, Unreadable> {
+    fn template(&mut self) -> Result<Name, Unreadable> {
         let mut item = self.item()?;
         if item.is_some_and(|item| item.token.kind == TokenKind::Operator) {
             item = self.item()?;

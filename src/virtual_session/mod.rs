@@ -8,7 +8,9 @@
 mod builtin_functions;
 mod definitions;
 pub mod effects_cache;
+pub mod fingerprint;
 mod keywords;
+mod ordinary_statement;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
@@ -30,7 +32,7 @@ use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
-use statement_effects::{Action, Effects};
+use statement_effects::{Action, Effects, SequenceUse};
 use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
 
 /// What the clients of one pool share: statements and settings that are equal are one.
@@ -59,6 +61,8 @@ pub struct BackendState {
     pub applied: Arc<Settings>,
     /// Shared statements that it has parsed.
     pub statements: BackendStatements,
+    /// Who drew values of its sequences, which lastval and currval tell.
+    drawn: Drawn,
     /// Whose unnamed statement it holds, if anyone's.
     unnamed: Option<UnnamedId>,
     /// Custom settings (`app.tenant`) that a prelude has ever applied. RESET and DISCARD ALL leave `''` of them where a
@@ -70,6 +74,11 @@ impl BackendState {
     /// A Query or an unnamed Parse of ours has run: nobody's unnamed statement is left.
     pub fn unnamed_dropped(&mut self) {
         self.unnamed = None;
+    }
+
+    /// It may not have forgotten the values of its sequences after all.
+    pub fn doubt_sequences(&mut self) {
+        self.drawn = Drawn::BySeveral;
     }
 
     /// DISCARD ALL has run: nothing is left of anyone.
@@ -87,6 +96,15 @@ impl BackendState {
             }
         }
     }
+}
+
+/// Whose sequence values a backend remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Drawn {
+    #[default]
+    ByNobody,
+    By(u64),
+    BySeveral,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +139,8 @@ pub enum Note {
     Unnamed,
     /// The client's own unnamed Parse.
     ClientUnnamed,
+    /// The backend was told to forget the values of its sequences.
+    SequencesForgotten,
     /// A Query or Execute whose command tag must be looked at.
     Watched(Watched),
 }
@@ -163,6 +183,8 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
+    /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
+    reads_sequences: bool,
     /// RESET was run in the session: the baseline must be applied again, and the client told.
     rebase: bool,
 }
@@ -185,6 +207,7 @@ impl VirtualSession {
             pins: PinSet::default(),
             unseen_settings: 0,
             unseen_until_ready: false,
+            reads_sequences: false,
             rebase: false,
         };
         session.relex();
@@ -217,6 +240,34 @@ impl VirtualSession {
     /// Why the backend can't be given back, if it can't.
     pub const fn pins(&self) -> PinSet {
         self.pins
+    }
+
+    /// What a statement may change of the ledger, to be taken back with [`Self::return_to`] where it was never sent.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            wanted: self.wanted.clone(),
+            pins: self.pins,
+            unseen_settings: self.unseen_settings,
+            unseen_until_ready: self.unseen_until_ready,
+            rebase: self.rebase,
+        }
+    }
+
+    /// Takes back what was applied since the checkpoint.
+    pub fn return_to(&mut self, checkpoint: Checkpoint) {
+        let Checkpoint {
+            wanted,
+            pins,
+            unseen_settings,
+            unseen_until_ready,
+            rebase,
+        } = checkpoint;
+        self.wanted = wanted;
+        self.relex();
+        self.pins = pins;
+        self.unseen_settings = unseen_settings;
+        self.unseen_until_ready = unseen_until_ready;
+        self.rebase = rebase;
     }
 
     /// Ties the backend to the client for a reason that no statement shows.
@@ -275,6 +326,28 @@ impl VirtualSession {
                 _ => {}
             }
         }
+    }
+
+    /// A statement that has to do with sequences is about to run. True: the backend remembers values that others drew,
+    /// and must forget them first (DISCARD SEQUENCES), so that lastval and currval tell nothing of theirs.
+    pub fn use_sequences(&mut self, uses: SequenceUse, backend: &mut BackendState) -> bool {
+        let own = Drawn::By(self.client);
+        let forget = uses.reads() && backend.drawn != Drawn::ByNobody && backend.drawn != own;
+        if forget {
+            backend.drawn = Drawn::ByNobody;
+        }
+        self.reads_sequences |= uses.reads();
+        if uses.draws() {
+            backend.drawn = match backend.drawn {
+                Drawn::ByNobody => own,
+                drawn if drawn == own => own,
+                _ => Drawn::BySeveral,
+            };
+            if self.reads_sequences {
+                self.pins.insert(PinReason::Sequence);
+            }
+        }
+        forget
     }
 
     fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
@@ -511,6 +584,11 @@ impl VirtualSession {
                 let (name, statement) = *closed;
                 self.statements.insert(&name, statement);
             }
+            Note::SequencesForgotten => {
+                if let Some(backend) = backend {
+                    backend.doubt_sequences();
+                }
+            }
             Note::Unnamed => {
                 if let Some(backend) = backend {
                     backend.unnamed = None;
@@ -531,6 +609,16 @@ pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>)
         }),
         encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
     }
+}
+
+/// See [`VirtualSession::checkpoint`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    wanted: Arc<Settings>,
+    pins: PinSet,
+    unseen_settings: u64,
+    unseen_until_ready: bool,
+    rebase: bool,
 }
 
 /// How long settings that the ledger can't see stay in force.

@@ -81,4 +81,23 @@ mod tests {
         assert_eq!(session_function(b"pg_advisory_xact_lock"), None);
         assert_eq!(session_function(b"lower"), None);
     }
+
+    #[test]
+    fn what_pins_a_statement_makes_a_routine_suspicious_too() {
+        let query = super::super::suspects::suspects_query();
+        for (name, meaning) in NAMES.iter().zip(MEANINGS) {
+            let pins = matches!(meaning, SessionFunction::SetConfig | SessionFunction::Pins(_));
+            let tells = name.ends_with("_is_setup") || name.ends_with("_progress");
+            assert_eq!(query.contains(&format!("('{name}')")), pins && !tells, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_session_function_is_called_harmless() {
+        assert!(
+            NAMES
+                .iter()
+                .all(|name| !super::super::builtin_functions::is_harmless(name.as_bytes()))
+        );
+    }
 }

@@ -179,8 +179,11 @@ pub(super) fn reset(scan: &mut Scan<'_>) -> Result<(), Unreadable> {
     Ok(())
 }
 
+/// A setting's name and the item behind it.
+type NameThen = (Vec<u8>, Option<Item>);
+
 /// `a.b.c` from its first part on, in lower case, and the item behind it.
-fn setting_name(scan: &mut Scan<'_>, first: Item) -> Result<Option<(Vec<u8>, Option<Item>)>, Unreadable> {
+fn setting_name(scan: &mut Scan<'_>, first: Item) -> Result<Option<NameThen>, Unreadable> {
     let Some(mut name) = identifier_name(scan.text, first.token) else {
         return Ok(None);
     };

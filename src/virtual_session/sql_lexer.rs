@@ -65,8 +65,8 @@ pub struct Lexing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LexError {
     /// A string, quoted identifier, dollar quote or comment that does not end.
-    #[error("unterminated {0}")]
-    Unterminated(&'static str),
+    #[error("an unterminated string, quoted identifier or comment")]
+    Unterminated,
     /// A byte that starts no token.
     #[error("a byte that starts no token")]
     StrayByte,
@@ -76,6 +76,9 @@ pub enum LexError {
     /// A byte ≥ 0x80 in an encoding whose trail bytes can be ASCII.
     #[error("a multi-byte character in an encoding that is not ASCII-safe")]
     Encoding,
+    /// Longer than any message can be.
+    #[error("longer than 2 GiB")]
+    TooLong,
 }
 
 /// How the body of a string literal is read.
@@ -136,15 +139,15 @@ pub struct Token {
     /// What it is.
     pub kind: TokenKind,
     /// Offset of its first byte.
-    pub start: usize,
+    pub start: u32,
     /// Offset behind its last byte.
-    pub end: usize,
+    pub end: u32,
 }
 
 impl Token {
     /// The token's bytes in the text that it was cut from (empty for a foreign text).
     pub fn bytes<'t>(&self, text: &'t [u8]) -> &'t [u8] {
-        text.get(self.start..self.end).unwrap_or_default()
+        text.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 }
 
@@ -160,10 +163,13 @@ impl<'t> Lexer<'t> {
     /// A lexer at the start of `text`.
     ///
     /// # Errors
-    /// [`LexError::Encoding`] where the encoding is unsafe and the text is not ASCII.
+    /// [`LexError::Encoding`] where the encoding is unsafe and the text is not ASCII, [`LexError::TooLong`].
     pub fn new(text: &'t [u8], lexing: Lexing) -> Result<Self, LexError> {
         if lexing.encoding == EncodingClass::Unsafe && !text.is_ascii() {
             return Err(LexError::Encoding);
+        }
+        if text.len() > i32::MAX as usize {
+            return Err(LexError::TooLong);
         }
         Ok(Self {
             text,
@@ -214,8 +220,8 @@ impl<'t> Lexer<'t> {
             };
             return Ok(Some(Token {
                 kind,
-                start,
-                end: self.at,
+                start: start as u32,
+                end: self.at as u32,
             }));
         }
     }
@@ -302,7 +308,7 @@ impl<'t> Lexer<'t> {
                         return Ok(TokenKind::String(kind));
                     }
                 }
-                [] => return Err(LexError::Unterminated("string")),
+                [] => return Err(LexError::Unterminated),
             }
         }
     }
@@ -318,7 +324,7 @@ impl<'t> Lexer<'t> {
                         return Ok(TokenKind::String(StringKind::Escape));
                     }
                 }
-                _ => return Err(LexError::Unterminated("string")),
+                _ => return Err(LexError::Unterminated),
             }
         }
     }
@@ -353,7 +359,7 @@ impl<'t> Lexer<'t> {
                     self.at += 1;
                     return Ok(TokenKind::QuotedIdentifier);
                 }
-                [] => return Err(LexError::Unterminated("quoted identifier")),
+                [] => return Err(LexError::Unterminated),
             }
         }
     }
@@ -384,7 +390,7 @@ impl<'t> Lexer<'t> {
                 return Ok(TokenKind::String(StringKind::Dollar));
             }
             if self.rest().is_empty() {
-                return Err(LexError::Unterminated("dollar-quoted string"));
+                return Err(LexError::Unterminated);
             }
             self.at += 1;
         }
@@ -468,7 +474,7 @@ impl<'t> Lexer<'t> {
                     self.at += 2;
                 }
                 [_, ..] => self.at += 1,
-                [] => return Err(LexError::Unterminated("comment")),
+                [] => return Err(LexError::Unterminated),
             }
         }
         Ok(())
@@ -591,8 +597,20 @@ enum Class {
     Stray,
 }
 
+/// Whether an identifier or keyword may start with this byte.
+#[inline]
+pub(super) fn starts_word(byte: u8) -> bool {
+    CLASS[usize::from(byte)] == Class::Letter
+}
+
+/// Whether an identifier or keyword may go on with this byte.
+#[inline]
+pub(super) fn continues_word(byte: u8) -> bool {
+    CONTINUES_WORD[usize::from(byte)]
+}
+
 static CLASS: [Class; 256] = classes();
-static CONTINUES_WORD: [bool; 256] = continues_word();
+static CONTINUES_WORD: [bool; 256] = word_bytes();
 
 const fn classes() -> [Class; 256] {
     let mut table = [Class::Stray; 256];
@@ -622,7 +640,7 @@ const fn classes() -> [Class; 256] {
     table
 }
 
-const fn continues_word() -> [bool; 256] {
+const fn word_bytes() -> [bool; 256] {
     let classes = classes();
     let mut table = [false; 256];
     let mut byte = 0;

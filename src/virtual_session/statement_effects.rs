@@ -4,6 +4,7 @@
 //! too careful (a column named `discard_all(` is), never too careless. PostgreSQL parses a whole Query text before it
 //! runs any of it, so a text that is no SQL has no effect whatever is found here.
 
+use super::ordinary_statement::ordinary_effects;
 use super::pins::{PinReason, PinSet};
 use super::setting_change::SettingChange;
 use super::sql_lexer::Lexing;
@@ -15,6 +16,9 @@ use super::suspects::Suspects;
 /// One pass over the bytes; allocates only for statements with something to tell (SET, LISTEN, PREPARE, …). Never
 /// fails: a text that does not lex is pinned as [`PinReason::Unlexable`].
 pub fn classify(text: &[u8], lexing: Lexing, suspects: &Suspects) -> Effects {
+    if let Some(effects) = ordinary_effects(text, lexing, suspects) {
+        return effects;
+    }
     Scan::run(text, lexing, suspects).unwrap_or_else(|_| Effects::opaque(PinReason::Unlexable))
 }
 
@@ -106,6 +110,16 @@ impl Effects {
         !self.is_read_only_shape
     }
 
+    /// Whether it may commit the block that it is run in. ROLLBACK alone can't.
+    pub fn may_end_in_commit(&self) -> bool {
+        let only_rolls_back = self.statement_count == 1
+            && matches!(
+                self.transaction,
+                TransactionControl::Rollback | TransactionControl::RollbackAndChain
+            );
+        self.ends_transaction && !only_rolls_back
+    }
+
     /// The changes of settings, in order.
     pub fn settings(&self) -> impl Iterator<Item = &SettingChange> {
         self.steps.iter().filter_map(|step| match &step.action {
@@ -125,31 +139,34 @@ pub struct Step {
     pub action: Action,
 }
 
-/// What a statement does to the session. Names are folded as PostgreSQL folds them; `None` is a `U&"…"` name.
+/// A name, folded as PostgreSQL folds it. `None` where the text does not spell it (`U&"…"`).
+pub type Name = Option<Box<[u8]>>;
+
+/// What a statement does to the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// SET, RESET, set_config.
     Setting(SettingChange),
     /// Transaction control of a statement that is not the text's first, and every SAVEPOINT form.
-    Transaction(TransactionControl, Option<Box<[u8]>>),
+    Transaction(TransactionControl, Name),
     /// LISTEN channel.
-    Listen(Option<Box<[u8]>>),
+    Listen(Name),
     /// UNLISTEN channel.
-    Unlisten(Option<Box<[u8]>>),
+    Unlisten(Name),
     /// UNLISTEN *.
     UnlistenAll,
     /// SQL PREPARE name.
-    Prepare(Option<Box<[u8]>>),
+    Prepare(Name),
     /// SQL EXECUTE name.
-    Execute(Option<Box<[u8]>>),
+    Execute(Name),
     /// DEALLOCATE name.
-    Deallocate(Option<Box<[u8]>>),
+    Deallocate(Name),
     /// DEALLOCATE ALL.
     DeallocateAll,
     /// DECLARE name … WITH HOLD.
-    HoldCursor(Option<Box<[u8]>>),
+    HoldCursor(Name),
     /// CLOSE name.
-    Close(Option<Box<[u8]>>),
+    Close(Name),
     /// CLOSE ALL.
     CloseAll,
     /// DISCARD ALL.
@@ -164,7 +181,7 @@ pub enum Action {
     AdvisoryUnlock,
     /// A statement that fails while anyone is connected to this database: DROP DATABASE, RENAME, SET TABLESPACE, or
     /// the template of CREATE DATABASE.
-    NeedsDatabaseUnused(Option<Box<[u8]>>),
+    NeedsDatabaseUnused(Name),
 }
 
 /// What a statement does to the transaction.

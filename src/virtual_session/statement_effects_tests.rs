@@ -74,6 +74,14 @@ fn action(action: &Action) -> String {
     }
 }
 
+/// What [`classify`] tells, after comparing the first look with the full scan.
+fn classify(text: &[u8], lexing: Lexing, suspects: &Suspects) -> Effects {
+    let effects = super::classify(text, lexing, suspects);
+    let full = Scan::run(text, lexing, suspects).unwrap_or_else(|_| Effects::opaque(PinReason::Unlexable));
+    assert_eq!(effects, full, "the first look at {:?}", lossy(text));
+    effects
+}
+
 /// `pin a,b | step | step | flags`.
 fn summary(effects: &Effects) -> String {
     let mut parts = Vec::new();
@@ -1245,6 +1253,97 @@ const FRAGMENTS: [&str; 60] = [
     ",",
     "-",
 ];
+
+const PLAIN_FRAGMENTS: [&str; 48] = [
+    "select ",
+    "insert into ",
+    "update ",
+    "delete ",
+    "set ",
+    "where ",
+    "values ",
+    "t",
+    "audited",
+    " a ",
+    "a.b",
+    "lower",
+    "count",
+    "set_config",
+    "tidy",
+    "in ",
+    "into ",
+    "share ",
+    "copy ",
+    "(",
+    ")",
+    ",",
+    "'x'",
+    "'",
+    "\"q\"",
+    "\"",
+    ".",
+    "::",
+    "$1",
+    "$",
+    "1",
+    "1.5",
+    "-",
+    "-",
+    "/",
+    "*",
+    ";",
+    "\n",
+    " ",
+    "e",
+    "n",
+    "pg_temp",
+    "pg_settings",
+    "as ",
+    "from ",
+    "é",
+    "'\\'",
+    "become_tenant",
+];
+
+#[test]
+fn the_first_look_tells_what_the_full_scan_tells() {
+    let suspects = [
+        Suspects::known([]),
+        catalog(),
+        Suspects::everything(),
+        Suspects::every_mention(),
+    ];
+    let leads = [
+        "select ",
+        "insert into t ",
+        "update t set ",
+        "delete from t ",
+        "begin",
+        "commit ",
+        "",
+    ];
+    let mut random = Random(0x5eed_0f0f_0f0f_0f0f);
+    let mut ordinary = 0;
+    for _ in 0..100_000 {
+        let mut text = leads[random.below(leads.len())].as_bytes().to_vec();
+        for _ in 0..random.below(9) {
+            text.extend_from_slice(PLAIN_FRAGMENTS[random.below(PLAIN_FRAGMENTS.len())].as_bytes());
+        }
+        let strings = [
+            StandardConformingStrings::On,
+            StandardConformingStrings::Off,
+            StandardConformingStrings::Uncertain,
+        ];
+        let lexing = Lexing {
+            strings: strings[random.below(3)],
+            ..Lexing::default()
+        };
+        let suspects = &suspects[random.below(4)];
+        classify(&text, lexing, suspects);
+        ordinary += usize::from(ordinary_effects(&text, lexing, suspects).is_some());
+    }
+    assert!(ordinary > 10_000, "only {ordinary} were ordinary");
+}
 
 #[test]
 fn no_bytes_make_it_panic() {

@@ -4,7 +4,7 @@ use super::keywords::Keyword;
 use super::pins::PinReason;
 use super::set_statement;
 use super::sql_lexer::{TokenKind, identifier_name, string_value};
-use super::statement_effects::{Action, TransactionControl};
+use super::statement_effects::{Action, Name, TransactionControl};
 use super::statement_scan::{Execution, Item, Scan, Unreadable};
 
 type Read = Result<(), Unreadable>;
@@ -169,7 +169,7 @@ impl Scan<'_> {
         })
     }
 
-    fn rollback(&mut self) -> Result<(TransactionControl, Option<Box<[u8]>>), Unreadable> {
+    fn rollback(&mut self) -> Result<(TransactionControl, Name), Unreadable> {
         let mut ahead = self.lexer;
         let mut to = false;
         for _ in 0..2 {
@@ -184,7 +184,7 @@ impl Scan<'_> {
     }
 
     /// `[SAVEPOINT] name`; the name itself may be `savepoint`.
-    fn savepoint_name(&mut self) -> Result<Option<Box<[u8]>>, Unreadable> {
+    fn savepoint_name(&mut self) -> Result<Name, Unreadable> {
         let Some(first) = self.item()? else { return Ok(None) };
         match (first.keyword(), self.item()?) {
             (Some(Keyword::Savepoint), Some(name)) => Ok(self.folded(name)),
@@ -343,18 +343,18 @@ impl Scan<'_> {
     }
 
     /// The next item as a name.
-    pub(super) fn name(&mut self) -> Result<Option<Box<[u8]>>, Unreadable> {
+    pub(super) fn name(&mut self) -> Result<Name, Unreadable> {
         let item = self.item()?;
         Ok(item.and_then(|item| self.folded(item)))
     }
 
     /// An item as a name, folded as PostgreSQL folds it.
-    pub(super) fn folded(&self, item: Item) -> Option<Box<[u8]>> {
+    pub(super) fn folded(&self, item: Item) -> Name {
         identifier_name(self.text, item.token).map(Vec::into_boxed_slice)
     }
 
     /// An item as a name or as the string that some commands take for one.
-    pub(super) fn folded_or_string(&self, item: Item) -> Option<Box<[u8]>> {
+    pub(super) fn folded_or_string(&self, item: Item) -> Name {
         self.folded(item)
             .or_else(|| string_value(self.text, item.token).map(Vec::into_boxed_slice))
     }

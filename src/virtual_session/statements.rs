@@ -100,10 +100,13 @@ impl SharedStatements {
     }
 }
 
+/// A client's names for its statements.
+type Names = HashMap<Box<[u8]>, Arc<Statement>>;
+
 /// The statements that one client believes it holds, by its own names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    by_name: Option<Box<HashMap<Box<[u8]>, Arc<Statement>>>>,
+    by_name: Option<Box<Names>>,
     bytes: usize,
 }
 

@@ -146,6 +146,12 @@ impl Suspects {
         !self.names.is_empty() || self.knowledge == Knowledge::AllSuspected
     }
 
+    /// Whether the names of a text are all that must be asked about.
+    #[inline]
+    pub(super) fn allows_first_look(&self) -> bool {
+        self.knowledge != Knowledge::AllSuspected && !self.statements && self.operators.is_empty()
+    }
+
     /// Whether an identifier makes the text suspicious, and when. Compared without regard to ASCII case.
     pub fn reach(&self, name: &[u8]) -> Option<Reach> {
         if self.knowledge == Knowledge::AllSuspected {

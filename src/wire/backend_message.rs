@@ -126,6 +126,7 @@ impl<'a> ReportFields<'a> {
             message: text(self.message).into(),
             detail: self.detail.map(text),
             hint: self.hint.map(text),
+            detail_log: None,
         }
     }
 }

@@ -41,6 +41,10 @@ pub struct Parse<'a> {
 
 impl<'a> Parse<'a> {
     /// Reads a body.
+    #[allow(
+        clippy::self_named_constructors,
+        reason = "every view is made by parse; this one is of a Parse"
+    )]
     pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(body);
         let name = reader.cstr()?;

@@ -68,11 +68,7 @@ impl<'a> Reader<'a> {
 
     /// Reads a String: the bytes before the next zero byte, which is skipped. Not decoded: the encoding is the client's.
     pub fn cstr(&mut self) -> Result<&'a [u8], Malformed> {
-        let end = self
-            .rest
-            .iter()
-            .position(|&byte| byte == 0)
-            .ok_or(Malformed::Unterminated)?;
+        let end = memchr::memchr(0, self.rest).ok_or(Malformed::Unterminated)?;
         let string = self.bytes(end)?;
         self.u8()?;
         Ok(string)

@@ -114,7 +114,13 @@ pub struct Report {
     pub detail: Option<String>,
     /// Field `H`.
     pub hint: Option<String>,
+    /// For the operator's log only, never sent: addresses and what the system said.
+    pub detail_log: Option<Box<DetailLog>>,
 }
+
+/// What only the log may tell of a [`Report`]. Behind a pointer, because few have it and reports are returned by value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetailLog(pub String);
 
 impl Report {
     /// An ERROR: the connection goes on.
@@ -125,6 +131,7 @@ impl Report {
             message: message.into(),
             detail: None,
             hint: None,
+            detail_log: None,
         }
     }
 
@@ -150,6 +157,13 @@ impl Report {
         self
     }
 
+    /// The same with what only the log may tell.
+    #[must_use]
+    pub fn with_detail_log(mut self, detail: impl Into<String>) -> Self {
+        self.detail_log = Some(Box::new(DetailLog(detail.into())));
+        self
+    }
+
     /// The same with another severity.
     #[must_use]
     pub fn with_severity(mut self, severity: Severity) -> Self {
@@ -159,10 +173,14 @@ impl Report {
 }
 
 impl fmt::Display for Report {
+    /// For the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} ({})", self.severity.as_str(), self.message, self.sqlstate)?;
         if let Some(detail) = &self.detail {
             write!(f, "; {detail}")?;
+        }
+        if let Some(detail) = &self.detail_log {
+            write!(f, "; {}", detail.0)?;
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! What is bounded, and what happens at the bound.
 
+use std::time::Duration;
+
 use pgsidecar::wire::SqlState;
 
 use crate::support::eventually;
 use crate::support::fake_backend::FakeBackend;
-use crate::support::postgres::{PASSWORD, Postgres, USER};
-use crate::support::raw_client::RawClient;
+use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
+use crate::support::raw_client::{Message, RawClient, bind, execute, parse, sync, together};
 use crate::support::sidecar::Sidecar;
 
 #[tokio::test]
@@ -76,6 +78,131 @@ async fn a_refused_upstream_login_reaches_the_client_in_postgresqls_words() {
         .await
         .expect_err("the upstream refuses");
     assert_eq!(refusal.sqlstate, SqlState::INVALID_PASSWORD);
+}
+
+async fn limited(database: &Database, key: &str, value: &str) -> Sidecar {
+    Sidecar::builder(database)
+        .set("POOL__MAX_SIZE", "1")
+        .set(key, value)
+        .start_ready()
+        .await
+}
+
+/// The code of the error in an answer and the status behind it.
+fn outcome(answer: &[Message]) -> (String, char) {
+    let error = answer.iter().find(|message| message.tag == b'E').expect("an error");
+    let ready = answer.last().expect("an answer");
+    (error.sqlstate(), char::from(ready.body[0]))
+}
+
+#[tokio::test]
+async fn trap_82_query_timeout_cancels_the_query_and_keeps_the_client() {
+    let database = Postgres::shared().create_database();
+    let sidecar = limited(&database, "LIMITS__QUERY_TIMEOUT", "300ms").await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let backend = client.value("SELECT pg_backend_pid()").await;
+    assert_eq!(
+        outcome(&client.ask("SELECT pg_sleep(60)").await),
+        ("57014".to_owned(), 'I')
+    );
+    let sleep = [
+        parse("", "SELECT pg_sleep(60)"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    client.send(&together(&sleep)).await;
+    assert_eq!(outcome(&client.until_ready().await), ("57014".to_owned(), 'I'));
+    // In a transaction too, whichever statement of it.
+    client.ask("BEGIN").await;
+    client.ask("SELECT 1").await;
+    assert_eq!(
+        outcome(&client.ask("SELECT pg_sleep(60)").await),
+        ("57014".to_owned(), 'E')
+    );
+    client.ask("ROLLBACK").await;
+    // A client that thinks for longer than a query may run loses nothing.
+    client.ask("BEGIN").await;
+    assert!(client.silent_for(Duration::from_millis(600)).await);
+    client.ask("COMMIT").await;
+    assert_eq!(client.value("SELECT pg_backend_pid()").await, backend);
+}
+
+#[tokio::test]
+async fn transaction_timeout_ends_the_client_with_25p04() {
+    let database = Postgres::shared().create_database();
+    let sidecar = limited(&database, "LIMITS__TRANSACTION_TIMEOUT", "300ms").await;
+    let mut idle = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    idle.ask("CREATE TABLE kept (x int)").await;
+    assert!(
+        idle.silent_for(Duration::from_millis(500)).await,
+        "between transactions none runs out"
+    );
+    idle.ask("BEGIN").await;
+    idle.ask("INSERT INTO kept VALUES (1)").await;
+    assert_eq!(idle.until_closed().await[0].sqlstate(), "25P04");
+    let mut busy = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    busy.query("SELECT pg_sleep(60)").await;
+    assert_eq!(busy.until_closed().await[0].sqlstate(), "25P04");
+    let mut next = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(next.value("SELECT count(*) FROM kept").await, "0");
+}
+
+#[tokio::test]
+async fn idle_transaction_timeout_is_25p03_after_any_statement_of_it() {
+    let database = Postgres::shared().create_database();
+    let sidecar = limited(&database, "LIMITS__IDLE_TRANSACTION_TIMEOUT", "300ms").await;
+    for statements in [
+        &["BEGIN"][..],
+        &["BEGIN", "SELECT 1", "SELECT 2"],
+        &["BEGIN", "SELECT 1/0"],
+    ] {
+        let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        for sql in statements {
+            client.ask(sql).await;
+        }
+        assert_eq!(client.until_closed().await[0].sqlstate(), "25P03", "{statements:?}");
+    }
+    let mut busy = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    busy.ask("BEGIN").await;
+    // A statement that takes long is no idleness.
+    busy.value("SELECT 1 FROM pg_sleep(0.6)").await;
+    busy.ask("COMMIT").await;
+    assert!(busy.silent_for(Duration::from_millis(600)).await);
+}
+
+#[tokio::test]
+async fn client_idle_timeout_is_57p05() {
+    let database = Postgres::shared().create_database();
+    let sidecar = limited(&database, "LIMITS__CLIENT_IDLE_TIMEOUT", "400ms").await;
+    let mut fresh = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(fresh.until_closed().await[0].sqlstate(), "57P05");
+    let mut served = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    served.ask("SELECT 1").await;
+    assert_eq!(served.until_closed().await[0].sqlstate(), "57P05");
+    let mut pinned = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    pinned.ask("SET work_mem = '7MB'").await;
+    assert_eq!(pinned.until_closed().await[0].sqlstate(), "57P05");
+    let mut inside = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    inside.ask("BEGIN").await;
+    assert!(
+        inside.silent_for(Duration::from_millis(800)).await,
+        "a transaction is no idle session"
+    );
+}
+
+#[tokio::test]
+async fn trap_89_the_limit_of_file_descriptors_is_raised_at_start() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::start(&database).await;
+    let id = sidecar.process_id().expect("it runs");
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("the kernel tells");
+    let figures: Vec<_> = line.split_whitespace().rev().skip(1).take(2).collect();
+    assert_eq!(figures[0], figures[1], "soft and hard: {line}");
 }
 
 #[tokio::test]

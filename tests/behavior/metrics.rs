@@ -55,6 +55,49 @@ async fn every_promised_metric_is_there_with_its_type() {
     }
 }
 
+/// The labels of each, beside those of the histograms themselves.
+fn promised_labels(name: &str) -> &'static [&'static str] {
+    match name {
+        "pgsidecar_acquire_seconds"
+        | "pgsidecar_backend_connect_seconds"
+        | "pgsidecar_transaction_seconds"
+        | "pgsidecar_query_seconds"
+        | "pgsidecar_pool_max_size"
+        | "pgsidecar_oldest_wait_seconds"
+        | "pgsidecar_backend_connections_total" => &["database", "user"],
+        "pgsidecar_backends" => &["database", "state", "user"],
+        "pgsidecar_clients" => &["state"],
+        "pgsidecar_backend_closed_total" | "pgsidecar_pins_total" => &["reason"],
+        "pgsidecar_bytes_total" => &["direction"],
+        "pgsidecar_errors_total" => &["sqlstate"],
+        "pgsidecar_cancels_total" => &["outcome"],
+        "pgsidecar_build_info" => &["version"],
+        _ => &[],
+    }
+}
+
+#[tokio::test]
+async fn trap_92_every_series_has_the_promised_labels_and_no_others() {
+    let (sidecar, _client) = busy().await;
+    let text = sidecar.metrics().await;
+    for line in text.lines().filter(|line| line.starts_with("pgsidecar_")) {
+        let (series, _) = line.rsplit_once(' ').expect("a sample has a value");
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let base = NAMES.iter().map(|(base, _)| *base).find(|base| {
+            let rest = name.strip_prefix(base);
+            rest.is_some_and(|rest| ["", "_bucket", "_sum", "_count"].contains(&rest))
+        });
+        let base = base.unwrap_or_else(|| panic!("{name} was never promised"));
+        let mut labels: Vec<_> = labels
+            .split(',')
+            .filter_map(|label| Some(label.split_once('=')?.0))
+            .filter(|label| *label != "le")
+            .collect();
+        labels.sort_unstable();
+        assert_eq!(labels, promised_labels(base), "{line}");
+    }
+}
+
 #[tokio::test]
 async fn promtool_finds_nothing_to_complain_about() {
     let (sidecar, _client) = busy().await;

@@ -109,10 +109,11 @@ async fn pgbench_runs_in_its_three_protocols() {
         .set("POOL__MAX_SIZE", "2")
         .start_ready()
         .await;
+    // A thread for each client: pgbench prepares synchronously, so that one of two clients of a thread would wait for a
+    // backend while the other can't end its transaction.
     for protocol in ["simple", "extended", "prepared"] {
-        let output = pgbench(&sidecar.url(&database), &["-n", "-c", "4", "-T", "1", "-M", protocol])
-            .await
-            .ok();
+        let arguments = ["-n", "-c", "4", "-j", "4", "-T", "1", "-M", protocol];
+        let output = pgbench(&sidecar.url(&database), &arguments).await.ok();
         assert!(
             output.contains("number of failed transactions: 0 "),
             "{protocol}: {output}"

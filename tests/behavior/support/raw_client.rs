@@ -213,6 +213,11 @@ impl RawClient {
         row.row().remove(0).expect("not null")
     }
 
+    /// The bare connection, for bytes that are no whole messages. What was received already is not in it.
+    pub fn into_stream(self) -> impl tokio::io::AsyncRead + Unpin {
+        self.stream
+    }
+
     /// Half-closes: the other side reads an end of file and may still write.
     pub async fn shutdown(&mut self) {
         let _ = self.stream.shutdown().await;
@@ -322,6 +327,16 @@ impl RawClient {
             messages.push(message);
         }
         messages
+    }
+
+    /// Reads to the end of the connection what need not be messages.
+    pub async fn bytes_until_closed(&mut self) -> Vec<u8> {
+        while within(DEADLINE, "the end", self.stream.read_buf(&mut self.received))
+            .await
+            .unwrap_or(0)
+            > 0
+        {}
+        self.received.split().to_vec()
     }
 
     /// Whether nothing comes within `quiet`, the connection staying open.

@@ -1,0 +1,411 @@
+//! What a client leaves in its session ties its backend to it, is seen there and nowhere else, and is gone with it.
+
+use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER};
+use crate::support::raw_client::{RawClient, bind, execute, parse, sync, tags, together};
+use crate::support::sidecar::Sidecar;
+
+/// Who uses a sidecar, with how many backends.
+async fn sidecar_as(database: &Database, user: &str, password: &str, max_size: &str) -> Sidecar {
+    crate::support::sidecar::Builder::default()
+        .upstream(database.url_as(user, password))
+        .set("POOL__MAX_SIZE", max_size)
+        .start_ready()
+        .await
+}
+
+/// One kind of session state.
+struct Case {
+    /// Leaves the state.
+    leaves: &'static str,
+    /// Yields `mine` where the state is.
+    shows: &'static str,
+    /// The pin's reason.
+    reason: &'static str,
+}
+
+const fn case(reason: &'static str, leaves: &'static str, shows: &'static str) -> Case {
+    Case { leaves, shows, reason }
+}
+
+const WORK_MEM: &str = "SELECT CASE current_setting('work_mem') WHEN '7MB' THEN 'mine' ELSE 'neutral' END";
+/// A custom setting that was ever set reads '' after RESET: only NULL is neutral.
+const TENANT: &str = "SELECT coalesce(nullif(current_setting('app.tenant_id', true), ''), CASE WHEN current_setting('app.tenant_id', true) IS NULL THEN 'neutral' ELSE 'trace' END)";
+const LOCKS: &str = "SELECT CASE count(*) WHEN 0 THEN 'neutral' ELSE 'mine' END FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+const ROLE: &str = "SELECT CASE current_setting('role') WHEN 'none' THEN 'neutral' ELSE 'mine' END";
+
+/// Runs every case on a backend that the client shares with nobody, and looks for its traces afterwards.
+async fn nothing_reaches_the_next(user: &str, password: &str, cases: &[Case]) {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, user, password, "1").await;
+    for Case { leaves, shows, reason } in cases {
+        let labels = [("reason", *reason)];
+        let before = sidecar.metric("pgsidecar_pins_total", &labels).await.expect(reason);
+        let mut first = RawClient::login(sidecar.port, user, password, &database.name).await;
+        assert_eq!(first.value(shows).await, "neutral", "{leaves}");
+        let backend = first.value("SELECT pg_backend_pid()").await;
+        let answer = first.ask(leaves).await;
+        assert!(!tags(&answer).contains('E'), "{leaves}: {}", answer[0].report());
+        sidecar
+            .wait_metric("pgsidecar_pins_total", &labels, |count| count == before + 1.0)
+            .await;
+        sidecar
+            .wait_metric("pgsidecar_backends", &[("state", "pinned")], |count| count == 1.0)
+            .await;
+        // Somebody else wants the backend meanwhile, and does not get it.
+        let mut second = RawClient::login(sidecar.port, user, password, &database.name).await;
+        second.query(shows).await;
+        sidecar
+            .wait_metric("pgsidecar_clients", &[("state", "waiting")], |count| count == 1.0)
+            .await;
+        assert_eq!(first.value(shows).await, "mine", "{leaves}");
+        assert_eq!(first.value("SELECT pg_backend_pid()").await, backend);
+        drop(first);
+        assert_eq!(
+            second.until_ready().await[1].row(),
+            [Some("neutral".to_owned())],
+            "{leaves}"
+        );
+        sidecar
+            .wait_metric("pgsidecar_backends", &[("state", "pinned")], |count| count == 0.0)
+            .await;
+    }
+    sidecar.wait_for_log("a client is pinned").await;
+    assert!(!sidecar.log().contains("7MB"), "the log tells no literal");
+}
+
+#[tokio::test]
+async fn trap_54_settings_that_postgresql_does_not_report() {
+    nothing_reaches_the_next(
+        USER,
+        PASSWORD,
+        &[
+            case("setting", "SET work_mem = '7MB'", WORK_MEM),
+            case("setting", "/* a */ SET SESSION work_mem TO '7MB' -- b", WORK_MEM),
+            case("setting", "SELECT 1; SET work_mem = '7MB'", WORK_MEM),
+            case("setting", "SELECT set_config('work_mem', '7MB', false)", WORK_MEM),
+            case("setting", "SET ROLE app", ROLE),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_58_custom_settings_leave_not_even_a_placeholder() {
+    nothing_reaches_the_next(
+        USER,
+        PASSWORD,
+        &[
+            case("custom_setting", "SET app.tenant_id = 'mine'", TENANT),
+            case(
+                "custom_setting",
+                "SELECT set_config('app.tenant_id', 'mine', false)",
+                TENANT,
+            ),
+            case(
+                "custom_setting",
+                "WITH n AS (SELECT 'app.tenant_id' AS name) SELECT set_config(name, 'mine', false) FROM n",
+                TENANT,
+            ),
+            case(
+                "unknown",
+                "DO $$ BEGIN PERFORM set_config('app.tenant_id', 'mine', false); END $$",
+                TENANT,
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_65_session_advisory_locks_of_every_form() {
+    nothing_reaches_the_next(
+        USER,
+        PASSWORD,
+        &[
+            case("advisory_lock", "SELECT pg_advisory_lock(1)", LOCKS),
+            case("advisory_lock", "SELECT pg_advisory_lock(1, 2)", LOCKS),
+            case("advisory_lock", "SELECT pg_advisory_lock_shared(1)", LOCKS),
+            case("advisory_lock", "SELECT pg_advisory_lock_shared(1, 2)", LOCKS),
+            case("advisory_lock", "SELECT pg_try_advisory_lock(length('abc'))", LOCKS),
+            case("advisory_lock", "SELECT pg_catalog.pg_try_advisory_lock(1, 2)", LOCKS),
+            case("advisory_lock", "SELECT pg_try_advisory_lock_shared(1)", LOCKS),
+            case("advisory_lock", "SELECT \"pg_try_advisory_lock_shared\" (1, 2)", LOCKS),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn traps_64_66_67_what_a_session_holds() {
+    nothing_reaches_the_next(
+        USER,
+        PASSWORD,
+        &[
+            case(
+                "listen",
+                "LISTEN channel",
+                "SELECT CASE count(*) WHEN 0 THEN 'neutral' ELSE 'mine' END FROM pg_listening_channels()",
+            ),
+            case(
+                "prepare",
+                "PREPARE kept AS SELECT 1",
+                "SELECT CASE count(*) WHEN 0 THEN 'neutral' ELSE 'mine' END FROM pg_prepared_statements WHERE name = 'kept'",
+            ),
+            case(
+                "temporary_table",
+                "CREATE TEMP TABLE kept (x int)",
+                "SELECT CASE WHEN to_regclass('pg_temp.kept') IS NULL THEN 'neutral' ELSE 'mine' END",
+            ),
+            case(
+                "temporary_table",
+                "SELECT 1 AS x INTO TEMPORARY kept",
+                "SELECT CASE WHEN to_regclass('pg_temp.kept') IS NULL THEN 'neutral' ELSE 'mine' END",
+            ),
+            case(
+                "temporary_table",
+                "CREATE VIEW pg_temp.kept AS SELECT 1",
+                "SELECT CASE WHEN to_regclass('pg_temp.kept') IS NULL THEN 'neutral' ELSE 'mine' END",
+            ),
+            case(
+                "hold_cursor",
+                "DECLARE kept CURSOR WITH HOLD FOR SELECT 1",
+                "SELECT CASE count(*) WHEN 0 THEN 'neutral' ELSE 'mine' END FROM pg_cursors WHERE name = 'kept'",
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_68_what_discard_all_does_not_reach_closes_the_backend() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    for (reason, leaves) in [
+        ("setseed", "SELECT setseed(0.5)"),
+        ("setseed", "SET seed = 0.5"),
+        ("unknown", "DO $$ BEGIN END $$"),
+    ] {
+        let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        let backend = first.value("SELECT pg_backend_pid()").await;
+        let before = sidecar
+            .metric("pgsidecar_pins_total", &[("reason", reason)])
+            .await
+            .expect(reason);
+        first.ask(leaves).await;
+        sidecar
+            .wait_metric("pgsidecar_pins_total", &[("reason", reason)], |count| {
+                count == before + 1.0
+            })
+            .await;
+        assert_eq!(first.value("SELECT pg_backend_pid()").await, backend);
+        drop(first);
+        let mut next = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        assert_ne!(next.value("SELECT pg_backend_pid()").await, backend, "{leaves}");
+    }
+}
+
+#[tokio::test]
+async fn what_only_a_superuser_may_leave() {
+    nothing_reaches_the_next(
+        "postgres",
+        SUPERUSER_PASSWORD,
+        &[
+            case(
+                "load",
+                "LOAD 'auto_explain'",
+                "SELECT CASE WHEN current_setting('auto_explain.log_analyze', true) IS NULL THEN 'neutral' ELSE 'mine' END",
+            ),
+            case(
+                "setting",
+                "SET SESSION AUTHORIZATION app",
+                "SELECT CASE session_user WHEN 'postgres' THEN 'neutral' ELSE 'mine' END",
+            ),
+            case(
+                "setting",
+                "SELECT set_config('session_authorization', 'app', false)",
+                "SELECT CASE session_user WHEN 'postgres' THEN 'neutral' ELSE 'mine' END",
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_55_what_ends_with_the_transaction_pins_nothing() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    first.ask("CREATE TABLE plain (x int)").await;
+    for harmless in [
+        "SET LOCAL work_mem = '7MB'",
+        "BEGIN; SET LOCAL app.tenant_id = '1'; COMMIT",
+        "BEGIN; SET TRANSACTION READ ONLY; COMMIT",
+        "BEGIN; SET CONSTRAINTS ALL DEFERRED; COMMIT",
+        "BEGIN; SELECT set_config('app.tenant_id', '1', true); COMMIT",
+        "SELECT pg_advisory_xact_lock(1)",
+        "SELECT pg_try_advisory_xact_lock_shared(1, 2)",
+        "BEGIN; DECLARE c CURSOR FOR SELECT 1; FETCH c; COMMIT",
+        "NOTIFY channel",
+        "INSERT INTO plain VALUES (1)",
+        "SELECT lower('A'), count(*), now() FROM plain",
+    ] {
+        let answer = first.ask(harmless).await;
+        assert!(!tags(&answer).contains('E'), "{harmless}");
+        // With one backend the second client would wait for ever.
+        second.value("SELECT 1").await;
+    }
+    assert_eq!(sidecar.metric("pgsidecar_pins_total", &[]).await, Some(0.0));
+}
+
+#[tokio::test]
+async fn trap_57_a_bound_value_decides_what_set_config_does() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let call = [
+        parse("", "SELECT set_config($1, $2, $3::bool)"),
+        bind("", "", &["app.tenant_id", "mine", "false"]),
+        execute("", 0),
+        sync(),
+    ];
+    first.send(&together(&call)).await;
+    first.expect("1 2 D C Z").await;
+    assert_eq!(first.value(TENANT).await, "mine");
+    drop(first);
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(second.value(TENANT).await, "neutral");
+}
+
+#[tokio::test]
+async fn trap_61_timeouts_of_one_client_are_no_one_elses() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let backend = first.value("SELECT pg_backend_pid()").await;
+    for sql in [
+        "SET lock_timeout = 1",
+        "SET idle_in_transaction_session_timeout = 60000",
+        "SET statement_timeout = 1",
+    ] {
+        first.query(sql).await;
+        first.until_ready().await;
+    }
+    drop(first);
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(second.value("SHOW statement_timeout").await, "0");
+    assert_eq!(second.value("SHOW lock_timeout").await, "0");
+    assert_eq!(
+        second.value("SELECT pg_backend_pid()").await,
+        backend,
+        "it was reset, not closed"
+    );
+}
+
+#[tokio::test]
+async fn trap_70_discard_all_gives_the_backend_back() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    first.ask("SET work_mem = '7MB'").await;
+    first.ask("CREATE TEMP TABLE kept (x int)").await;
+    sidecar
+        .wait_metric("pgsidecar_backends", &[("state", "pinned")], |count| count == 1.0)
+        .await;
+    let answer = first.ask("BEGIN").await;
+    assert_eq!(answer[0].command(), "BEGIN");
+    assert_eq!(first.ask("DISCARD ALL").await[0].sqlstate(), "25001");
+    first.ask("ROLLBACK").await;
+    assert_eq!(first.ask("DISCARD ALL").await[0].command(), "DISCARD ALL");
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(second.value(WORK_MEM).await, "neutral");
+    assert_eq!(first.value(WORK_MEM).await, "neutral");
+    sidecar
+        .wait_metric("pgsidecar_backends", &[("state", "pinned")], |count| count == 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn trap_68_the_last_value_of_a_sequence_is_the_clients_own_or_none() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    first.ask("CREATE SEQUENCE numbers").await;
+    first.ask("CREATE TABLE numbered (id serial, x int)").await;
+    assert_eq!(first.value("SELECT nextval('numbers')").await, "1");
+    // Another client on the same backend is told nothing of it, as in a session of its own.
+    for sql in ["SELECT lastval()", "SELECT currval('numbers')"] {
+        let answer = second.ask(sql).await;
+        assert_eq!(
+            (tags(&answer).as_str(), answer[1].sqlstate().as_str()),
+            ("TEZ", "55000")
+        );
+        let asked = [parse("", sql), bind("", "", &[]), execute("", 0), sync()];
+        second.send(&together(&asked)).await;
+        second.expect("1 2 E Z").await;
+    }
+    second.ask("BEGIN").await;
+    second.ask("INSERT INTO numbered (x) VALUES (1)").await;
+    assert_eq!(second.value("SELECT lastval()").await, "1");
+    second.ask("COMMIT").await;
+    // Who asks once is expected to ask again: from now on its values stay with it.
+    second.ask("INSERT INTO numbered (x) VALUES (2)").await;
+    assert_eq!(second.value("SELECT lastval()").await, "2");
+    assert_eq!(second.value("SELECT currval('numbered_id_seq')").await, "2");
+}
+
+#[tokio::test]
+async fn trap_57_what_routines_triggers_and_views_do_unseen_stays_with_their_caller() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut owner = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    for sql in [
+        "CREATE FUNCTION leave() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN set_config('app.tenant_id', 'mine', false); END $$",
+        "CREATE FUNCTION leave_by_trigger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM leave(); RETURN new; END $$",
+        "CREATE TABLE watched (x int)",
+        "CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION leave_by_trigger()",
+        "CREATE VIEW looking AS SELECT leave()",
+    ] {
+        let answer = owner.ask(sql).await;
+        assert_eq!(tags(&answer), "CZ", "{sql}");
+    }
+    // The first knew the catalog's changes as its own; another learns them from the catalog.
+    for leaves in [
+        "SELECT leave()",
+        "INSERT INTO watched VALUES (1)",
+        "SELECT * FROM looking",
+    ] {
+        for mut first in [
+            RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await,
+            RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await,
+        ] {
+            assert!(!tags(&first.ask(leaves).await).contains('E'), "{leaves}");
+            assert_eq!(first.value(TENANT).await, "mine", "{leaves}");
+        }
+        let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        assert_eq!(second.value(TENANT).await, "neutral", "{leaves}");
+    }
+    drop(owner);
+}
+
+#[tokio::test]
+async fn trap_57_a_routine_made_by_a_pinned_client_is_known_to_the_others_at_once() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "2").await;
+    let mut owner = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    first.ask("SELECT 1").await;
+    owner.ask("SET work_mem = '7MB'").await;
+    owner
+        .ask("CREATE FUNCTION leave() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant_id', 'mine', false) $$")
+        .await;
+    first.ask("SELECT leave()").await;
+    assert_eq!(first.value(TENANT).await, "mine");
+    drop(first);
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(second.value(TENANT).await, "neutral");
+    drop(owner);
+    let mut third = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(third.value(TENANT).await, "neutral");
+}
