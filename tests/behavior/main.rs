@@ -26,5 +26,6 @@ mod startup;
 mod startup_parameters;
 mod support;
 mod transaction_pooling;
+mod traps;
 mod twins;
 mod upstream;
