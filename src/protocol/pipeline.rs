@@ -309,9 +309,9 @@ impl<N> Pipeline<N> {
 
     fn expect_sync(&mut self, fate: Fate, note: N) -> bool {
         if let CopyIn::Open { ignored_syncs } = &mut self.copy_in {
-            // PostgreSQL reads and forgets it (trap 50); it is passed on all the same.
-            *ignored_syncs += 1;
-            self.dropped.push(note);
+            // PostgreSQL reads and forgets it (trap 50); it is passed on all the same. Nothing waits for a Sync, and
+            // there is no end to how many may come: its note is not kept.
+            *ignored_syncs = ignored_syncs.saturating_add(1);
             return true;
         }
         self.skipping = false;

@@ -472,9 +472,8 @@ impl VirtualSession {
     }
 
     fn see_not(&mut self, until: Until) {
-        self.serial += 1;
         self.unseen_until_ready = (self.unseen_settings == 0 || self.unseen_until_ready) && until == Until::Ready;
-        self.unseen_settings = (self.client << 20) ^ self.serial;
+        self.unseen_settings = self.shared.statements.unique_number();
     }
 
     fn forget_setting(&mut self, name: &str, backend: &mut BackendState) {
@@ -859,4 +858,47 @@ pub enum UnnamedStep<'a> {
     Close,
     /// Neither the client nor the backend has one.
     Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use setting_change::SettingValue;
+    use statement_effects::Step;
+
+    fn set_local() -> Effects {
+        let change = SettingChange::Set {
+            name: SettingName::Known(b"timezone".as_slice().into()),
+            value: SettingValue::Unknown,
+            scope: SettingScope::Local,
+        };
+        Effects {
+            steps: vec![Step {
+                statement: 0,
+                action: Action::Setting(change),
+            }],
+            statement_count: 1,
+            ..Effects::NONE
+        }
+    }
+
+    /// Trap 28: what is parsed under settings that nobody knows is shared with nobody, however long the clients live.
+    #[test]
+    fn trap_28_unseen_settings_never_look_like_none_or_like_another_clients() {
+        let ledger = Arc::new(SharedLedger::new(7));
+        let client = |number| VirtualSession::new(number, ledger.clone(), Settings::default(), Lexing::default());
+        let (mut one, mut two) = (client(1), client(2));
+        let mut backend = BackendState::default();
+        let definition = b"select now()\0\0\0";
+        for serial in [(1 << 20) - 1, (1 << 20) ^ (2 << 20)] {
+            one.serial = serial;
+            two.serial = 0;
+            let known = client(3).prepare(b"s", definition, || Effects::NONE);
+            one.apply(&set_local(), &mut backend, |_| true);
+            two.apply(&set_local(), &mut backend, |_| true);
+            let unseen = one.prepare(b"s", definition, || Effects::NONE);
+            assert_ne!(unseen.id, known.id);
+            assert_ne!(unseen.id, two.prepare(b"s", definition, || Effects::NONE).id);
+        }
+    }
 }

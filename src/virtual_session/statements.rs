@@ -99,8 +99,33 @@ pub struct SharedStatements {
 #[derive(Debug, Default)]
 struct ByKey {
     statements: HashMap<Key, Weak<Statement>>,
-    /// Entries at which the dead are swept out next.
+    /// Bytes of the keys' definitions, those of the dead included.
+    bytes: usize,
+    /// Entries and bytes at which the dead are swept out next.
     sweep_at: usize,
+    sweep_at_bytes: usize,
+}
+
+impl ByKey {
+    /// Definitions of the dead that may stay in memory, in bytes; beyond it as many as of the living.
+    const DEAD_BYTES_MAX: usize = 4 << 20;
+
+    fn sweep(&mut self) {
+        if self.statements.len() < self.sweep_at && self.bytes < self.sweep_at_bytes {
+            return;
+        }
+        self.statements.retain(|_, weak| weak.strong_count() > 0);
+        self.bytes = self.statements.keys().map(|key| key.definition.len()).sum();
+        self.sweep_at = (self.statements.len() * 2).max(1024);
+        self.sweep_at_bytes = (self.bytes * 2).max(Self::DEAD_BYTES_MAX);
+    }
+
+    fn insert(&mut self, key: Key, statement: Weak<Statement>) {
+        let len = key.definition.len();
+        if self.statements.insert(key, statement).is_none() {
+            self.bytes += len;
+        }
+    }
 }
 
 impl SharedStatements {
@@ -127,10 +152,7 @@ impl SharedStatements {
     /// The shared statement of a definition parsed under these settings, made if nobody holds it.
     pub fn share(&self, definition: &[u8], parse_key: ParseKey, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_key.statements.len() >= by_key.sweep_at {
-            by_key.statements.retain(|_, weak| weak.strong_count() > 0);
-            by_key.sweep_at = (by_key.statements.len() * 2).max(1024);
-        }
+        by_key.sweep();
         let key = Key {
             definition: definition.into(),
             parse_key,
@@ -148,7 +170,7 @@ impl SharedStatements {
             key: key.parse_key.clone(),
             proven: AtomicBool::new(false),
         });
-        by_key.statements.insert(key, Arc::downgrade(&statement));
+        by_key.insert(key, Arc::downgrade(&statement));
         statement
     }
 
@@ -167,6 +189,11 @@ impl SharedStatements {
     pub fn forget(&self) {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
         *by_key = ByKey::default();
+    }
+
+    /// A number that no statement has, and no other call got. Never 0.
+    pub fn unique_number(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -188,15 +215,17 @@ impl ClientStatements {
 
     /// Records a name. The caller has made sure that it is free.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.bytes += statement.weight();
-        self.by_name.get_or_insert_default().insert(name.into(), statement);
+        self.bytes += name.len() + statement.weight();
+        if let Some(replaced) = self.by_name.get_or_insert_default().insert(name.into(), statement) {
+            self.bytes -= name.len() + replaced.weight();
+        }
     }
 
     /// Forgets a name.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let map = self.by_name.as_mut()?;
         let removed = map.remove(name)?;
-        self.bytes -= removed.weight();
+        self.bytes -= name.len() + removed.weight();
         if map.is_empty() {
             self.by_name = None;
         }
@@ -360,6 +389,34 @@ mod tests {
         let (all, mut backend) = (shared(), BackendStatements::default());
         backend.insert(share(&all, &[b'x'; 5000], 0));
         assert!(backend.evict(10).is_none());
+    }
+
+    /// A name may be as long as a message.
+    #[test]
+    fn trap_32_names_count_in_what_a_client_holds() {
+        let (all, mut client) = (shared(), ClientStatements::default());
+        let name = [b'n'; 10_000];
+        client.insert(&name, share(&all, b"\0\0\0", 0));
+        assert!(client.bytes() >= name.len());
+        client.remove(&name);
+        assert_eq!(client.bytes(), 0);
+    }
+
+    /// Texts that nobody holds any more are memory too.
+    #[test]
+    fn the_texts_of_statements_that_are_gone_are_swept_out_by_their_bytes() {
+        let all = shared();
+        let mut text = vec![b'x'; 1 << 20];
+        let kept = share(&all, b"select 1\0\0\0", 0);
+        for number in 0..100_u64 {
+            text.splice(..8, number.to_be_bytes());
+            drop(share(&all, &text, 0));
+        }
+        let by_key = all.by_key.lock().unwrap();
+        let bytes: usize = by_key.statements.keys().map(|key| key.definition.len()).sum();
+        assert!(bytes < 10 << 20, "{bytes}");
+        drop(by_key);
+        assert!(Arc::ptr_eq(&kept, &share(&all, b"select 1\0\0\0", 0)));
     }
 
     #[test]
