@@ -17,9 +17,9 @@ use super::credentials::{self, KnownUser, parse_verifier};
 use crate::backend::{Backend, BackendError, ParameterisedOutcome, Row};
 use crate::config::AuthQueryConfig;
 use crate::metrics::CloseReason;
-use crate::pool::{Holder, PoolKey};
+use crate::pool::{Holder, Lease, PoolKey};
 use crate::wire::backend_message::TransactionStatus;
-use crate::wire::{Report, Severity, SqlState};
+use crate::wire::{Report, SqlState};
 
 /// Users that are remembered; beyond it all are forgotten.
 const USERS_MAX: usize = 10_000;
@@ -169,70 +169,69 @@ async fn ask(
         database: query.database.clone().unwrap_or(default.database),
         user: query.user.clone().unwrap_or(default.user),
     };
-    // What is wrong with that login is the operator's to know, not the client's.
-    let unreached = |report: Report| {
-        tracing::warn!(pool = %key, %report, "auth_query can't be asked");
-        Report::fatal(
-            report.sqlstate,
-            "the database could not be asked for the user's password",
-        )
-    };
-    let pool = context.pools.pool(&key).map_err(|error| unreached(error.report()))?;
-    let mut lease = pool
+    let pool = context
+        .pools
+        .pool(&key)
+        .map_err(|error| unreached(&key, &error.report()))?;
+    let lease = pool
         .lease(&Holder::internal("auth_query"))
         .await
-        .map_err(|error| unreached(error.report()))?;
-    let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask_backend(&mut lease, user, &query.query)).await;
-    let lost = |error: &dyn std::fmt::Display| {
-        unreached(Report::error(SqlState::CONNECTION_FAILURE, error.to_string()).with_severity(Severity::Fatal))
-    };
-    let outcome = match asked {
-        Ok(Ok(outcome)) if lease.transaction_status == TransactionStatus::Idle => outcome,
-        Ok(Ok(_)) => {
-            lease.discard(CloseReason::NotClean);
-            return Err(lost(&"auth.query left a transaction open"));
-        }
-        Ok(Err(error)) => {
-            lease.discard(CloseReason::Broken);
-            return Err(lost(&error));
-        }
-        Err(_) => {
-            lease.discard(CloseReason::Broken);
-            return Err(lost(&"no answer in time"));
-        }
-    };
-    lease.park();
+        .map_err(|error| unreached(&key, &error.report()))?;
+    let outcome = ask_lease(lease, user, &query.query).await.map_err(|cause| {
+        let report = Report::fatal(SqlState::CONNECTION_FAILURE, cause);
+        unreached(&key, &report)
+    })?;
     if let Some(report) = outcome.error {
         tracing::error!(%report, "auth_query failed");
         return Err(failed());
     }
-    // Pipelined as BEGIN, the search_path, VALID UNTIL, the query, COMMIT.
-    let rows = |index: usize| outcome.rows.get(index).map(Vec::as_slice).unwrap_or_default();
-    let left = match rows(2).first().map(time_left) {
-        Some(Validity::Expired) => Some(Duration::ZERO),
-        Some(Validity::For(left)) => Some(left),
-        Some(Validity::Unlimited) | None => None,
-    };
-    let password = match left {
-        Some(Duration::ZERO) => None,
-        _ => stored_password(user, rows(3)),
+    Ok(judge(user, query, &outcome.rows, snapshot.config.auth.scram_iterations).await)
+}
+
+/// Asks, and gives the backend back where it is as clean as before. The error is for the log.
+async fn ask_lease(mut lease: Lease, user: &str, query: &str) -> Result<ParameterisedOutcome, String> {
+    let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask_backend(&mut lease, user, query)).await;
+    match asked {
+        Ok(Ok(outcome)) if lease.transaction_status == TransactionStatus::Idle => {
+            lease.park();
+            Ok(outcome)
+        }
+        Ok(Ok(_)) => {
+            lease.discard(CloseReason::NotClean);
+            Err("auth_query.query left a transaction open".to_owned())
+        }
+        Ok(Err(error)) => {
+            lease.discard(CloseReason::Broken);
+            Err(error.to_string())
+        }
+        // Dropped in the middle of an answer: the lease cancels what may still run, and closes.
+        Err(_) => Err(format!("no answer within {ANSWER_TIMEOUT:?}")),
+    }
+}
+
+/// What the rows of the pipeline (BEGIN, the search_path, VALID UNTIL, the query, COMMIT) come to.
+async fn judge(user: &str, query: &AuthQueryConfig, rows: &[Vec<Row>], iterations: u32) -> Answer {
+    let rows_of = |index: usize| rows.get(index).map(Vec::as_slice).unwrap_or_default();
+    let validity = rows_of(2).first().map_or(Validity::Unlimited, time_left);
+    let password = match validity {
+        Validity::Expired => None,
+        Validity::For(_) | Validity::Unlimited => stored_password(user, rows_of(3)),
     };
     let user = match password {
-        Some(password) => known_user(password, snapshot.config.auth.scram_iterations).await,
+        Some(password) => known_user(password, iterations).await,
         None => None,
     };
-    let ttl = if user.is_some() {
-        query.cache_ttl
-    } else {
-        query.negative_ttl
+    let ttl = match (&user, validity) {
+        (Some(_), Validity::For(left)) => query.cache_ttl.min(left),
+        (Some(_), _) => query.cache_ttl,
+        (None, _) => query.negative_ttl,
     };
     let since = Instant::now();
-    let ttl = left.filter(|left| !left.is_zero()).map_or(ttl, |left| ttl.min(left));
-    Ok(Answer {
+    Answer {
         user: user.map(Arc::new),
         since,
         until: since.checked_add(ttl).unwrap_or(since),
-    })
+    }
 }
 
 async fn ask_backend(backend: &mut Backend, user: &str, query: &str) -> Result<ParameterisedOutcome, BackendError> {
@@ -306,6 +305,15 @@ async fn known_user(password: Zeroizing<String>, iterations: u32) -> Option<Know
         None => credentials::derive_aside(password, iterations).await?,
     };
     Some(KnownUser { stored, upstream: None })
+}
+
+/// What is wrong with the lookup's own login is the operator's to know, not the client's.
+fn unreached(key: &PoolKey, report: &Report) -> Report {
+    tracing::warn!(pool = %key, %report, "auth_query can't be asked");
+    Report::fatal(
+        report.sqlstate,
+        "the database could not be asked for the user's password",
+    )
 }
 
 fn failed() -> Report {

@@ -185,6 +185,12 @@ async fn run_exchange(
     stored: &StoredCredential,
     snapshot: &Snapshot,
 ) -> Result<Attempt, Denied> {
+    // Where known users are asked for SCRAM on an md5 listener, because only their verifiers are stored, unknown ones are.
+    let as_others = matches!(stored, StoredCredential::Unknown) && !snapshot.credentials.usual().md5;
+    let exchange = match exchange {
+        Exchange::Md5 if as_others => Exchange::ScramSha256,
+        exchange => exchange,
+    };
     let request = AuthRequest {
         exchange,
         user: &login.user,

@@ -71,7 +71,7 @@ impl Snapshot {
         let verifies = modes().any(|mode| mode == ClientTlsMode::VerifyFull);
         let verifying_tls = tls_of(ClientTlsMode::VerifyFull, verifies)?;
         let credentials = Credentials::derive(&config)?;
-        let mock = MockSecret::new(mock_key, config.auth.scram_iterations);
+        let mock = MockSecret::new(mock_key, credentials.usual().scram_iterations);
         Ok(Self {
             config,
             credentials,

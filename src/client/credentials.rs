@@ -19,6 +19,37 @@ pub struct Credentials {
     /// Swapped one by one, when a password file is found changed.
     users: HashMap<String, ArcSwap<KnownUser>>,
     scram_iterations: u32,
+    usual: Usual,
+}
+
+/// What most users' exchanges look like: an unknown user's must look the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usual {
+    /// Of their verifiers.
+    pub scram_iterations: u32,
+    /// On md5 listeners they are asked for md5, and not for SCRAM because only verifiers are stored.
+    pub md5: bool,
+}
+
+impl Usual {
+    fn of<'a>(stored: impl Iterator<Item = &'a StoredCredential> + Clone, configured_iterations: u32) -> Self {
+        let is_md5 =
+            |one: &StoredCredential| matches!(one, StoredCredential::Password { .. } | StoredCredential::Md5(_));
+        let verifiers = || stored.clone().filter_map(verifier_of);
+        let derived_here = verifiers().any(|verifier| verifier.iterations == configured_iterations);
+        let first = verifiers().next().filter(|_| !derived_here);
+        Self {
+            scram_iterations: first.map_or(configured_iterations, |verifier| verifier.iterations),
+            md5: stored.clone().any(is_md5),
+        }
+    }
+}
+
+fn verifier_of(stored: &StoredCredential) -> Option<&Verifier> {
+    match stored {
+        StoredCredential::Password { verifier, .. } | StoredCredential::Verifier(verifier) => Some(verifier),
+        StoredCredential::Md5(_) | StoredCredential::Unknown => None,
+    }
 }
 
 /// One user that is known, by the configuration or by auth_query.
@@ -77,12 +108,23 @@ impl Credentials {
                 stored,
                 upstream: password.or(own),
             };
-            users.insert(user.name.clone(), ArcSwap::from_pointee(known));
+            users.insert(user.name.clone(), known);
         }
+        let scram_iterations = config.auth.scram_iterations;
+        let usual = Usual::of(users.values().map(|user| &user.stored), scram_iterations);
+        let users = users
+            .into_iter()
+            .map(|(name, user)| (name, ArcSwap::from_pointee(user)));
         Ok(Self {
-            users,
-            scram_iterations: config.auth.scram_iterations,
+            users: users.collect(),
+            scram_iterations,
+            usual,
         })
+    }
+
+    /// What an unknown user's exchange must look like.
+    pub fn usual(&self) -> Usual {
+        self.usual
     }
 
     /// A user that the configuration names.
@@ -167,4 +209,35 @@ pub fn parse_verifier(text: &str) -> Option<StoredCredential> {
     Md5Hash::parse(text)
         .map(StoredCredential::Md5)
         .or_else(|| Verifier::parse(text).map(StoredCredential::Verifier))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trap_83_unknown_users_are_answered_as_most_known_ones_are() {
+        let password = derive("sesame", 5000).unwrap();
+        let other = StoredCredential::Verifier(Verifier::derive("sesame", b"salt", 9));
+        let usual = |stored: &[StoredCredential]| Usual::of(stored.iter(), 5000);
+        let of = |scram_iterations, md5| Usual { scram_iterations, md5 };
+        assert_eq!(usual(&[]), of(5000, false));
+        assert_eq!(usual(std::slice::from_ref(&other)), of(9, false));
+        assert_eq!(usual(&[other, password]), of(5000, true));
+        let hash = StoredCredential::Md5(Md5Hash::of("sesame", "app"));
+        assert_eq!(usual(&[hash]), of(5000, true));
+    }
+
+    #[test]
+    fn a_proven_password_is_compared_and_no_longer_derived() {
+        let verifier = Verifier::derive("sesame", b"salt", 9);
+        let known = KnownUser {
+            stored: StoredCredential::Verifier(verifier),
+            upstream: None,
+        };
+        let password = Zeroizing::new("sesame".to_owned());
+        let with = with_password(&known, &password).expect("only a verifier was stored");
+        assert!(matches!(&with.stored, StoredCredential::Password { password, .. } if password.as_str() == "sesame"));
+        assert!(with_password(&with, &password).is_none());
+    }
 }

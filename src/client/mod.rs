@@ -21,6 +21,7 @@ use crate::drain::{DrainSignal, Phase};
 use crate::error;
 use crate::metrics::ClientState;
 use crate::net::Stream;
+use crate::protocol::handshake::Login;
 use crate::wire::{Report, SqlState, compose};
 use authenticate::{Denied, authenticate};
 use context::{ClientContext, Door, Snapshot};
@@ -101,23 +102,7 @@ async fn log_in(
     let deadline = limits
         .client_login_timeout
         .and_then(|limit| Instant::now().checked_add(limit));
-    // A peer that has not said what it wants is told nothing, as PostgreSQL does it.
-    let (mut stream, login, mut read) = match within(deadline, receive(stream, door, snapshot, context)).await? {
-        Ok(Arrival::Login(stream, login, read)) => (stream, login, read),
-        Ok(Arrival::Cancel(key)) => {
-            let outcome = context
-                .cancel_keys
-                .cancel(&key, snapshot.config.pool.cancel_timeout)
-                .await;
-            context.metrics.cancel_handled(outcome);
-            return None;
-        }
-        Ok(Arrival::Gone) => return None,
-        Err(error) => {
-            tracing::debug!(%error, "a client went away before its login");
-            return None;
-        }
-    };
+    let (mut stream, login, mut read) = first_packets(stream, door, context, snapshot, deadline).await?;
     context.metrics.client_connected();
     let Some(place) = context.client_place(limits.max_clients) else {
         last_words(&mut stream, &error::too_many_clients("limits.max_clients"), context).await;
@@ -159,6 +144,33 @@ async fn log_in(
                 context.auth_query.forget(&login.user);
             }
             last_words(&mut stream, &report, context).await;
+            None
+        }
+    }
+}
+
+/// What comes before the authentication; `None` where nobody wants to log in.
+async fn first_packets(
+    stream: Stream,
+    door: Door,
+    context: &Arc<ClientContext>,
+    snapshot: &Arc<Snapshot>,
+    deadline: Option<Instant>,
+) -> Option<(Stream, Box<Login>, BytesMut)> {
+    // A peer that has not said what it wants is told nothing at its deadline, as PostgreSQL does it.
+    match within(deadline, receive(stream, door, snapshot, context)).await? {
+        Ok(Arrival::Login(stream, login, read)) => Some((stream, login, read)),
+        Ok(Arrival::Cancel(key)) => {
+            let outcome = context
+                .cancel_keys
+                .cancel(&key, snapshot.config.pool.cancel_timeout)
+                .await;
+            context.metrics.cancel_handled(outcome);
+            None
+        }
+        Ok(Arrival::Gone) => None,
+        Err(error) => {
+            tracing::debug!(%error, "a client went away before its login");
             None
         }
     }

@@ -762,6 +762,25 @@ mod tests {
     }
 
     #[test]
+    fn an_md5_hash_opens_md5_and_nothing_else() {
+        let secret = || LoginSecret::Md5(Md5Hash::of("sesame", "app"));
+        let with_hash = || LoginRequest {
+            secret: secret(),
+            ..request()
+        };
+        let (hashed, _) = sent(start(with_hash()).on_frame(b'R', b"\0\0\0\x05salt"));
+        let expected = Md5Hash::of("sesame", "app").answer(*b"salt");
+        assert_eq!(&hashed[5..], [expected.as_bytes(), b"\0"].concat());
+        assert!(start(with_hash()).on_frame(b'R', &3u32.to_be_bytes()).is_err());
+        assert!(
+            start(with_hash())
+                .on_frame(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")
+                .is_err()
+        );
+        assert!(secret().is_same(&secret()) && !secret().is_same(&LoginSecret::None));
+    }
+
+    #[test]
     fn scram_succeeds_and_its_keys_can_be_used_again() {
         let first = scram_login(request(), &["SCRAM-SHA-256"], ServerBinding::Unavailable);
         let salted = first.salted.clone().unwrap();

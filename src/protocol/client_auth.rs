@@ -734,6 +734,59 @@ mod tests {
         assert!(matches!(auth.on_message(b'p', b"n,,n=,r=abc"), Ok(AuthStep::Send(..))));
     }
 
+    /// Trap 88: the password was changed between its reading and the client's proof.
+    #[test]
+    fn trap_88_a_wrong_proof_can_be_judged_by_what_is_stored_now() {
+        let [changed, changed_hash, changed_verifier] = every_credential("changed");
+        for (exchange, old, judges) in [
+            (
+                Exchange::ScramSha256,
+                &every_credential("old")[0],
+                vec![(&changed, true), (&changed_verifier, true)],
+            ),
+            (
+                Exchange::ScramSha256,
+                &StoredCredential::Unknown,
+                vec![(&changed, true), (&changed_verifier, false)],
+            ),
+            (
+                Exchange::ScramSha256,
+                &changed_hash,
+                vec![(&changed_hash, false), (&StoredCredential::Unknown, false)],
+            ),
+            (
+                Exchange::Md5,
+                &every_credential("old")[1],
+                vec![(&changed_hash, true), (&changed, true)],
+            ),
+            (
+                Exchange::Md5,
+                &every_credential("old")[0],
+                vec![(&changed_verifier, false)],
+            ),
+            (
+                Exchange::Password,
+                &every_credential("old")[2],
+                vec![(&changed_verifier, true), (&changed_hash, true)],
+            ),
+            (
+                Exchange::Password,
+                &every_credential("old")[2],
+                vec![(&every_credential("other")[2], false)],
+            ),
+        ] {
+            for (stored, holds) in judges {
+                let AuthStep::WrongPassword(_, proof) = login(exchange, old, "changed", None).0 else {
+                    panic!("{exchange:?}: not wrong")
+                };
+                let judged = proof.holds_for("app", stored);
+                assert_eq!(judged.is_some(), holds, "{exchange:?} {stored:?}");
+                let has_last_words = judged.is_some_and(|(send, _)| !send.is_empty());
+                assert_eq!(has_last_words, holds && exchange == Exchange::ScramSha256);
+            }
+        }
+    }
+
     #[test]
     fn broken_messages_are_violations() {
         let [stored, ..] = every_credential("sesame");

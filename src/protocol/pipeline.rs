@@ -155,6 +155,8 @@ pub struct Pipeline<N> {
     /// A command completed since the last ReadyForQuery, so that a failed block may have ended.
     completed_since_ready: bool,
     dropped: Vec<N>,
+    /// The oldest of the dropped was reached, and failed; the others never were.
+    oldest_failed: bool,
 }
 
 impl<N> Default for Pipeline<N> {
@@ -171,6 +173,7 @@ impl<N> Default for Pipeline<N> {
             described: false,
             completed_since_ready: false,
             dropped: Vec::new(),
+            oldest_failed: false,
         }
     }
 }
@@ -189,6 +192,7 @@ impl<N> Pipeline<N> {
         self.doubtful = false;
         self.described = false;
         self.completed_since_ready = false;
+        self.oldest_failed = false;
     }
 
     /// The status of the last ReadyForQuery.
@@ -248,6 +252,21 @@ impl<N> Pipeline<N> {
         self.copy_both
     }
 
+    /// A message of the extended protocol was sent, and its Sync was not.
+    pub const fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    /// Requests that wait for their reply.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// No request waits for its reply.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// The request whose reply comes next.
     pub fn head(&self) -> Option<Request> {
         match self.items.front()? {
@@ -278,17 +297,21 @@ impl<N> Pipeline<N> {
             return false;
         }
         let sent = !fate.is_answer();
-        // A local answer opens no transaction, but the client's Sync is still to come and must be answered in turn.
-        self.unsynced |= request.is_extended() && (sent || !self.items.is_empty());
+        // A local answer opens no transaction, but the client's Sync is still to come and must be answered in turn. A
+        // Query or FunctionCall ends the implicit transaction of the group that it stands in.
+        self.unsynced = match request.is_extended() {
+            true => self.unsynced || sent || !self.items.is_empty(),
+            false => self.unsynced && !sent,
+        };
         self.items.push_back(Item::Entry(Entry { request, fate, note }));
         sent
     }
 
     fn expect_sync(&mut self, fate: Fate, note: N) -> bool {
         if let CopyIn::Open { ignored_syncs } = &mut self.copy_in {
-            // PostgreSQL reads and forgets it (trap 50); it is passed on all the same.
-            *ignored_syncs += 1;
-            self.dropped.push(note);
+            // PostgreSQL reads and forgets it (trap 50); it is passed on all the same. Nothing waits for a Sync, and
+            // there is no end to how many may come: its note is not kept.
+            *ignored_syncs = ignored_syncs.saturating_add(1);
             return true;
         }
         self.skipping = false;
@@ -390,9 +413,21 @@ impl<N> Pipeline<N> {
         );
         (
             readies.count(),
-            self.unsynced || self.skipping,
+            self.unsynced || self.skipping || self.has_open_group(),
             matches!(self.copy_in, CopyIn::Open { .. }),
         )
+    }
+
+    /// A message of the extended protocol is owed a reply, and no Sync behind it: if it fails, nothing behind it counts.
+    fn has_open_group(&self) -> bool {
+        let tail = self.items.iter().rev().map_while(|item| match item {
+            Item::Entry(Entry {
+                request: Request::Sync, ..
+            }) => None,
+            Item::Entry(entry) => Some(entry.request.is_extended()),
+            Item::CopyEnd => Some(false),
+        });
+        tail.into_iter().any(|extended| extended)
     }
 
     /// The client's group was refused by us without a backend: what it still says before its Sync is thrown away.
@@ -427,6 +462,19 @@ impl<N> Pipeline<N> {
         std::mem::take(&mut self.dropped)
     }
 
+    /// Whether the last of [`Self::take_dropped`]'s notes is of a request that was reached and failed. Asked before it.
+    pub const fn take_oldest_failed(&mut self) -> bool {
+        std::mem::replace(&mut self.oldest_failed, false)
+    }
+
+    /// The notes of requests that wait for their replies, oldest first.
+    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut N> {
+        self.items.iter_mut().filter_map(|item| match item {
+            Item::Entry(entry) => Some(&mut entry.note),
+            Item::CopyEnd => None,
+        })
+    }
+
     /// Notes wait to be undone.
     pub fn has_dropped(&self) -> bool {
         !self.dropped.is_empty()
@@ -436,7 +484,14 @@ impl<N> Pipeline<N> {
     pub fn on_frame(&mut self, tag: BackendTag, body: &[u8]) -> Result<Verdict<N>, Violation> {
         use BackendTag as B;
         match tag {
-            B::NoticeResponse | B::NotificationResponse | B::ParameterStatus => Ok(self.passing()),
+            // Whatever the backend is doing for us meanwhile: these are for the session.
+            B::NotificationResponse | B::ParameterStatus => Ok(Verdict {
+                action: Action::Forward,
+                completed: None,
+                ready: None,
+                ours_failed: false,
+            }),
+            B::NoticeResponse => Ok(self.passing()),
             B::ReadyForQuery => self.on_ready(body),
             B::ErrorResponse => Ok(self.on_error(body)),
             B::ParseComplete => self.complete(tag, &[Request::Parse]),
@@ -505,6 +560,7 @@ impl<N> Pipeline<N> {
         let extended = head.is_some_and(Request::is_extended);
         if extended {
             self.drop_until_sync();
+            self.oldest_failed = true;
         }
         if let CopyIn::Open { ignored_syncs } | CopyIn::Ended { ignored_syncs } = self.copy_in {
             self.copy_in = CopyIn::None;

@@ -189,8 +189,7 @@ impl Exchange {
             self.end_lost();
         }
         let status = self.status();
-        self.pipeline
-            .expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
+        self.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
         // The pipeline answers with the backend's status, and there is no backend: the client's own counts.
         while self.pipeline.next_due().is_some() {}
         self.down.say(|out| compose::ready_for_query(out, status));

@@ -21,7 +21,7 @@ use crate::metrics::SessionTally;
 use crate::net::Stream;
 use crate::pool::Lease;
 use crate::protocol::Violation;
-use crate::protocol::pipeline::Pipeline;
+use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::suspects::Suspects;
@@ -117,11 +117,18 @@ pub struct Exchange {
     commit_at_risk: bool,
     /// A statement is under way that ends the transaction block, this way or the other.
     ends_block: bool,
-    /// The prelude on its way was made by a RESET: what it makes PostgreSQL report is news to the client.
-    tell_prelude: bool,
+    /// A RESET of startup settings is under way: before the next statement they are made again.
+    restore_due: bool,
+    /// The same for a RESET that is bound and not executed yet.
+    restore_bound: bool,
+    /// What is awaited was asked for with a Flush.
+    flushed: bool,
     prelude_owed: bool,
-    /// A command tag proved what a [`Note::Watched`] waits for.
-    tag_seen: Option<crate::virtual_session::Watched>,
+    /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
+    forgetting: bool,
+    unsure: Unsure,
+    /// An error or a ROLLBACK was seen in the transaction at hand.
+    undone: bool,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
@@ -166,6 +173,33 @@ pub struct Finished {
     pub transaction: Option<std::time::Duration>,
 }
 
+/// Requests under way whose success decides what a name stands for, or what a backend holds.
+#[derive(Debug, Default)]
+struct Unsure {
+    /// In the group that the client is in: an error there drops them with whatever depends on them.
+    here: usize,
+    /// In groups before it: they may be dropped while what depends on them is not.
+    before: usize,
+}
+
+impl Unsure {
+    fn begin(&mut self, note: &Note) {
+        self.here += usize::from(note.is_unsure());
+    }
+
+    fn next_group(&mut self) {
+        self.before += std::mem::take(&mut self.here);
+    }
+
+    fn end(&mut self, note: &Note) {
+        match (note.is_unsure(), self.before) {
+            (false, _) => {}
+            (true, 0) => self.here = self.here.saturating_sub(1),
+            (true, _) => self.before -= 1,
+        }
+    }
+}
+
 enum Step {
     Moved,
     Waiting,
@@ -183,9 +217,13 @@ impl Exchange {
             pipeline,
             commit_at_risk,
             ends_block,
-            tell_prelude,
+            restore_due,
+            restore_bound,
+            flushed,
             prelude_owed,
-            tag_seen,
+            forgetting,
+            unsure,
+            undone,
             last_words,
             new_pins,
             catalog_changed,
@@ -210,9 +248,13 @@ impl Exchange {
         *lease = Default::default();
         *commit_at_risk = Default::default();
         *ends_block = Default::default();
-        *tell_prelude = Default::default();
+        *restore_due = Default::default();
+        *restore_bound = Default::default();
+        *flushed = Default::default();
         *prelude_owed = Default::default();
-        *tag_seen = Default::default();
+        *forgetting = Default::default();
+        *unsure = Default::default();
+        *undone = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
         *catalog_changed = Default::default();
@@ -312,6 +354,7 @@ impl Exchange {
             if let Step::Stop(outcome) = up {
                 return Poll::Ready(outcome);
             }
+            let owed = self.pipeline.len();
             let down = self.poll_down(cx, parties);
             if let Step::Stop(outcome) = down {
                 return Poll::Ready(outcome);
@@ -319,7 +362,8 @@ impl Exchange {
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
-            if matches!((up, down), (Step::Waiting, Step::Waiting)) {
+            // A reply may be what the client's next message was held for.
+            if matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed {
                 return Poll::Pending;
             }
         }
@@ -338,22 +382,17 @@ impl Exchange {
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
             return None;
         }
-        match (self.pipeline.status(), parties.rules.mode) {
-            (TransactionStatus::Idle, _) if self.up.next_is_incomplete() => {
-                let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
-                if !held {
-                    return Some(Outcome::Settled);
-                }
-                if self.tally.transactions > 0 {
-                    return Some(Outcome::Noted);
-                }
-                (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
-            }
-            (TransactionStatus::InTransaction | TransactionStatus::Failed, PoolMode::Statement) => {
-                Some(Outcome::TransactionRefused)
-            }
-            _ => None,
+        if self.pipeline.status() != TransactionStatus::Idle || !self.up.next_is_incomplete() {
+            return None;
         }
+        let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
+        if !held {
+            return Some(Outcome::Settled);
+        }
+        if self.tally.transactions > 0 {
+            return Some(Outcome::Noted);
+        }
+        (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
     }
 
     fn down_is_decided(&self) -> bool {
@@ -367,8 +406,9 @@ impl Exchange {
         let whole = match self.scan_client(parties) {
             Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
             Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
-            // The prelude's answer is awaited first.
-            Ok(to_backend::Scan::Held) => return Step::Waiting,
+            // An answer is awaited first, of what may not have been sent yet.
+            Ok(to_backend::Scan::Held) if self.up.is_written() => return Step::Waiting,
+            Ok(to_backend::Scan::Held) => return self.poll_write_up(cx),
             Ok(to_backend::Scan::Wants(whole)) => whole,
             Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
         };
@@ -510,6 +550,8 @@ impl Exchange {
         self.commit_at_risk = false;
         self.ends_block = false;
         self.prelude_owed = false;
+        self.forgetting = false;
+        self.restore_due = false;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
             self.down
@@ -573,18 +615,39 @@ impl Exchange {
             self.commit_at_risk = false;
             self.ends_block = false;
             self.prelude_owed = false;
+            self.forgetting = false;
+            self.restore_due = false;
         }
         rewound
+    }
+
+    /// Records a request with what its reply decides.
+    fn expect(&mut self, request: Request, fate: Fate, note: Note) {
+        self.unsure.begin(&note);
+        self.flushed = false;
+        if request == Request::Sync {
+            self.unsure.next_group();
+        }
+        self.pipeline.expect(request, fate, note);
     }
 
     fn undo_dropped(&mut self, parties: &mut Parties<'_>) {
         if !self.pipeline.has_dropped() {
             return;
         }
-        for note in self.pipeline.take_dropped() {
+        let oldest_failed = self.pipeline.take_oldest_failed();
+        let mut notes = self.pipeline.take_dropped();
+        let failed = if oldest_failed { notes.pop() } else { None };
+        let mut backend = self.lease.as_mut().map(|lease| &mut lease.state);
+        for note in notes {
+            self.unsure.end(&note);
             parties
                 .session
-                .undo(note, self.lease.as_mut().map(|lease| &mut lease.state));
+                .undo(note, backend.as_deref_mut(), self.pipeline.pending_mut());
+        }
+        if let Some(note) = failed {
+            self.unsure.end(&note);
+            parties.session.undo_failed(note, backend, self.pipeline.pending_mut());
         }
     }
 }

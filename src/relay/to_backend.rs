@@ -1,13 +1,16 @@
 //! The rules for the client's messages: which pass, which are rewritten, which are answered by us.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
+use super::to_client::is_settable;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
 use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Note, UnnamedStep, VirtualSession, Watched};
+use crate::virtual_session::{Note, SWITCH_NAME, Teaching, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{
@@ -35,6 +38,9 @@ pub(super) enum Next {
     Held,
 }
 
+/// Requests that may wait for their replies at a time. PostgreSQL writes out what it owes long before so many are owed, so
+/// this bounds our memory and stops nobody.
+const REQUESTS_MAX: usize = 8192;
 /// Object identifiers of the large-object functions, which drivers call by FunctionCall and which leave nothing behind
 /// in the session (their descriptors end with the transaction). The same in every PostgreSQL version.
 const LARGE_OBJECT_FUNCTIONS: [u32; 13] = [715, 764, 765, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170];
@@ -51,6 +57,9 @@ impl Exchange {
             let Some(header) = self.up.next_header().map_err(invalid_length)? else {
                 return Ok(Scan::Wants(0));
             };
+            if self.pipeline.len() >= REQUESTS_MAX {
+                return Ok(Scan::Held);
+            }
             let tag = header.frontend().map_err(|cause| invalid_message(header, cause))?;
             let next = if self.lost.is_some() {
                 self.on_message_after_loss(header, tag, parties)?
@@ -122,11 +131,10 @@ impl Exchange {
     fn on_sync(&mut self, header: Header) -> Next {
         let needed = self.lease.is_some() && !self.pipeline.is_answerable();
         if needed {
-            self.pipeline.expect(Request::Sync, Fate::Forward, Note::None);
+            self.expect(Request::Sync, Fate::Forward, Note::None);
             self.up.pass(header);
         } else {
-            self.pipeline
-                .expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
+            self.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
             self.up.skip(header);
             self.say_due();
         }
@@ -137,7 +145,8 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        self.pipeline.expect(Request::Execute, Fate::Forward, Note::None);
+        self.expect(Request::Execute, Fate::Forward, Note::None);
+        self.restore_due |= std::mem::take(&mut self.restore_bound);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -159,7 +168,7 @@ impl Exchange {
             self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
-        self.pipeline.expect(Request::FunctionCall, Fate::Forward, Note::None);
+        self.expect(Request::FunctionCall, Fate::Forward, Note::None);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -183,12 +192,17 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
+        if self.materialise_named(&effects, Fate::Silence, parties) {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
+            self.expect(Request::Sync, Fate::Swallow, Note::None);
+        }
         self.note_query(header, parties);
-        parties
+        let note = parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
-        let watched = self.apply(&effects, Request::Query, parties);
-        self.pipeline.expect(Request::Query, Fate::Forward, watched);
+        self.apply(&effects, Request::Query, parties);
+        self.restore_due |= std::mem::take(&mut self.restore_bound);
+        self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
         Ok(Next::Done)
@@ -205,18 +219,26 @@ impl Exchange {
 
     /// A statement too long to be read for its effects: it passes, and anything may have happened.
     fn on_unread_statement(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
-        if let Some(stop) = self.before_backend(parties, None) {
+        let Some(&first) = self.up.body_prefix(header).first() else {
+            return Next::Wants(HEADER_LEN + 1);
+        };
+        if let Some(stop) = self.before_backend(parties, Some(&Effects::opaque(PinReason::LargeStatement))) {
             return stop;
         }
         if request == Request::Query {
             self.note_query(header, parties);
         }
         self.pin(PinReason::LargeStatement, parties);
-        parties
-            .session
-            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        let Some(lease) = self.lease.as_mut() else {
+            return Next::NeedsBackend;
+        };
+        let note = match request {
+            Request::Query => parties.session.forget_unnamed(Some(&mut lease.state)),
+            _ if first == 0 => parties.session.parse_unnamed_unread(&mut lease.state),
+            _ => Note::None,
+        };
         self.commit_at_risk = true;
-        self.pipeline.expect(request, Fate::Forward, Note::None);
+        self.expect(request, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
         Next::Done
@@ -224,27 +246,78 @@ impl Exchange {
 
     /// `DEALLOCATE name` of a statement that was prepared by protocol (PHP's PDO says so): no backend knows that name.
     fn answer_deallocate(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
-        let name = match effects.steps.as_slice() {
-            [
-                Step {
-                    action: Action::Deallocate(Some(name)),
-                    ..
-                },
-            ] if effects.statement_count == 1 => name,
-            _ => return None,
-        };
+        let name = deallocated_name(effects)?;
         parties.session.statement(name)?;
         if self.pipeline.is_failed() {
             return None;
         }
+        if let Some(stop) = self.before_name() {
+            return Some(stop);
+        }
         let note = parties.session.close(name)?;
         let mut tag = bytes::BytesMut::new();
         compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"DEALLOCATE\0"]);
-        self.pipeline
-            .expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
+        self.expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
+    }
+
+    /// Bind of `DEALLOCATE name` where the name is a protocol-level one: the backend is given a statement to deallocate
+    /// in place of the shared one, and the client's name is gone.
+    fn bind_deallocate(
+        &mut self,
+        header: Header,
+        portal: &[u8],
+        replaced: usize,
+        name: &[u8],
+        parties: &mut Parties<'_>,
+    ) -> bool {
+        let Some(note) = parties.session.close(name) else {
+            return false;
+        };
+        let victim = parties.session.unused_name();
+        let sql = [b"DEALLOCATE ", victim.as_slice(), b"\0\0\0"].concat();
+        self.up.say(|out| {
+            compose::parse(out, &victim, b"\0\0\0");
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, &sql);
+        });
+        for request in [Request::Parse, Request::Close, Request::Parse] {
+            self.expect(request, Fate::Swallow, Note::None);
+        }
+        self.expect(Request::Bind, Fate::Forward, note);
+        let old_len = replaced - HEADER_LEN - portal.len() - 1;
+        self.up.pass_behind(header, replaced, |out| {
+            renamed_behind(out, header, old_len, &[portal, b"\0"], SWITCH_NAME);
+        });
+        true
+    }
+
+    /// SQL's EXECUTE, PREPARE and DEALLOCATE share their names with the protocol's statements (trap 30). Where a text
+    /// names one of the client's, the backend is given it under that name, and is kept.
+    fn materialise_named(&mut self, effects: &Effects, fate: Fate, parties: &mut Parties<'_>) -> bool {
+        let mut any = false;
+        if effects.steps.is_empty() || (fate == Fate::Silence && self.pipeline.is_unsynced()) {
+            return any;
+        }
+        for step in &effects.steps {
+            let Some(name) = named_statement(&step.action) else {
+                continue;
+            };
+            let Some(statement) = parties.session.statement(name).cloned() else {
+                continue;
+            };
+            let Some(note) = parties.session.close(name) else {
+                continue;
+            };
+            parties.session.pin(PinReason::Prepare);
+            self.new_pins = true;
+            self.up.say(|out| compose::parse(out, name, &statement.definition));
+            self.expect(Request::Parse, fate.clone(), note);
+            any = true;
+        }
+        any
     }
 
     // --- the extended protocol ---
@@ -258,11 +331,30 @@ impl Exchange {
         };
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let known = parties.session.statement(parse.name).cloned();
+        if known.is_none()
+            && self.lease.is_none()
+            && !parse.name.is_empty()
+            && parties.session.statement_bytes() + parse.definition.len() <= parties.rules.client_statement_bytes
+            && parties.session.prepare_proven(parse.name, parse.definition)
+        {
+            self.expect(
+                Request::Parse,
+                Fate::Answer(Bytes::from_static(b"1\0\0\0\x04")),
+                Note::None,
+            );
+            self.up.skip(header);
+            self.say_due();
+            return Ok(Next::Done);
+        }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
             None => parties.classify(parse.sql),
         };
+        let named = !parse.name.is_empty();
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
+            return Ok(stop);
+        }
+        if let Some(stop) = self.before_name().filter(|_| named) {
             return Ok(stop);
         }
         let Some(lease) = self.lease.as_mut() else {
@@ -272,21 +364,21 @@ impl Exchange {
         let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         lease.note_statement(parse.sql, parties.session.lexing());
         if parse.name.is_empty() {
-            parties
+            let note = parties
                 .session
                 .parse_unnamed(parse.definition, effects, &mut lease.state);
-            self.pipeline.expect(Request::Parse, Fate::Forward, Note::ClientUnnamed);
+            self.expect(Request::Parse, Fate::Forward, note);
             self.up.pass(header);
             return Ok(Next::Done);
         }
         let too_much =
             parties.session.statement_bytes() + parse.definition.len() > parties.rules.client_statement_bytes;
         match known {
-            Some(statement) => self.parse_duplicate(header, &statement, parties),
+            Some(_) => self.parse_duplicate(header),
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
                 self.pin(PinReason::LargeStatement, parties);
-                self.pipeline.expect(Request::Parse, Fate::Forward, Note::None);
+                self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
             None => self.parse_shared(header, effects, parties),
@@ -303,37 +395,41 @@ impl Exchange {
         };
         let exits = effects.exits_failed_block;
         let statement = parties.session.prepare(parse.name, parse.definition, || effects);
-        let held = lease.state.statements.touch(&statement);
-        let note = VirtualSession::prepared_note(parse.name, statement.clone(), !held);
-        let replaced = HEADER_LEN + parse.name.len();
-        if held && (exits || !self.pipeline.is_failed()) {
+        let mut held = lease.state.statements.touch(&statement);
+        let name = parse.name.to_vec();
+        let replaced = HEADER_LEN + name.len();
+        if held && self.pipeline.is_failed() && !exits {
+            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way: it gets to see it as a new one.
+            lease.state.statements.remove(statement.id);
+            held = false;
+            self.up.say(|out| compose::close_statement(out, &statement.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+        }
+        let note = VirtualSession::prepared_note(&name, statement.clone(), !held);
+        if held {
             let complete = Bytes::from_static(b"1\0\0\0\x04");
             let fate = if exits {
                 Fate::Answer(complete)
             } else {
                 Fate::AnswerUnlessFailed(complete)
             };
-            self.pipeline.expect(Request::Parse, fate, note);
+            self.expect(Request::Parse, fate, note);
             self.up.skip(header);
             self.say_due();
             return;
         }
         self.make_room_for(&statement, parties.rules.backend_statement_bytes);
-        self.pipeline.expect(Request::Parse, Fate::Forward, note);
+        self.expect(Request::Parse, Fate::Forward, note);
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, replaced - HEADER_LEN, b"", &statement.name)
         });
     }
 
     /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
-    fn parse_duplicate(&mut self, header: Header, statement: &std::sync::Arc<Statement>, parties: &mut Parties<'_>) {
-        self.ensure_parsed(statement, parties);
-        let name = self
-            .up
-            .whole_body(header)
-            .and_then(|body| Parse::parse(body).ok())
-            .map(|parse| parse.name);
-        let name = name.unwrap_or_default().to_vec();
+    /// It first looks at the text, so the name is taken by a statement that can be parsed even in a failed transaction.
+    fn parse_duplicate(&mut self, header: Header) {
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let name = Parse::parse(body).map(|parse| parse.name.to_vec()).unwrap_or_default();
         let report = Report::error(
             SqlState::DUPLICATE_PREPARED_STATEMENT,
             format!(
@@ -343,11 +439,16 @@ impl Exchange {
         );
         let mut words = bytes::BytesMut::new();
         compose::report(&mut words, &report);
-        self.pipeline
-            .expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
+        self.up.say(|out| {
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, b"ROLLBACK\0\0\0");
+        });
+        self.expect(Request::Close, Fate::Swallow, Note::None);
+        self.expect(Request::Parse, Fate::Swallow, Note::None);
+        self.expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
         let replaced = HEADER_LEN + name.len();
         self.up.pass_behind(header, replaced, |out| {
-            renamed(out, header, name.len(), b"", &statement.name)
+            renamed(out, header, name.len(), b"", SWITCH_NAME)
         });
     }
 
@@ -369,19 +470,29 @@ impl Exchange {
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
-        let (portal, name_len) = (head.portal.to_vec(), head.statement.len());
-        if let Some(stop) = self.before_backend(parties, Some(&statement.effects)) {
+        let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
+        if let Some(stop) = self
+            .before_backend(parties, Some(&statement.effects))
+            .or_else(|| self.before_name())
+        {
             return Ok(stop);
         }
-        self.ensure_parsed(&statement, parties);
+        if let Some(deallocated) = deallocated_name(&statement.effects) {
+            let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+            if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                return Ok(Next::Done);
+            }
+        }
+        self.materialise_named(&statement.effects, Fate::Swallow, parties);
+        let statement = self.ensure_parsed(&name, &statement, parties);
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
         }
-        let watched = self.apply(&statement.effects, Request::Bind, parties);
-        self.pipeline.expect(Request::Bind, Fate::Forward, watched);
-        let replaced = HEADER_LEN + portal.len() + 1 + name_len;
+        self.apply(&statement.effects, Request::Bind, parties);
+        self.expect(Request::Bind, Fate::Forward, Note::None);
+        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
-            renamed_behind(out, header, name_len, &[&portal, b"\0"], &statement.name);
+            renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
         Ok(Next::Done)
     }
@@ -395,27 +506,26 @@ impl Exchange {
             if let Some(stop) = self.before_backend(parties, None) {
                 return Ok(stop);
             }
-            self.pipeline.expect(Request::DescribePortal, Fate::Forward, Note::None);
+            self.expect(Request::DescribePortal, Fate::Forward, Note::None);
             self.up.pass(header);
             return Ok(Next::Done);
         }
         if named.name.is_empty() {
             return Ok(self.on_unnamed(header, Request::DescribeStatement, parties));
         }
-        let name_len = named.name.len();
+        let name = named.name.to_vec();
         let Some(statement) = parties.session.statement(named.name).cloned() else {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
-        if let Some(stop) = self.before_backend(parties, None) {
+        if let Some(stop) = self.before_backend(parties, None).or_else(|| self.before_name()) {
             return Ok(stop);
         }
-        self.ensure_parsed(&statement, parties);
-        self.pipeline
-            .expect(Request::DescribeStatement, Fate::Forward, Note::None);
-        let replaced = HEADER_LEN + 1 + name_len;
+        let statement = self.ensure_parsed(&name, &statement, parties);
+        self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
+        let replaced = HEADER_LEN + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
-            renamed(out, header, name_len, b"S", &statement.name)
+            renamed(out, header, name.len(), b"S", &statement.name)
         });
         Ok(Next::Done)
     }
@@ -425,17 +535,20 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        if self.unsure.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
+            return Ok(Next::Held);
+        }
+        let mut ended = Note::None;
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
                 // The shared statement stays on its backends: only the client's name for it is gone.
-                self.pipeline
-                    .expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
+                self.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
                 self.up.skip(header);
                 self.say_due();
                 return Ok(Next::Done);
             }
             if named.name.is_empty() {
-                parties
+                ended = parties
                     .session
                     .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
             }
@@ -444,16 +557,12 @@ impl Exchange {
         let reserved = named.target == Target::Statement && parties.session.is_reserved(named.name);
         if !tied || reserved {
             // Closing what doesn't exist succeeds (trap 23), and without a backend nothing of the client's exists.
-            self.pipeline.expect(
-                Request::Close,
-                Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")),
-                Note::None,
-            );
+            self.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), ended);
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
         }
-        self.pipeline.expect(Request::Close, Fate::Forward, Note::None);
+        self.expect(Request::Close, Fate::Forward, ended);
         self.up.pass(header);
         Ok(Next::Done)
     }
@@ -471,26 +580,39 @@ impl Exchange {
             UnnamedStep::Parse(definition, effects) => {
                 let sql = definition.split(|&byte| byte == 0).next().unwrap_or_default();
                 lease.note_statement(sql, parties.session.lexing());
-                self.pipeline.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
+                self.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::parse(out, b"", definition));
                 effects.clone()
             }
             UnnamedStep::Close => {
-                self.pipeline.expect(Request::Close, Fate::Swallow, Note::Unnamed);
+                self.expect(Request::Close, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::close_statement(out, b""));
                 Effects::NONE
             }
+            // There is none, or one that nobody read.
+            UnnamedStep::Unknown if self.prelude_owed => return Next::Held,
             UnnamedStep::Unknown => Effects::NONE,
         };
         if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;
         }
-        let note = if request == Request::Bind {
-            self.apply(&effects, request, parties)
-        } else {
-            Note::None
-        };
-        self.pipeline.expect(request, Fate::Forward, note);
+        if request == Request::Bind {
+            let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
+            if let Some(stop) = self.before_name().filter(|_| named) {
+                return stop;
+            }
+            if let Some(deallocated) = deallocated_name(&effects) {
+                let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
+                let portal = portal.unwrap_or_default();
+                let replaced = HEADER_LEN + portal.len() + 1;
+                if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                    return Next::Done;
+                }
+            }
+            self.materialise_named(&effects, Fate::Swallow, parties);
+            self.apply(&effects, request, parties);
+        }
+        self.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
         Next::Done
     }
@@ -505,11 +627,14 @@ impl Exchange {
         reserved: bool,
         parties: &mut Parties<'_>,
     ) -> Next {
-        if let Some(stop) = self.before_backend(parties, None) {
+        if let Some(stop) = self
+            .before_backend(parties, Some(&Effects::opaque(PinReason::Prepare)))
+            .or_else(|| self.before_name())
+        {
             return stop;
         }
         self.commit_at_risk = true;
-        self.pipeline.expect(request, Fate::Forward, Note::None);
+        self.expect(request, Fate::Forward, Note::None);
         if !reserved {
             self.up.pass(header);
             return Next::Done;
@@ -527,7 +652,17 @@ impl Exchange {
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
         let settled = self.pipeline.is_settled();
-        if self.lease.is_some() && self.pipeline.is_quiet() {
+        if self.restore_due && !self.pipeline.is_quiet() {
+            return Some(self.await_replies());
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Some(Next::NeedsBackend);
+        };
+        if std::mem::take(&mut self.restore_due) && !settled && !self.pipeline.is_failed() {
+            let sql = parties.session.restore_for(&mut lease.state);
+            self.restore(sql);
+        }
+        if self.pipeline.is_quiet() {
             self.request_begins();
         }
         let Some(lease) = self.lease.as_mut() else {
@@ -535,13 +670,25 @@ impl Exchange {
         };
         lease.holder().set_idle_in_transaction(false);
         if settled && let Some(sql) = parties.session.prelude_for(&mut lease.state) {
-            self.tell_prelude = parties.session.take_rebase();
             self.prelude_owed = true;
-            self.pipeline.expect(Request::Query, Fate::Swallow, Note::None);
+            self.expect(Request::Query, Fate::Swallow, Note::None);
             self.up.say(|out| compose::query(out, &sql));
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
+    }
+
+    /// Startup settings come back inside the transaction in which they were reset.
+    fn restore(&mut self, sql: Option<Vec<u8>>) {
+        let Some(sql) = sql else {
+            return;
+        };
+        let in_group = self.pipeline.is_unsynced();
+        self.inject(&sql);
+        if !in_group {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
+            self.expect(Request::Sync, Fate::Swallow, Note::None);
+        }
     }
 
     fn request_begins(&mut self) {
@@ -550,30 +697,33 @@ impl Exchange {
         self.transaction_since.get_or_insert(now);
     }
 
-    /// Records what a statement may do to the session, and returns the note of its request.
-    fn apply(&mut self, effects: &Effects, request: Request, parties: &mut Parties<'_>) -> Note {
+    /// Records what a statement may do to the session.
+    fn apply(&mut self, effects: &Effects, request: Request, parties: &mut Parties<'_>) {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
         self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
         self.ends_block |= effects.ends_transaction;
         if effects.is_none() && effects.sequence == SequenceUse::None {
-            return Note::None;
+            return;
         }
         let pinned = parties.session.pins();
         self.remember_ledger(parties);
         self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
             let reported = parties.neutral;
-            let follows = |name: &str| reported.contains(name);
+            let follows = |name: &str| reported.contains(name) && is_settable(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }
         self.new_pins |= parties.session.pins() != pinned;
-        self.catalog_changed |= effects.catalog_change;
-        self.catalog_touched |= effects.catalog_change;
-        match effects.steps.first().map(|step| &step.action) {
-            Some(Action::DiscardAll) if effects.statement_count == 1 => Note::Watched(Watched::DiscardAll),
-            Some(Action::DeallocateAll) if effects.statement_count == 1 => Note::Watched(Watched::DeallocateAll),
-            _ => Note::None,
+        if effects.catalog_change {
+            self.catalog_changed = true;
+            self.catalog_touched = true;
+            parties.session.forget_shared_statements();
         }
+        let forgets = |step: &Step| matches!(step.action, Action::DiscardAll | Action::DeallocateAll);
+        if effects.steps.iter().any(forgets) {
+            self.forgetting = true;
+        }
+        self.restore_bound |= parties.session.resets_baseline(effects);
     }
 
     /// Sees to it that lastval and currval tell only what this client drew.
@@ -585,8 +735,7 @@ impl Exchange {
             return;
         }
         if request == Request::Query {
-            self.pipeline
-                .expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
+            self.expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
             self.up.say(|out| compose::query(out, FORGET_SEQUENCES));
             return;
         }
@@ -598,7 +747,7 @@ impl Exchange {
             Request::Close,
             Request::Close,
         ] {
-            self.pipeline.expect(request, Fate::Swallow, Note::SequencesForgotten);
+            self.expect(request, Fate::Swallow, Note::SequencesForgotten);
         }
         self.up.say(|out| {
             compose::parse(out, FORGETTING, &[FORGET_SEQUENCES, b"\0\0\0"].concat());
@@ -626,31 +775,79 @@ impl Exchange {
         }
     }
 
-    /// Sees to it that the backend holds a shared statement: its Parse travels ahead of the message that uses it.
-    fn ensure_parsed(&mut self, statement: &std::sync::Arc<Statement>, parties: &mut Parties<'_>) {
-        let Some(lease) = self.lease.as_mut() else {
-            return;
-        };
-        if lease.state.statements.touch(statement) {
-            return;
+    /// What a name stands for, and what the backend holds, is known when every request before this group that decides it
+    /// was answered, and the DISCARD ALL or DEALLOCATE ALL under way.
+    fn before_name(&mut self) -> Option<Next> {
+        if self.unsure.before > 0 {
+            return Some(Next::Held);
         }
-        self.make_room_for(statement, parties.rules.backend_statement_bytes);
-        self.pipeline
-            .expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
+        self.forgetting &= !self.pipeline.is_quiet();
+        self.forgetting.then(|| self.await_replies())
+    }
+
+    /// The message at hand is held until everything before it is answered; PostgreSQL is asked not to wait for a Sync.
+    fn await_replies(&mut self) -> Next {
+        if !std::mem::replace(&mut self.flushed, true) {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Flush));
+        }
+        Next::Held
+    }
+
+    /// Sees to it that the backend holds a statement of the client's: its Parse travels ahead of the message that uses
+    /// it. Returns the statement that the name stands for now.
+    fn ensure_parsed(&mut self, name: &[u8], of: &Arc<Statement>, parties: &mut Parties<'_>) -> Arc<Statement> {
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of);
+        if self.lease.as_mut().is_none_or(held) {
+            return of.clone();
+        }
+        let (statement, switch) = match parties.session.teaching(of) {
+            Teaching::AsItIs => (of.clone(), None),
+            Teaching::AsOnesOwn => (parties.session.own_statement(name, of), None),
+            Teaching::Under { before, after } => (of.clone(), Some((before, after))),
+        };
+        if let Some((before, _)) = &switch {
+            self.inject(before);
+        }
+        self.make_room_for(&statement, parties.rules.backend_statement_bytes);
+        self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
+        if let Some((_, after)) = &switch {
+            self.inject(after);
+        }
+        statement
+    }
+
+    /// A statement of ours inside the client's group, in the extended protocol, so that it ends no transaction.
+    fn inject(&mut self, sql: &[u8]) {
+        self.up.say(|out| {
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, &[sql, b"\0\0\0"].concat());
+            let name: &[u8] = &[SWITCH_NAME, b"\0"].concat();
+            compose::frame(out, FrontendTag::Bind.byte(), &[name, name, &[0; 6]]);
+            compose::frame(out, FrontendTag::Execute.byte(), &[name, &[0; 4]]);
+            compose::frame(out, FrontendTag::Close.byte(), &[b"P", name]);
+        });
+        for request in [
+            Request::Close,
+            Request::Parse,
+            Request::Bind,
+            Request::Execute,
+            Request::Close,
+        ] {
+            self.expect(request, Fate::Swallow, Note::None);
+        }
     }
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
-    fn make_room_for(&mut self, statement: &std::sync::Arc<Statement>, bytes_max: usize) {
-        let Some(lease) = self.lease.as_mut() else {
-            return;
-        };
-        lease.state.statements.insert(statement.clone());
-        while let Some(evicted) = lease.state.statements.evict(bytes_max) {
+    fn make_room_for(&mut self, statement: &Arc<Statement>, bytes_max: usize) {
+        if let Some(lease) = self.lease.as_mut() {
+            lease.state.statements.insert(statement.clone());
+        }
+        let evict = |lease: &mut crate::pool::Lease| lease.state.statements.evict(bytes_max);
+        while let Some(evicted) = self.lease.as_mut().and_then(evict) {
             self.up.say(|out| compose::close_statement(out, &evicted.name));
-            self.pipeline
-                .expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
         }
     }
 
@@ -663,6 +860,27 @@ impl Exchange {
             }
             _ => false,
         }
+    }
+}
+
+/// The prepared statement that SQL names.
+fn named_statement(action: &Action) -> Option<&[u8]> {
+    match action {
+        Action::Execute(name) | Action::Prepare(name) | Action::Deallocate(name) => name.as_deref(),
+        _ => None,
+    }
+}
+
+/// The name in a text that is one DEALLOCATE of a name and nothing else.
+fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
+    match effects.steps.as_slice() {
+        [
+            Step {
+                action: Action::Deallocate(Some(name)),
+                ..
+            },
+        ] if effects.statement_count == 1 => Some(name),
+        _ => None,
     }
 }
 

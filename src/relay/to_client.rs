@@ -1,10 +1,11 @@
 //! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
 
 use super::{Exchange, Outcome, Parties};
+use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
-use crate::virtual_session::{Note, Watched};
+use crate::virtual_session::Note;
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
 use crate::wire::{BackendTag, Header, Report, compose};
 
@@ -67,13 +68,17 @@ impl Exchange {
         let mut fatal = None;
         match tag {
             BackendTag::ErrorResponse => {
+                self.undone = true;
+                if is_of_a_stale_plan(body) {
+                    parties.session.forget_shared_statements();
+                }
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
                     fatal = Some(fields.to_report());
                 }
             }
-            BackendTag::CommandComplete => self.tag_seen = watched_tag(body).or(self.tag_seen),
+            BackendTag::CommandComplete => self.on_command_tag(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
             BackendTag::NoticeResponse => self.parting_warning = parting_warning(body).or(self.parting_warning.take()),
             _ => {}
@@ -108,9 +113,13 @@ impl Exchange {
         if let Some(status) = verdict.ready {
             let ours = verdict.action == Action::Swallow;
             self.on_ready(status, ours, parties);
+            if status != TransactionStatus::Idle && !ours && parties.rules.mode == PoolMode::Statement {
+                return Err(Outcome::TransactionRefused);
+            }
         }
-        if let Some((_, Note::Watched(watched))) = verdict.completed.as_ref().filter(|_| verdict.ready.is_some()) {
-            self.on_watched(*watched, parties);
+        if let Some((_, note)) = &verdict.completed {
+            self.unsure.end(note);
+            note.confirm();
         }
         match verdict.action {
             Action::Forward => self.down.pass(header),
@@ -131,7 +140,6 @@ impl Exchange {
     fn on_ready(&mut self, status: TransactionStatus, ours: bool, parties: &mut Parties<'_>) {
         if ours {
             self.prelude_owed = false;
-            self.tell_prelude = false;
             return;
         }
         let now = std::time::Instant::now();
@@ -151,18 +159,33 @@ impl Exchange {
             self.catalog_touched |= self.catalog_changed;
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
-            parties.session.transaction_ended();
+            // While more is under way, what is local to it may be in force already.
+            if self.pipeline.is_settled() {
+                parties.session.transaction_ended(self.undone);
+                self.undone = false;
+            }
+        }
+        // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
+        if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
+            return;
+        }
+        let neutral = parties.neutral;
+        for (name, value) in parties.session.news(|name| neutral.get(name)) {
+            self.down.say(|out| compose::parameter_status(out, &name, &value));
         }
     }
 
-    /// The request whose effect waited for its command tag is answered.
-    fn on_watched(&mut self, watched: Watched, parties: &mut Parties<'_>) {
-        let proven = self.tag_seen.take() == Some(watched);
-        if let (true, Some(lease)) = (proven, self.lease.as_mut()) {
-            match watched {
-                Watched::DiscardAll => parties.session.discarded_all(&mut lease.state),
-                Watched::DeallocateAll => parties.session.deallocated_all(&mut lease.state),
-            }
+    /// Some commands are known by their tags better than by their texts, in either protocol.
+    fn on_command_tag(&mut self, header: Header, parties: &mut Parties<'_>) {
+        let tag = self.down.whole_body(header).and_then(|body| command_tag(body).ok());
+        let Some(lease) = self.lease.as_mut() else {
+            return;
+        };
+        match tag {
+            Some(b"DISCARD ALL") => parties.session.discarded_all(&mut lease.state),
+            Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
+            Some(b"ROLLBACK") => self.undone = true,
+            _ => {}
         }
     }
 
@@ -179,6 +202,7 @@ impl Exchange {
         let Some((name, value)) = parsed else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
+        let mut is_news = !self.prelude_owed;
         if let Some(lease) = self.lease.as_mut() {
             lease.learn_parameter(&ParameterStatus {
                 name: name.as_bytes(),
@@ -186,15 +210,15 @@ impl Exchange {
             });
             if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
                 let neutral = parties.neutral.get(&name).map(str::to_owned);
-                parties
+                is_news = parties
                     .session
                     .reported(&mut lease.state, &name, &value, neutral.as_deref());
             }
         }
-        if self.prelude_owed && !self.tell_prelude {
-            self.down.skip(header);
-        } else {
+        if is_news {
             self.down.pass(header);
+        } else {
+            self.down.skip(header);
         }
         Ok(())
     }
@@ -204,7 +228,8 @@ impl Exchange {
         while let Some(due) = self.pipeline.next_due() {
             let status = self.pipeline.status();
             match due {
-                Due::Answer(request, words, _) => {
+                Due::Answer(request, words, note) => {
+                    self.unsure.end(&note);
                     self.down.say(|out| out.extend_from_slice(&words));
                     if matches!(request, Request::Sync | Request::Query) {
                         self.down.say(|out| compose::ready_for_query(out, status));
@@ -243,16 +268,14 @@ fn parting_warning(body: &[u8]) -> Option<Report> {
     matches!(fields.sqlstate, b"57P01" | b"57P02").then(|| fields.to_report())
 }
 
-fn watched_tag(body: &[u8]) -> Option<Watched> {
-    match command_tag(body).ok()? {
-        b"DISCARD ALL" => Some(Watched::DiscardAll),
-        b"DEALLOCATE ALL" => Some(Watched::DeallocateAll),
-        _ => None,
-    }
+/// "cached plan must not change result type", by the name of the function that says so, which is not translated.
+fn is_of_a_stale_plan(body: &[u8]) -> bool {
+    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
+    body.windows(ROUTINE.len()).any(|window| window == ROUTINE)
 }
 
 /// Reported values that no SET makes, and that therefore belong to the backend and not to the client.
-fn is_settable(name: &str) -> bool {
+pub(super) fn is_settable(name: &str) -> bool {
     const OF_THE_SERVER: [&str; 6] = [
         "server_version",
         "server_encoding",

@@ -33,7 +33,10 @@ use pins::{PinReason, PinSet};
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, SequenceUse};
-use statements::{BackendStatements, ClientStatements, SharedStatements, Statement};
+use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
+
+/// The name of statements of ours that are used once, behind their Parse.
+pub const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
 
 /// What the clients of one pool share: statements and settings that are equal are one.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub struct BackendState {
     pub statements: BackendStatements,
     /// Who drew values of its sequences, which lastval and currval tell.
     drawn: Drawn,
+    /// `applied` may not be what is in force: a RESET was sent whose transaction may not have committed.
+    doubted: bool,
     /// Whose unnamed statement it holds, if anyone's.
     unnamed: Option<UnnamedId>,
     /// Custom settings (`app.tenant`) that a prelude has ever applied. RESET and DISCARD ALL leave `''` of them where a
@@ -113,9 +118,14 @@ struct UnnamedId {
     serial: u64,
 }
 
+impl UnnamedId {
+    /// The backend may hold one, of anyone's: clients' numbers begin with 1.
+    const DOUBTFUL: Self = Self { client: 0, serial: 0 };
+}
+
 /// The unnamed statement as the client believes it to be.
 #[derive(Debug)]
-struct Unnamed {
+pub struct Unnamed {
     serial: u64,
     definition: Vec<u8>,
     effects: Effects,
@@ -137,12 +147,38 @@ pub enum Note {
     Closed(Box<(Box<[u8]>, Arc<Statement>)>),
     /// The backend's unnamed statement was replaced or removed.
     Unnamed,
-    /// The client's own unnamed Parse.
-    ClientUnnamed,
     /// The backend was told to forget the values of its sequences.
     SequencesForgotten,
-    /// A Query or Execute whose command tag must be looked at.
-    Watched(Watched),
+    /// The client's unnamed statement was replaced by its own Parse, or ended by a Query or a Close.
+    ChangedUnnamed(ChangedUnnamed),
+}
+
+/// What a change of the unnamed statement must be undone to. Each knows the one before it, so that any of several that
+/// are under way can be taken out.
+#[derive(Debug)]
+pub struct ChangedUnnamed {
+    serial: u64,
+    serial_before: u64,
+    before: Option<Box<Unnamed>>,
+}
+
+impl Note {
+    /// Whether a name, or what a backend holds, is not certain before the reply. Messages of another group that depend
+    /// on either must wait for it.
+    pub const fn is_unsure(&self) -> bool {
+        match self {
+            Self::Prepared(_) | Self::Injected(_) | Self::Evicted(_) | Self::Closed(_) => true,
+            Self::None | Self::Unnamed | Self::ChangedUnnamed(_) | Self::SequencesForgotten => false,
+        }
+    }
+
+    /// The reply has come.
+    pub fn confirm(&self) {
+        match self {
+            Self::Prepared(prepared) if prepared.parsed => prepared.statement.prove(),
+            _ => {}
+        }
+    }
 }
 
 /// See [`Note::Prepared`].
@@ -151,15 +187,6 @@ pub struct Prepared {
     name: Box<[u8]>,
     statement: Arc<Statement>,
     parsed: bool,
-}
-
-/// Which effect waits for its command tag to become true.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watched {
-    /// DISCARD ALL.
-    DiscardAll,
-    /// DEALLOCATE ALL.
-    DeallocateAll,
 }
 
 /// The ledger of one client.
@@ -173,6 +200,8 @@ pub struct VirtualSession {
     wanted: Arc<Settings>,
     statements: ClientStatements,
     unnamed: Option<Box<Unnamed>>,
+    /// Of the last change of the unnamed statement.
+    unnamed_serial: u64,
     serial: u64,
     pins: PinSet,
     /// Settings that the ledger can't see are in force (a pinned SET, a SET LOCAL): statements parsed now are no one
@@ -185,8 +214,13 @@ pub struct VirtualSession {
     neutral_lexing: Lexing,
     /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
     reads_sequences: bool,
-    /// RESET was run in the session: the baseline must be applied again, and the client told.
+    /// What the client was told that its settings are.
+    told: Arc<Settings>,
+    /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
+    /// value, which is the baseline's.
     rebase: bool,
+    /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
+    before_reset: Option<Arc<Settings>>,
 }
 
 impl VirtualSession {
@@ -197,18 +231,21 @@ impl VirtualSession {
         let mut session = Self {
             client,
             wanted: baseline.clone(),
+            told: baseline.clone(),
             baseline,
             lexing: neutral,
             neutral_lexing: neutral,
             shared,
             statements: ClientStatements::default(),
             unnamed: None,
+            unnamed_serial: 0,
             serial: 0,
             pins: PinSet::default(),
             unseen_settings: 0,
             unseen_until_ready: false,
             reads_sequences: false,
             rebase: false,
+            before_reset: None,
         };
         session.relex();
         session
@@ -290,10 +327,14 @@ impl VirtualSession {
 
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
     pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        if Arc::ptr_eq(&backend.applied, &self.wanted) {
+        if Arc::ptr_eq(&backend.applied, &self.wanted) && !backend.doubted {
             return None;
         }
-        let sql = parameters::prelude(&backend.applied, &self.wanted);
+        let sql = if std::mem::take(&mut backend.doubted) {
+            Some(parameters::prelude_from_doubt(&self.wanted))
+        } else {
+            parameters::prelude(&backend.applied, &self.wanted)
+        };
         backend.applied = self.wanted.clone();
         backend.note_placeholders(&self.wanted);
         if sql.is_some() {
@@ -303,9 +344,45 @@ impl VirtualSession {
         sql
     }
 
-    /// Whether the client's startup settings were reset in the session, so that what a prelude reports is news to it.
-    pub fn take_rebase(&mut self) -> bool {
-        std::mem::take(&mut self.rebase)
+    /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
+    /// it agrees.
+    pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        let agrees = Arc::ptr_eq(&backend.applied, &self.wanted);
+        let sql = parameters::restore(&backend.applied, &self.wanted);
+        backend.applied = self.wanted.clone();
+        sql.filter(|_| !agrees)
+    }
+
+    /// Whether a statement of these effects takes startup settings away.
+    pub fn resets_baseline(&self, effects: &Effects) -> bool {
+        let resets = |action: &Action| {
+            matches!(
+                action,
+                Action::DiscardAll | Action::Setting(SettingChange::Reset(_) | SettingChange::ResetAll)
+            )
+        };
+        !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
+    }
+
+    /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
+    /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<&'a str>) -> Vec<(String, String)> {
+        if Arc::ptr_eq(&self.told, &self.wanted) {
+            return Vec::new();
+        }
+        let told = std::mem::replace(&mut self.told, self.wanted.clone());
+        let gone = told
+            .entries()
+            .iter()
+            .filter(|(name, _)| self.wanted.value(name).is_none());
+        let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
+        let changed = names.filter_map(|name| {
+            let value = |settings: &Settings| settings.value(name).or(neutral(name)).map(str::to_owned);
+            neutral(name)?;
+            let now = value(&self.wanted)?;
+            (value(&told).as_deref() != Some(now.as_str())).then(|| (name.to_string(), now))
+        });
+        changed.collect()
     }
 
     /// A statement of these effects is about to run. `follows` tells which settings are reported and so follow.
@@ -313,8 +390,11 @@ impl VirtualSession {
         if effects.is_none() {
             return;
         }
-        self.pins.extend(effects.pins);
-        if !effects.pins.is_empty() {
+        // Each SET is a step, which tells whether it follows its client or ties it.
+        let mut pins = effects.pins;
+        pins.remove(PinReason::Setting);
+        self.pins.extend(pins);
+        if !pins.is_empty() {
             self.see_not(Until::Discard);
         }
         for step in &effects.steps {
@@ -378,6 +458,7 @@ impl VirtualSession {
                 self.see_not(Until::Discard);
             }
             SettingChange::Reset(name) => {
+                self.doubt_settings(backend);
                 let name = String::from_utf8_lossy(name);
                 if let Some(baseline) = self.baseline.value(&name).map(str::to_owned) {
                     self.forget_setting(&name, backend);
@@ -391,9 +472,8 @@ impl VirtualSession {
     }
 
     fn see_not(&mut self, until: Until) {
-        self.serial += 1;
         self.unseen_until_ready = (self.unseen_settings == 0 || self.unseen_until_ready) && until == Until::Ready;
-        self.unseen_settings = (self.client << 20) ^ self.serial;
+        self.unseen_settings = self.shared.statements.unique_number();
     }
 
     fn forget_setting(&mut self, name: &str, backend: &mut BackendState) {
@@ -406,6 +486,7 @@ impl VirtualSession {
     }
 
     fn reset_all(&mut self, backend: &mut BackendState) {
+        self.doubt_settings(backend);
         self.rebase = !self.baseline.entries().is_empty();
         self.wanted = self.baseline.clone();
         self.relex();
@@ -413,35 +494,87 @@ impl VirtualSession {
         self.see_not(Until::Ready);
     }
 
+    /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.
+    fn doubt_settings(&mut self, backend: &mut BackendState) {
+        backend.doubted |= !backend.applied.entries().is_empty();
+        self.before_reset.get_or_insert_with(|| self.wanted.clone());
+    }
+
     /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
-    /// reports: a value equal to it needs no entry.
-    pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) {
-        if self.rebase && self.baseline.value(name).is_some() {
-            return;
+    /// reports: a value equal to it needs no entry. Says whether it is news to the client.
+    pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) -> bool {
+        if self.rebase && self.baseline.value(name).is_some() && neutral == Some(value) {
+            return false;
         }
         let entry = (neutral != Some(value)).then_some(value);
+        let is_news = self.told.value(name) != entry;
+        let told_all = Arc::ptr_eq(&self.told, &self.wanted);
         if self.wanted.value(name) != entry {
             self.want(self.wanted.with(name, entry));
+        }
+        if told_all {
+            self.told = self.wanted.clone();
+        } else if is_news {
+            self.told = Arc::new(self.told.with(name, entry));
         }
         if backend.applied.value(name) != entry {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
         }
+        is_news
     }
 
-    /// A ReadyForQuery with status idle has come: what was local to the transaction is over.
-    pub fn transaction_ended(&mut self) {
+    /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
+    /// is over. `undone` when it was, or may have been, rolled back.
+    pub fn transaction_ended(&mut self, undone: bool) {
         if self.unseen_until_ready {
             self.unseen_settings = 0;
             self.unseen_until_ready = false;
         }
+        self.rebase = false;
+        if let Some(before) = self.before_reset.take()
+            && undone
+        {
+            self.wanted = before;
+            self.relex();
+        }
     }
 
-    fn parse_key(&self) -> u64 {
-        if self.unseen_settings == 0 {
-            self.wanted.parse_key()
-        } else {
-            self.unseen_settings << 1
+    fn parse_key(&self) -> ParseKey {
+        match self.unseen_settings {
+            0 => ParseKey::Settings(self.wanted.clone()),
+            number => ParseKey::Private(number),
         }
+    }
+
+    /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
+    /// was parsed (trap 28).
+    pub fn teaching(&self, statement: &Arc<Statement>) -> Teaching {
+        match &statement.key {
+            ParseKey::Private(_) => Teaching::AsItIs,
+            ParseKey::Settings(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
+            ParseKey::Settings(then) if then.parses_like(&self.wanted) => Teaching::AsItIs,
+            ParseKey::Settings(then) => Teaching::Under {
+                before: parameters::switch(&self.wanted, then),
+                after: parameters::switch(then, &self.wanted),
+            },
+        }
+    }
+
+    /// A statement of this client's alone takes the place of a shared one behind its name.
+    pub fn own_statement(&mut self, name: &[u8], statement: &Statement) -> Arc<Statement> {
+        self.serial += 1;
+        let key = ParseKey::Private((self.client << 20) ^ self.serial);
+        let effects = || statement.effects.clone();
+        let own = self.shared.statements.share(&statement.definition, key, effects);
+        self.statements.remove(name);
+        self.statements.insert(name, own.clone());
+        own
+    }
+
+    /// What the catalog says may have changed, so that statements parsed before may fail: none of them is shared any
+    /// more (trap 31). Who holds one keeps it, as PostgreSQL has it.
+    pub fn forget_shared_statements(&self) {
+        self.shared.statements.forget();
     }
 
     // --- prepared statements ---
@@ -458,7 +591,12 @@ impl VirtualSession {
 
     /// A name that can't go to a backend as it is, because it looks like a shared one.
     pub fn is_reserved(&self, name: &[u8]) -> bool {
-        self.shared.statements.is_reserved(name)
+        name == SWITCH_NAME || self.shared.statements.is_reserved(name)
+    }
+
+    /// A name that no backend has a statement of.
+    pub fn unused_name(&self) -> Vec<u8> {
+        self.shared.statements.unused_name()
     }
 
     /// Gives a free name to a definition. Returns the shared statement.
@@ -466,6 +604,15 @@ impl VirtualSession {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
         self.statements.insert(name, statement.clone());
         statement
+    }
+
+    /// Gives a free name to a definition that PostgreSQL is known to parse, if it is one: that needs no backend.
+    pub fn prepare_proven(&mut self, name: &[u8], definition: &[u8]) -> bool {
+        let found = self.shared.statements.find_proven(definition, self.parse_key());
+        if let Some(statement) = &found {
+            self.statements.insert(name, statement.clone());
+        }
+        found.is_some()
     }
 
     /// The note of a Parse that gave a name.
@@ -483,19 +630,18 @@ impl VirtualSession {
         Some(Note::Closed(Box::new((name.into(), statement))))
     }
 
-    /// DEALLOCATE ALL ran: no name is left, on this backend either.
+    /// DEALLOCATE ALL ran: no name is left, on this backend either. The unnamed statement has no name.
     pub fn deallocated_all(&mut self, backend: &mut BackendState) {
         self.statements.clear();
-        self.unnamed = None;
         backend.statements.clear();
-        backend.unnamed = None;
     }
 
     /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.
     pub fn discarded_all(&mut self, backend: &mut BackendState) {
         self.deallocated_all(backend);
-        backend.discarded();
         self.reset_all(backend);
+        self.before_reset = None;
+        backend.doubted = false;
         self.unseen_settings = 0;
         self.unseen_until_ready = false;
         self.pins = self
@@ -508,23 +654,27 @@ impl VirtualSession {
     // --- the unnamed statement ---
 
     /// The client's own unnamed Parse is sent.
-    pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) {
+    pub fn parse_unnamed(&mut self, definition: &[u8], effects: Effects, backend: &mut BackendState) -> Note {
         self.serial += 1;
-        let unnamed = self.unnamed.get_or_insert_with(|| {
-            Box::new(Unnamed {
-                serial: 0,
-                definition: Vec::new(),
-                effects: Effects::NONE,
-            })
-        });
-        unnamed.serial = self.serial;
-        unnamed.definition.clear();
-        unnamed.definition.extend_from_slice(definition);
-        unnamed.effects = effects;
         backend.unnamed = Some(UnnamedId {
             client: self.client,
             serial: self.serial,
         });
+        let serial = self.serial;
+        self.change_unnamed(Some(Box::new(Unnamed {
+            serial,
+            definition: definition.to_vec(),
+            effects,
+        })))
+    }
+
+    fn change_unnamed(&mut self, unnamed: Option<Box<Unnamed>>) -> Note {
+        self.serial += 1;
+        Note::ChangedUnnamed(ChangedUnnamed {
+            serial: self.serial,
+            serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
+            before: std::mem::replace(&mut self.unnamed, unnamed),
+        })
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
@@ -550,20 +700,32 @@ impl VirtualSession {
         }
     }
 
-    /// A simple Query, or a Close, has ended the unnamed statement.
-    pub fn forget_unnamed(&mut self, backend: Option<&mut BackendState>) {
-        self.unnamed = None;
+    /// A simple Query, or a Close, ends the unnamed statement.
+    pub fn forget_unnamed(&mut self, backend: Option<&mut BackendState>) -> Note {
         if let Some(backend) = backend {
             backend.unnamed = None;
         }
+        self.change_unnamed(None)
+    }
+
+    /// An unnamed Parse that is too long to be kept is sent: only this backend, to which the client is tied, has it.
+    pub fn parse_unnamed_unread(&mut self, backend: &mut BackendState) -> Note {
+        backend.unnamed = None;
+        self.change_unnamed(None)
     }
 
     // --- notes ---
 
-    /// The request will never be answered: what was recorded for it is undone. Call youngest first.
-    pub fn undo(&mut self, note: Note, backend: Option<&mut BackendState>) {
+    /// The request will never be answered: what was recorded for it is undone. Call youngest first. `pending` are the
+    /// notes of requests that still wait.
+    pub fn undo<'a>(
+        &mut self,
+        note: Note,
+        backend: Option<&mut BackendState>,
+        pending: impl Iterator<Item = &'a mut Note>,
+    ) {
         match note {
-            Note::None | Note::Watched(_) => {}
+            Note::None => {}
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {
@@ -589,13 +751,52 @@ impl VirtualSession {
                     backend.doubt_sequences();
                 }
             }
-            Note::Unnamed => {
-                if let Some(backend) = backend {
-                    backend.unnamed = None;
-                }
+            // What the backend holds now may be anyone's: it is replaced or closed before the next use.
+            Note::Unnamed => doubt_unnamed(backend),
+            Note::ChangedUnnamed(change) => {
+                self.undo_unnamed(change, pending);
+                doubt_unnamed(backend);
             }
-            Note::ClientUnnamed => self.forget_unnamed(backend),
         }
+    }
+
+    /// The request was reached and failed.
+    pub fn undo_failed<'a>(
+        &mut self,
+        note: Note,
+        backend: Option<&mut BackendState>,
+        pending: impl Iterator<Item = &'a mut Note>,
+    ) {
+        match note {
+            // PostgreSQL drops the old one before it looks at the new one's text.
+            Note::ChangedUnnamed(change) => {
+                let change = ChangedUnnamed { before: None, ..change };
+                self.undo(Note::ChangedUnnamed(change), backend, pending);
+            }
+            note => self.undo(note, backend, pending),
+        }
+    }
+
+    fn undo_unnamed<'a>(&mut self, change: ChangedUnnamed, mut pending: impl Iterator<Item = &'a mut Note>) {
+        if self.unnamed_serial == change.serial {
+            self.unnamed = change.before;
+            self.unnamed_serial = change.serial_before;
+            return;
+        }
+        let next = pending.find_map(|note| match note {
+            Note::ChangedUnnamed(later) if later.serial_before == change.serial => Some(later),
+            _ => None,
+        });
+        if let Some(later) = next {
+            later.before = change.before;
+            later.serial_before = change.serial_before;
+        }
+    }
+}
+
+fn doubt_unnamed(backend: Option<&mut BackendState>) {
+    if let Some(backend) = backend {
+        backend.unnamed = Some(UnnamedId::DOUBTFUL);
     }
 }
 
@@ -630,6 +831,22 @@ enum Until {
     Discard,
 }
 
+/// See [`VirtualSession::teaching`].
+#[derive(Debug)]
+pub enum Teaching {
+    /// By its Parse.
+    AsItIs,
+    /// By its Parse, but as a statement that nobody shares: settings are in force that are not known.
+    AsOnesOwn,
+    /// By its Parse between these two statements, which change settings and change them back.
+    Under {
+        /// To what they were when the statement was parsed.
+        before: Vec<u8>,
+        /// To what the client's are now.
+        after: Vec<u8>,
+    },
+}
+
 /// See [`VirtualSession::unnamed_for`].
 #[derive(Debug)]
 pub enum UnnamedStep<'a> {
@@ -641,4 +858,47 @@ pub enum UnnamedStep<'a> {
     Close,
     /// Neither the client nor the backend has one.
     Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use setting_change::SettingValue;
+    use statement_effects::Step;
+
+    fn set_local() -> Effects {
+        let change = SettingChange::Set {
+            name: SettingName::Known(b"timezone".as_slice().into()),
+            value: SettingValue::Unknown,
+            scope: SettingScope::Local,
+        };
+        Effects {
+            steps: vec![Step {
+                statement: 0,
+                action: Action::Setting(change),
+            }],
+            statement_count: 1,
+            ..Effects::NONE
+        }
+    }
+
+    /// Trap 28: what is parsed under settings that nobody knows is shared with nobody, however long the clients live.
+    #[test]
+    fn trap_28_unseen_settings_never_look_like_none_or_like_another_clients() {
+        let ledger = Arc::new(SharedLedger::new(7));
+        let client = |number| VirtualSession::new(number, ledger.clone(), Settings::default(), Lexing::default());
+        let (mut one, mut two) = (client(1), client(2));
+        let mut backend = BackendState::default();
+        let definition = b"select now()\0\0\0";
+        for serial in [(1 << 20) - 1, (1 << 20) ^ (2 << 20)] {
+            one.serial = serial;
+            two.serial = 0;
+            let known = client(3).prepare(b"s", definition, || Effects::NONE);
+            one.apply(&set_local(), &mut backend, |_| true);
+            two.apply(&set_local(), &mut backend, |_| true);
+            let unseen = one.prepare(b"s", definition, || Effects::NONE);
+            assert_ne!(unseen.id, known.id);
+            assert_ne!(unseen.id, two.prepare(b"s", definition, || Effects::NONE).id);
+        }
+    }
 }

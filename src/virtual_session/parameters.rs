@@ -23,20 +23,21 @@ pub struct Settings {
 /// Settings that change nothing in how a statement is parsed or planned. Everything else is part of a statement's key:
 /// literals are folded at parse analysis (a timestamptz parsed under another TimeZone is a wrong row). Custom settings
 /// are read by current_setting(), which is STABLE and so read at execution.
-const HARMLESS: [&str; 5] = [
+const HARMLESS: [&str; 8] = [
     "application_name",
     "client_min_messages",
     "transaction_timeout",
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",
+    "statement_timeout",
+    "lock_timeout",
+    "deadlock_timeout",
 ];
 
 fn is_harmless(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    HARMLESS.contains(&name.as_str())
-        || name.starts_with("log_")
+    HARMLESS.iter().any(|harmless| harmless.eq_ignore_ascii_case(name))
+        || name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("log_"))
         || name.contains('.')
-        || matches!(name.as_str(), "statement_timeout" | "lock_timeout" | "deadlock_timeout")
 }
 
 impl Settings {
@@ -85,6 +86,21 @@ impl Settings {
     /// What distinguishes statements parsed under these settings from others.
     pub const fn parse_key(&self) -> u64 {
         self.parse_key
+    }
+
+    /// Whether every statement means the same under both: they differ in nothing that parsing or planning reads.
+    pub fn parses_like(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+            || (self.parse_key == other.parse_key
+                && self.read_by_parsing().count() == other.read_by_parsing().count()
+                && self
+                    .read_by_parsing()
+                    .zip(other.read_by_parsing())
+                    .all(|((name, value), (other, same))| compare(name, other).is_eq() && value == same))
+    }
+
+    fn read_by_parsing(&self) -> impl Iterator<Item = &Setting> {
+        self.entries.iter().filter(|(name, _)| !is_harmless(name))
     }
 
     /// Bytes of all names and values.
@@ -163,17 +179,73 @@ pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
         .filter(|(name, value)| applied.value(name) != Some(value))
         .collect();
     changed.sort_by_key(|(name, _)| is_identity(name));
+    push_set_config(
+        &mut sql,
+        changed
+            .into_iter()
+            .map(|(name, value)| (name.as_ref(), Some(value.as_ref()))),
+    );
+    (!sql.is_empty()).then(|| format!("BEGIN;{};COMMIT", sql.trim_end_matches(';')).into_bytes())
+}
+
+/// The SQL that brings a backend to `wanted` from nobody knows where (of settings that RESET takes back).
+pub fn prelude_from_doubt(wanted: &Settings) -> Vec<u8> {
+    let mut sql = "BEGIN;RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;".to_owned();
+    let mut entries: Vec<_> = wanted.entries.iter().collect();
+    entries.sort_by_key(|(name, _)| is_identity(name));
+    push_set_config(
+        &mut sql,
+        entries
+            .into_iter()
+            .map(|(name, value)| (name.as_ref(), Some(value.as_ref()))),
+    );
+    format!("{};COMMIT", sql.trim_end_matches(';')).into_bytes()
+}
+
+/// One statement that brings a backend from `applied` to `wanted` inside whatever transaction it is in.
+pub fn restore(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
+    let gone = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none());
+    let new = wanted
+        .entries
+        .iter()
+        .filter(|(name, value)| applied.value(name) != Some(value));
+    let mut sql = String::new();
+    push_set_config(
+        &mut sql,
+        gone.chain(new).map(|(name, _)| (name.as_ref(), wanted.value(name))),
+    );
+    (!sql.is_empty()).then(|| sql.into_bytes())
+}
+
+/// One statement that changes what parsing reads of `from` to what it reads of `to`, whatever transaction it is in.
+pub fn switch(from: &Settings, to: &Settings) -> Vec<u8> {
+    let gone = from.read_by_parsing().filter(|(name, _)| to.value(name).is_none());
+    let new = to
+        .read_by_parsing()
+        .filter(|(name, value)| from.value(name) != Some(value));
+    let mut sql = String::new();
+    push_set_config(
+        &mut sql,
+        gone.chain(new).map(|(name, _)| (name.as_ref(), to.value(name))),
+    );
+    sql.into_bytes()
+}
+
+/// `SELECT set_config(…), …`; without a value, to the session's own default.
+fn push_set_config<'a>(sql: &mut String, changes: impl Iterator<Item = (&'a str, Option<&'a str>)>) {
     let mut separator = "SELECT ";
-    for (name, value) in changed {
+    for (name, value) in changes {
         sql.push_str(separator);
         separator = ", ";
         sql.push_str("pg_catalog.set_config(");
-        push_literal(&mut sql, name);
+        push_literal(sql, name);
         sql.push(',');
-        push_literal(&mut sql, value);
+        match value {
+            Some(value) => push_literal(sql, value),
+            None => sql.push_str("NULL"),
+        }
         sql.push_str(",false)");
     }
-    (!sql.is_empty()).then(|| format!("BEGIN;{};COMMIT", sql.trim_end_matches(';')).into_bytes())
 }
 
 fn is_identity(name: &str) -> bool {
@@ -199,14 +271,16 @@ pub fn literal(value: &str) -> String {
     sql
 }
 
-/// A string literal that reads the same under either setting of standard_conforming_strings.
+/// A string literal that reads the same under either setting of standard_conforming_strings, and in any
+/// client_encoding: the one in force may be another client's (trap 62).
 fn push_literal(sql: &mut String, value: &str) {
-    let escaped = value.contains('\\');
+    let escaped = value.contains('\\') || !value.is_ascii();
     sql.push_str(if escaped { " E'" } else { "'" });
     for character in value.chars() {
         match character {
             '\'' => sql.push_str("''"),
             '\\' => sql.push_str("\\\\"),
+            other if !other.is_ascii() => sql.push_str(&format!("\\U{:08x}", u32::from(other))),
             other => sql.push(other),
         }
     }

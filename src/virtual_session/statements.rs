@@ -6,9 +6,11 @@
 //! client's ledger keeps its definition, because it outlives its Sync (trap 29).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::parameters::Settings;
 use super::statement_effects::Effects;
 
 /// One statement as backends know it.
@@ -22,9 +24,22 @@ pub struct Statement {
     pub definition: Box<[u8]>,
     /// What executing it may do to the session.
     pub effects: Effects,
+    /// The settings that it was parsed under.
+    pub key: ParseKey,
+    proven: AtomicBool,
 }
 
 impl Statement {
+    /// PostgreSQL has parsed it once: another client's Parse of it needs no backend.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// See [`Self::is_proven`].
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
     /// What it weighs in the bounds: its text and what PostgreSQL and we spend around it.
     pub fn weight(&self) -> usize {
         self.definition.len() + 256
@@ -36,10 +51,40 @@ impl Statement {
     }
 }
 
+/// What a statement's meaning depends on besides its text and types.
+#[derive(Debug, Clone)]
+pub enum ParseKey {
+    /// These settings, as far as parsing and planning read them.
+    Settings(Arc<Settings>),
+    /// Settings that nobody knows: the statement is shared with no one.
+    Private(u64),
+}
+
+impl PartialEq for ParseKey {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Settings(one), Self::Settings(two)) => one.parses_like(two),
+            (Self::Private(one), Self::Private(two)) => one == two,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for ParseKey {}
+
+impl Hash for ParseKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Settings(settings) => settings.parse_key().hash(state),
+            Self::Private(number) => number.hash(state),
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     definition: Box<[u8]>,
-    parse_key: u64,
+    parse_key: ParseKey,
 }
 
 /// The statements that clients of one pool hold at this moment.
@@ -54,8 +99,33 @@ pub struct SharedStatements {
 #[derive(Debug, Default)]
 struct ByKey {
     statements: HashMap<Key, Weak<Statement>>,
-    /// Entries at which the dead are swept out next.
+    /// Bytes of the keys' definitions, those of the dead included.
+    bytes: usize,
+    /// Entries and bytes at which the dead are swept out next.
     sweep_at: usize,
+    sweep_at_bytes: usize,
+}
+
+impl ByKey {
+    /// Definitions of the dead that may stay in memory, in bytes; beyond it as many as of the living.
+    const DEAD_BYTES_MAX: usize = 4 << 20;
+
+    fn sweep(&mut self) {
+        if self.statements.len() < self.sweep_at && self.bytes < self.sweep_at_bytes {
+            return;
+        }
+        self.statements.retain(|_, weak| weak.strong_count() > 0);
+        self.bytes = self.statements.keys().map(|key| key.definition.len()).sum();
+        self.sweep_at = (self.statements.len() * 2).max(1024);
+        self.sweep_at_bytes = (self.bytes * 2).max(Self::DEAD_BYTES_MAX);
+    }
+
+    fn insert(&mut self, key: Key, statement: Weak<Statement>) {
+        let len = key.definition.len();
+        if self.statements.insert(key, statement).is_none() {
+            self.bytes += len;
+        }
+    }
 }
 
 impl SharedStatements {
@@ -73,13 +143,16 @@ impl SharedStatements {
         name.starts_with(self.prefix.as_bytes())
     }
 
+    /// A name of ours that no statement has or will have.
+    pub fn unused_name(&self) -> Vec<u8> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        format!("{}{id}", self.prefix).into_bytes()
+    }
+
     /// The shared statement of a definition parsed under these settings, made if nobody holds it.
-    pub fn share(&self, definition: &[u8], parse_key: u64, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+    pub fn share(&self, definition: &[u8], parse_key: ParseKey, effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_key.statements.len() >= by_key.sweep_at {
-            by_key.statements.retain(|_, weak| weak.strong_count() > 0);
-            by_key.sweep_at = (by_key.statements.len() * 2).max(1024);
-        }
+        by_key.sweep();
         let key = Key {
             definition: definition.into(),
             parse_key,
@@ -94,9 +167,33 @@ impl SharedStatements {
             name,
             definition: definition.into(),
             effects: effects(),
+            key: key.parse_key.clone(),
+            proven: AtomicBool::new(false),
         });
-        by_key.statements.insert(key, Arc::downgrade(&statement));
+        by_key.insert(key, Arc::downgrade(&statement));
         statement
+    }
+
+    /// The shared statement of a definition that PostgreSQL is known to parse, if somebody holds it.
+    pub fn find_proven(&self, definition: &[u8], parse_key: ParseKey) -> Option<Arc<Statement>> {
+        let key = Key {
+            definition: definition.into(),
+            parse_key,
+        };
+        let by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = by_key.statements.get(&key).and_then(Weak::upgrade);
+        found.filter(|statement| statement.is_proven())
+    }
+
+    /// Shares none of the statements so far with anyone who comes from now on.
+    pub fn forget(&self) {
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        *by_key = ByKey::default();
+    }
+
+    /// A number that no statement has, and no other call got. Never 0.
+    pub fn unique_number(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -118,15 +215,17 @@ impl ClientStatements {
 
     /// Records a name. The caller has made sure that it is free.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.bytes += statement.weight();
-        self.by_name.get_or_insert_default().insert(name.into(), statement);
+        self.bytes += name.len() + statement.weight();
+        if let Some(replaced) = self.by_name.get_or_insert_default().insert(name.into(), statement) {
+            self.bytes -= name.len() + replaced.weight();
+        }
     }
 
     /// Forgets a name.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let map = self.by_name.as_mut()?;
         let removed = map.remove(name)?;
-        self.bytes -= removed.weight();
+        self.bytes -= name.len() + removed.weight();
         if map.is_empty() {
             self.by_name = None;
         }
@@ -234,7 +333,7 @@ mod tests {
     }
 
     fn share(of: &SharedStatements, text: &[u8], key: u64) -> Arc<Statement> {
-        of.share(text, key, || Effects::NONE)
+        of.share(text, ParseKey::Private(key), || Effects::NONE)
     }
 
     /// Trap 27: the key is the whole text, the types and the settings; a name is never used twice.
@@ -267,12 +366,57 @@ mod tests {
         assert!(backend.evict(100_000).is_none());
     }
 
+    /// Trap 28: clients whose settings parse alike share, whatever their other settings.
+    #[test]
+    fn trap_28_the_settings_that_parsing_reads_are_part_of_the_key() {
+        let all = shared();
+        let under = |name: &str, value: &str| {
+            let settings = Arc::new(Settings::new([(name.into(), value.into())]));
+            all.share(b"select 1\0\0\0", ParseKey::Settings(settings), || Effects::NONE)
+        };
+        let utc = under("TimeZone", "UTC");
+        assert!(Arc::ptr_eq(&utc, &under("timezone", "UTC")));
+        assert_ne!(utc.id, under("TimeZone", "Asia/Shanghai").id);
+        let plain = under("application_name", "psql");
+        assert!(Arc::ptr_eq(&plain, &under("statement_timeout", "5s")));
+        all.forget();
+        assert_ne!(utc.id, under("TimeZone", "UTC").id);
+    }
+
     /// Trap 26: the only statement held, however large, is in use.
     #[test]
     fn trap_26_the_statement_in_use_is_not_evicted() {
         let (all, mut backend) = (shared(), BackendStatements::default());
         backend.insert(share(&all, &[b'x'; 5000], 0));
         assert!(backend.evict(10).is_none());
+    }
+
+    /// A name may be as long as a message.
+    #[test]
+    fn trap_32_names_count_in_what_a_client_holds() {
+        let (all, mut client) = (shared(), ClientStatements::default());
+        let name = [b'n'; 10_000];
+        client.insert(&name, share(&all, b"\0\0\0", 0));
+        assert!(client.bytes() >= name.len());
+        client.remove(&name);
+        assert_eq!(client.bytes(), 0);
+    }
+
+    /// Texts that nobody holds any more are memory too.
+    #[test]
+    fn the_texts_of_statements_that_are_gone_are_swept_out_by_their_bytes() {
+        let all = shared();
+        let mut text = vec![b'x'; 1 << 20];
+        let kept = share(&all, b"select 1\0\0\0", 0);
+        for number in 0..100_u64 {
+            text.splice(..8, number.to_be_bytes());
+            drop(share(&all, &text, 0));
+        }
+        let by_key = all.by_key.lock().unwrap();
+        let bytes: usize = by_key.statements.keys().map(|key| key.definition.len()).sum();
+        assert!(bytes < 10 << 20, "{bytes}");
+        drop(by_key);
+        assert!(Arc::ptr_eq(&kept, &share(&all, b"select 1\0\0\0", 0)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::support::eventually;
 use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER};
 use crate::support::process::psql;
-use crate::support::raw_client::RawClient;
+use crate::support::raw_client::{RawClient, bind, execute, parse, sync, together};
 use crate::support::sidecar::{Builder, Sidecar};
 
 /// PgBouncer's own query.
@@ -123,7 +123,7 @@ async fn trap_86_valid_until_is_honoured_though_the_query_knows_nothing_of_it() 
     Postgres::shared().psql(
         "postgres",
         &format!(
-            "DO $$ BEGIN EXECUTE format('ALTER ROLE {expiring} VALID UNTIL %L', clock_timestamp() + '3 s'); END $$"
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE {expiring} VALID UNTIL %L', clock_timestamp() + '5 s'); END $$"
         ),
     );
     login(&expiring).await.expect("it is still valid");
@@ -261,4 +261,26 @@ async fn a_user_created_just_now_logs_in_after_negative_ttl() {
     assert_eq!(refused(&sidecar, &user, "pw", &database).await, wrong_password(&user));
     role(&database, "late", "PASSWORD 'pw'");
     RawClient::login(sidecar.port, &user, "pw", &database.name).await;
+}
+
+/// Trap 29: our own questions replace the unnamed statement of whoever used that backend before.
+#[tokio::test]
+async fn trap_29_a_lookup_on_a_clients_backend_does_not_lose_its_unnamed_statement() {
+    let database = Postgres::shared().create_database();
+    let sidecar = asking(&database, TWO_COLUMNS)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let mut client = RawClient::login(sidecar.port, "postgres", SUPERUSER_PASSWORD, &database.name).await;
+    client.send(&together(&[parse("", "SELECT 42"), sync()])).await;
+    client.expect("1 Z").await;
+    assert_eq!(
+        refused(&sidecar, "nobody", "wrong", &database).await,
+        wrong_password("nobody")
+    );
+    client
+        .send(&together(&[bind("", "", &[]), execute("", 0), sync()]))
+        .await;
+    let answer = client.expect("2 D C Z").await;
+    assert_eq!(answer[1].row(), [Some("42".to_owned())]);
 }

@@ -8,7 +8,7 @@ use pgsidecar::wire::compose;
 
 use crate::support::certificates;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
-use crate::support::process::{mortal, psql};
+use crate::support::process::{mortal, psql, run};
 use crate::support::raw_client::RawClient;
 use crate::support::sidecar::{Builder, Sidecar};
 
@@ -252,4 +252,44 @@ async fn tls_on_a_plain_port_is_refused_as_tls_says_it() {
         .log_in(USER, PASSWORD, &[("database", &database.name)])
         .await
         .expect("nothing else is disturbed");
+}
+
+/// libpq 18 (psycopg's wheel brings it): direct TLS with ALPN, protocol 3.2 at least, a bound channel, a cancel over TLS
+/// with the long key.
+const LIBPQ_18: &str = r#"
+import sys, threading, psycopg
+assert psycopg.pq.version() >= 180000, psycopg.pq.version()
+for options in ["sslnegotiation=direct", "min_protocol_version=3.2", "max_protocol_version=latest"]:
+    url = sys.argv[1] + "?sslmode=require&channel_binding=require&require_auth=scram-sha-256&" + options
+    with psycopg.connect(url, autocommit=True) as connection:
+        version = connection.pgconn.full_protocol_version
+        assert connection.execute("SELECT 6 * 7").fetchone() == (42,)
+        done = threading.Event()
+        def cancel():
+            while not done.wait(0.2):
+                connection.cancel_safe()
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        try:
+            connection.execute("SELECT pg_sleep(60)")
+        except psycopg.errors.QueryCanceled:
+            print(options, version)
+        done.set()
+        thread.join()
+"#;
+
+#[tokio::test]
+async fn libpq_18_negotiates_direct_tls_and_protocol_3_2() {
+    let database = Postgres::shared().create_database();
+    let sidecar = with_tls(&database, "require").start_ready().await;
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/python/bin/python");
+    assert!(
+        std::path::Path::new(python).exists(),
+        "{python} is there (./tests/run installs it)"
+    );
+    let mut command = mortal(python);
+    command.args(["-c", LIBPQ_18, &sidecar.url(&database)]).env_clear();
+    let output = run(command, std::time::Duration::from_secs(60)).await.ok();
+    let expected = "sslnegotiation=direct 30000\nmin_protocol_version=3.2 30002\nmax_protocol_version=latest 30002";
+    assert_eq!(output, expected);
 }

@@ -27,4 +27,5 @@ mod startup_parameters;
 mod support;
 mod transaction_pooling;
 mod traps;
+mod twins;
 mod upstream;

@@ -6,7 +6,7 @@ use pgsidecar::wire::Report;
 use crate::support::eventually;
 use crate::support::fake_backend::FakeBackend;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
-use crate::support::process::psql;
+use crate::support::process::{client_program, psql, run};
 use crate::support::raw_client::RawClient;
 use crate::support::sidecar::Sidecar;
 
@@ -386,6 +386,35 @@ async fn replication_connections_get_a_backend_of_their_own() {
         .await
         .expect("accepted");
     assert_eq!(false_one.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn pg_recvlogical_streams_through() {
+    let database = Postgres::shared().create_database();
+    Postgres::shared().psql("postgres", "ALTER ROLE app REPLICATION");
+    let sidecar = Sidecar::start(&database).await;
+    let url = sidecar.url(&database);
+    assert_eq!(psql(&url, &["CREATE TABLE streamed (word text)"]).await.code, Some(0));
+    let slot = format!("slot_{}", database.name);
+    let recvlogical = async |arguments: &[&str]| {
+        let mut command = client_program("pg_recvlogical");
+        command.args(["-d", &url, "--slot", &slot]).args(arguments);
+        run(command, std::time::Duration::from_secs(60)).await.ok()
+    };
+    recvlogical(&["--create-slot", "-P", "test_decoding"]).await;
+    let end = psql(
+        &url,
+        &["INSERT INTO streamed VALUES ('through')", "SELECT pg_current_wal_lsn()"],
+    )
+    .await
+    .ok();
+    let end = end.lines().last().unwrap_or_default().to_owned();
+    let changes = recvlogical(&["--start", "-f", "-", "--no-loop", "--endpos", &end]).await;
+    assert!(
+        changes.contains("table public.streamed: INSERT: word[text]:'through'"),
+        "{changes}"
+    );
+    recvlogical(&["--drop-slot"]).await;
 }
 
 #[tokio::test]

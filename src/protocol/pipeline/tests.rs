@@ -300,6 +300,16 @@ fn trap_50_a_sync_amid_the_data_makes_an_error_doubtful() {
     assert!(line.is_doubtful() && !line.is_settled());
 }
 
+/// However many a client sends: PostgreSQL never answers them, so nothing would ever take their notes away.
+#[test]
+fn trap_50_syncs_amid_the_data_leave_nothing_in_memory() {
+    let mut line = Line::default();
+    forward(&mut line, &[Request::Query]);
+    feed(&mut line, &[B::CopyInResponse]);
+    forward(&mut line, &[Request::Sync; 1000]);
+    assert!(!line.has_dropped());
+}
+
 /// Trap 53: one Query may hold several COPYs, the client's ends may be ahead of the responses.
 #[test]
 fn trap_53_several_copies_in_one_query() {

@@ -1,0 +1,562 @@
+//! The twins: the same random conversations through pgsidecar, many at once over few backends, and one by one with
+//! PostgreSQL itself. Every reply must be equal, byte for byte where it names nothing of ours.
+//!
+//! `PGSIDECAR_TWIN_SESSIONS` makes the run longer, `PGSIDECAR_TWIN_SEED` repeats one.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use crate::support::postgres::{PASSWORD, Postgres, USER};
+use crate::support::raw_client::{
+    Message, RawClient, bind, close, copy_data, copy_done, copy_fail, describe, execute, flush, parse, query, sync,
+    terminate, together,
+};
+use crate::support::sidecar::Sidecar;
+
+/// Clients at once, each with a table of its own.
+const CLIENTS: usize = 10;
+/// Sessions in the short form.
+const SESSIONS: usize = 200;
+/// How long a step may wait, for its backend above all; shorter than the raw client's own deadline.
+const PATIENCE: Duration = Duration::from_secs(9);
+/// Steps of one session.
+const STEPS: u64 = 14;
+
+/// A reproducible stream of choices (xorshift64*).
+#[derive(Debug, Clone)]
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
+    }
+
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[usize::try_from(self.roll(of.len() as u64)).unwrap()]
+    }
+
+    fn one_in(&mut self, sides: u64) -> bool {
+        self.roll(sides) == 0
+    }
+}
+
+/// What is sent, and how far its reply is read before the next.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Up to so many ReadyForQuery.
+    Burst(String, Vec<BytesMut>, usize),
+    /// Ends with an empty Query: up to its EmptyQueryResponse and ReadyForQuery, however many there were before.
+    Counted(String, Vec<BytesMut>),
+    /// As far as the reply to a Flush goes (a description, a completion or an error), then a second part up to
+    /// ReadyForQuery.
+    Flushed(String, Vec<BytesMut>, Vec<BytesMut>),
+    /// COPY as libpq does it: Sync with the Execute; the data when CopyInResponse came.
+    Copy(String, Vec<BytesMut>, Vec<BytesMut>),
+}
+
+impl Step {
+    fn told(&self) -> &str {
+        match self {
+            Self::Burst(told, ..) | Self::Counted(told, _) | Self::Flushed(told, ..) | Self::Copy(told, ..) => told,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    startup: Vec<(&'static str, &'static str)>,
+    steps: Vec<Step>,
+}
+
+const NAMES: [&str; 4] = ["a", "b", "p", ""];
+const PORTALS: [&str; 4] = ["", "", "p", "a"];
+const ZONES: [&str; 3] = ["UTC", "Asia/Shanghai", "America/New_York"];
+const STYLES: [&str; 3] = ["ISO, MDY", "German", "SQL, DMY"];
+
+impl Session {
+    fn random(dice: &mut Dice, client: usize) -> Self {
+        let mut startup = Vec::new();
+        if dice.one_in(2) {
+            startup.push(("TimeZone", dice.pick(&ZONES)));
+        }
+        if dice.one_in(3) {
+            startup.push(("DateStyle", dice.pick(&STYLES)));
+        }
+        if dice.one_in(3) {
+            startup.push(("application_name", dice.pick(&["twin", "Twin", "it's"])));
+        }
+        if dice.one_in(4) {
+            startup.push(("search_path", dice.pick(&["aside, public", "public"])));
+        }
+        let steps = (0..STEPS).map(|_| random_step(dice, client)).collect();
+        Self { startup, steps }
+    }
+
+    fn told(&self) -> String {
+        let mut text = format!("startup {:?}\n", self.startup);
+        for (number, step) in self.steps.iter().enumerate() {
+            let _ = writeln!(text, "{number}: {}", step.told());
+        }
+        text
+    }
+}
+
+fn random_step(dice: &mut Dice, client: usize) -> Step {
+    match dice.roll(20) {
+        0..=4 => {
+            let sql = any_query(dice, client);
+            Step::Burst(format!("Q {sql}"), vec![query(&sql)], 1)
+        }
+        5..=12 => groups(dice, client),
+        13 => interrupted_group(dice, client),
+        14..=15 => flushed(dice, client),
+        16 => simple_copy(dice, client),
+        17 => extended_copy(dice, client),
+        18 => libpq_copy(dice, client),
+        _ => {
+            let (one, two) = (any_query(dice, client), any_query(dice, client));
+            Step::Burst(
+                format!("Q {one} | Q {two} | Q SELECT"),
+                vec![query(&one), query(&two), query("SELECT 'third'")],
+                3,
+            )
+        }
+    }
+}
+
+fn any_query(dice: &mut Dice, client: usize) -> String {
+    match dice.roll(12) {
+        0..=5 => statement(dice, client, false).0,
+        6 => "SELECT 1 AS one; SELECT 2 AS two".to_owned(),
+        7 => format!("INSERT INTO own_{client} VALUES (100, 'lost'); SELECT 1/0"),
+        8 => format!("BEGIN; UPDATE own_{client} SET v = 'm'; COMMIT"),
+        9 => format!("SET TimeZone = '{}'; {LITERAL}", dice.pick(&ZONES)),
+        10 => format!(
+            "COPY (SELECT * FROM own_{client} ORDER BY id) TO STDOUT; SELECT {}",
+            dice.roll(9)
+        ),
+        _ => dice
+            .pick(&[
+                "",
+                "  ;",
+                "SELEC",
+                "VACUUM aside.other",
+                "SHOW TimeZone; SHOW DateStyle",
+            ])
+            .to_owned(),
+    }
+}
+
+/// Folded when it is parsed, so that it means what it says under the settings of that moment.
+const LITERAL: &str = "SELECT timestamptz '2024-03-01 12:00:00' AS at, date '2024-03-02' AS day";
+
+/// A statement and how many parameters it takes, each an int.
+fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) {
+    let number = if extended {
+        "$1::int".to_owned()
+    } else {
+        dice.roll(6).to_string()
+    };
+    let one = usize::from(extended);
+    match dice.roll(34) {
+        0 => ("SELECT x, t FROM shared ORDER BY x".to_owned(), 0),
+        1 | 2 => (LITERAL.to_owned(), 0),
+        3 => (
+            "SELECT g, repeat('row ', 20) FROM generate_series(1, 300) g".to_owned(),
+            0,
+        ),
+        4 => (format!("SELECT 10 / {number} AS divided"), one),
+        5 | 6 => (format!("INSERT INTO own_{client} VALUES ({number}, 'new')"), one),
+        7 => (
+            format!("UPDATE own_{client} SET v = v || 'x' WHERE id >= {number}"),
+            one,
+        ),
+        8 => (format!("DELETE FROM own_{client} WHERE id = {number}"), one),
+        9 | 10 => (format!("SELECT * FROM own_{client} ORDER BY id"), 0),
+        11 => (
+            format!("SELECT t || 'é' FROM shared WHERE x > {number} ORDER BY x"),
+            one,
+        ),
+        12 => ("SELECT * FROM nosuch".to_owned(), 0),
+        13 => ("SELECT which FROM other".to_owned(), 0),
+        14 | 15 => ("BEGIN".to_owned(), 0),
+        16 | 17 => ("COMMIT".to_owned(), 0),
+        18 | 19 => ("ROLLBACK".to_owned(), 0),
+        20 => (
+            dice.pick(&[
+                "COMMIT AND CHAIN",
+                "ROLLBACK AND CHAIN",
+                "START TRANSACTION READ ONLY",
+                "END",
+            ])
+            .to_owned(),
+            0,
+        ),
+        21 => ("SAVEPOINT sp".to_owned(), 0),
+        22 => (dice.pick(&["ROLLBACK TO sp", "RELEASE sp"]).to_owned(), 0),
+        23 | 24 => (format!("SET TimeZone = '{}'", dice.pick(&ZONES)), 0),
+        25 => (format!("SET DateStyle = '{}'", dice.pick(&STYLES)), 0),
+        26 => (
+            dice.pick(&["SET LOCAL TimeZone = 'Asia/Tokyo'", "SET application_name = 'other'"])
+                .to_owned(),
+            0,
+        ),
+        27 => (
+            "SELECT current_setting('TimeZone'), current_setting('DateStyle'), current_setting('application_name')"
+                .to_owned(),
+            0,
+        ),
+        28 => (format!("DEALLOCATE {}", dice.pick(&["a", "b", "p", "ALL"])), 0),
+        29 => (
+            dice.pick(&[
+                "DISCARD ALL",
+                "SELECT 1 WHERE false",
+                "RESET ALL",
+                "RESET TimeZone",
+                "RESET search_path",
+            ])
+            .to_owned(),
+            0,
+        ),
+        30 => ("DECLARE cur CURSOR FOR SELECT x FROM shared ORDER BY x".to_owned(), 0),
+        31 => (
+            dice.pick(&["FETCH 2 FROM cur", "CLOSE cur", "MOVE 1 IN cur"])
+                .to_owned(),
+            0,
+        ),
+        32 => (
+            "SELECT pg_catalog.set_config('TimeZone', 'Europe/Berlin', false)".to_owned(),
+            0,
+        ),
+        _ => (String::new(), 0),
+    }
+}
+
+/// The messages of one group without its Sync, told in words.
+fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
+    let mut messages = Vec::new();
+    for _ in 0..=dice.roll(3) {
+        let (name, portal) = (dice.pick(&NAMES), dice.pick(&PORTALS));
+        let parameters: &[&str] = if dice.one_in(3) { &[] } else { &["3"] };
+        match dice.roll(10) {
+            0..=3 => {
+                let (sql, count) = statement(dice, client, true);
+                let _ = write!(told, " P({name}: {sql}) B({portal}<{name}) D E");
+                messages.push(parse(name, &sql));
+                messages.push(bind(portal, name, &["2"][..count]));
+                messages.extend([describe('P', portal), execute(portal, 0)]);
+            }
+            4 => {
+                let (sql, _) = statement(dice, client, true);
+                let _ = write!(told, " P({name}: {sql}) D(S {name})");
+                messages.extend([parse(name, &sql), describe('S', name)]);
+            }
+            5 | 6 => {
+                let rows = u32::try_from(dice.roll(3)).unwrap();
+                let _ = write!(told, " B({portal}<{name} {parameters:?}) E({rows}) E({rows})");
+                messages.extend([
+                    bind(portal, name, parameters),
+                    execute(portal, rows),
+                    execute(portal, rows),
+                ]);
+            }
+            7 => {
+                let kind = if dice.one_in(2) { 'S' } else { 'P' };
+                let _ = write!(told, " C({kind} {name})");
+                messages.push(close(kind, name));
+            }
+            8 => {
+                let kind = if dice.one_in(2) { 'S' } else { 'P' };
+                let _ = write!(told, " D({kind} {name})");
+                messages.push(describe(kind, name));
+            }
+            _ => {
+                let _ = write!(told, " C(S {name}) P({name}: literal) B E H");
+                messages.extend([
+                    close('S', name),
+                    parse(name, LITERAL),
+                    bind("", name, &[]),
+                    execute("", 0),
+                ]);
+                messages.push(flush());
+            }
+        }
+    }
+    messages
+}
+
+fn groups(dice: &mut Dice, client: usize) -> Step {
+    let (mut told, mut messages) = (String::new(), Vec::new());
+    let count = 1 + usize::try_from(dice.roll(3)).unwrap();
+    for _ in 0..count {
+        messages.extend(group(dice, client, &mut told));
+        messages.push(sync());
+        told.push_str(" S");
+    }
+    Step::Burst(told, messages, count)
+}
+
+/// A Query inside a group: it ends the group's implicit transaction, or is skipped with it.
+fn interrupted_group(dice: &mut Dice, client: usize) -> Step {
+    let mut told = String::new();
+    let mut messages = group(dice, client, &mut told);
+    let sql = any_query(dice, client);
+    let _ = write!(told, " Q {sql}");
+    messages.push(query(&sql));
+    messages.extend(group(dice, client, &mut told));
+    messages.extend([sync(), query("")]);
+    told.push_str(" S Q(empty)");
+    // A COPY would take what follows for its data, a second empty Query for the end.
+    if sql.is_empty() || sql.contains(';') {
+        return groups(dice, client);
+    }
+    if told.contains(": )") {
+        return groups(dice, client);
+    }
+    Step::Counted(told, messages)
+}
+
+fn flushed(dice: &mut Dice, client: usize) -> Step {
+    let (name, portal) = (dice.pick(&NAMES), dice.pick(&PORTALS));
+    let (sql, count) = statement(dice, client, true);
+    Step::Flushed(
+        format!("P({name}: {sql}) D H … B({portal}<{name}) E S"),
+        vec![close('S', name), parse(name, &sql), describe('S', name), flush()],
+        vec![bind(portal, name, &["4"][..count]), execute(portal, 0), sync()],
+    )
+}
+
+/// The name of statements that nothing but a COPY's own messages may execute.
+const COPY: &str = "copy";
+
+fn copy_rows(dice: &mut Dice) -> (String, Vec<BytesMut>) {
+    let mut messages: Vec<_> = (0..dice.roll(3))
+        .map(|row| copy_data(format!("{}\tcopied\n", 10 + row).as_bytes()))
+        .collect();
+    match dice.roll(4) {
+        0 => messages.extend([copy_data(b"not a row\n"), copy_data(b"50\tlate\n"), copy_done()]),
+        1 => messages.push(copy_fail("thought better of it")),
+        _ => messages.push(copy_done()),
+    }
+    (format!("{} messages of data", messages.len()), messages)
+}
+
+fn simple_copy(dice: &mut Dice, client: usize) -> Step {
+    let (told, data) = copy_rows(dice);
+    let mut messages = vec![query(&format!("COPY own_{client} FROM STDIN"))];
+    messages.extend(data);
+    Step::Burst(format!("Q COPY FROM STDIN, {told}"), messages, 1)
+}
+
+fn extended_copy(dice: &mut Dice, client: usize) -> Step {
+    let (told, data) = copy_rows(dice);
+    let mut messages = vec![
+        close('S', COPY),
+        parse(COPY, &format!("COPY own_{client} FROM STDIN")),
+        bind("", COPY, &[]),
+        execute("", 0),
+    ];
+    messages.extend(data);
+    messages.push(sync());
+    Step::Burst(format!("P({COPY}: COPY FROM STDIN) B E, {told}, S"), messages, 1)
+}
+
+fn libpq_copy(dice: &mut Dice, client: usize) -> Step {
+    let (told, mut data) = copy_rows(dice);
+    data.push(sync());
+    let opening = vec![
+        close('S', COPY),
+        parse(COPY, &format!("COPY own_{client} FROM STDIN")),
+        bind("", COPY, &[]),
+        describe('P', ""),
+        execute("", 0),
+        sync(),
+    ];
+    Step::Copy(
+        format!("C P({COPY}: COPY FROM STDIN) B D E S, {told}, S"),
+        opening,
+        data,
+    )
+}
+
+/// Plays one step and returns its replies.
+async fn play(client: &mut RawClient, step: &Step) -> Vec<Message> {
+    match step {
+        Step::Burst(_, messages, count) => {
+            client.send(&together(messages)).await;
+            let mut replies = Vec::new();
+            for _ in 0..*count {
+                replies.extend(client.until_ready().await);
+            }
+            replies
+        }
+        Step::Counted(_, messages) => {
+            client.send(&together(messages)).await;
+            let mut replies = client.until_ready().await;
+            while !replies.iter().any(|message| message.tag == b'I') {
+                replies.extend(client.until_ready().await);
+            }
+            replies
+        }
+        Step::Flushed(_, first, second) => {
+            client.send(&together(first)).await;
+            let mut replies = until(client, b"TnE").await;
+            client.send(&together(second)).await;
+            replies.extend(client.until_ready().await);
+            replies
+        }
+        Step::Copy(_, first, second) => {
+            client.send(&together(first)).await;
+            let mut replies = until(client, b"GZ").await;
+            if replies.last().is_some_and(|message| message.tag == b'G') {
+                client.send(&together(second)).await;
+                replies.extend(client.until_ready().await);
+            }
+            replies
+        }
+    }
+}
+
+async fn until(client: &mut RawClient, tags: &[u8]) -> Vec<Message> {
+    let mut replies = Vec::new();
+    loop {
+        let message = client.message().await;
+        let last = tags.contains(&message.tag);
+        replies.push(message);
+        if last {
+            return replies;
+        }
+    }
+}
+
+/// What is compared of a reply. An error that names a statement names it otherwise through us; one that we tell
+/// ourselves lacks the place in PostgreSQL's source.
+fn essence(message: &Message) -> String {
+    let text = |message: &Message| {
+        let body = String::from_utf8_lossy(&message.body).into_owned();
+        format!("{} {body:?}", char::from(message.tag))
+    };
+    if message.tag != b'E' {
+        return text(message);
+    }
+    let report = message.report();
+    let ours = report.message.contains("prepared statement") || report.sqlstate.to_string() == "25P02";
+    if ours {
+        format!("E {}", report.sqlstate)
+    } else {
+        text(message)
+    }
+}
+
+/// In a failed transaction a statement can't be taught to a backend that lacks it, so that there 25P02 comes before what
+/// else is wrong with a Bind.
+fn agree(expected: &[String], got: &[String]) -> bool {
+    let pairs = expected.iter().zip(got);
+    let same = |(one, other): (&String, &String)| one == other || (one == "E 08P01" && other == "E 25P02");
+    expected.len() == got.len() && pairs.into_iter().all(same)
+}
+
+/// Plays a session, and compares each step's replies where they are known.
+async fn converse(
+    port: u16,
+    database: &str,
+    session: &Session,
+    expected: Option<&[Vec<String>]>,
+) -> Result<Vec<Vec<String>>, String> {
+    let mut client = RawClient::connect(port).await;
+    let startup: Vec<(&str, &str)> = [&session.startup[..], &[("database", database)]].concat();
+    client
+        .log_in(USER, PASSWORD, &startup)
+        .await
+        .expect("the login succeeds");
+    let mut transcript = Vec::new();
+    for (number, step) in session.steps.iter().enumerate() {
+        let replies: Vec<String> = match tokio::time::timeout(PATIENCE, play(&mut client, step)).await {
+            Ok(replies) => replies.iter().map(essence).collect(),
+            Err(_) => return Err(format!("step {number} is stuck\n{}", session.told())),
+        };
+        if let Some(expected) = expected.and_then(|steps| steps.get(number))
+            && !agree(expected, &replies)
+        {
+            return Err(format!(
+                "step {number}:\nPostgreSQL: {expected:#?}\nthrough pgsidecar: {replies:#?}\n{}",
+                session.told()
+            ));
+        }
+        transcript.push(replies);
+    }
+    client.send(&terminate()).await;
+    Ok(transcript)
+}
+
+fn sessions(seed: u64, count: usize) -> Vec<Vec<Session>> {
+    let mut dice = Dice::new(seed);
+    let each = count.div_ceil(CLIENTS);
+    (0..CLIENTS)
+        .map(|client| (0..each).map(|_| Session::random(&mut dice, client)).collect())
+        .collect()
+}
+
+fn setup() -> String {
+    let mut sql = "CREATE SCHEMA aside; CREATE TABLE shared (x int, t text);
+                   INSERT INTO shared SELECT g, 'text ' || g FROM generate_series(1, 5) g;
+                   CREATE TABLE other (which text); INSERT INTO other VALUES ('public');
+                   CREATE TABLE aside.other (which text); INSERT INTO aside.other VALUES ('aside');
+                   GRANT USAGE ON SCHEMA aside TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA aside TO PUBLIC;"
+        .to_owned();
+    for client in 0..CLIENTS {
+        let _ = write!(sql, "CREATE TABLE own_{client} (id int PRIMARY KEY, v text);");
+    }
+    sql.push_str("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC");
+    sql
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_reply_through_the_sidecar_equals_postgresqls_own() {
+    let cluster = Postgres::shared();
+    let seed = number("PGSIDECAR_TWIN_SEED").unwrap_or(20_241_122);
+    let count = number("PGSIDECAR_TWIN_SESSIONS").map_or(SESSIONS, |count| usize::try_from(count).unwrap());
+    let through = cluster.create_database();
+    cluster.psql(&through.name, &setup());
+    // A copy has the same object identifiers, which descriptions of rows name.
+    let direct = format!("{}_direct", through.name);
+    cluster.psql(
+        "postgres",
+        &format!("CREATE DATABASE {direct} OWNER {USER} TEMPLATE {}", through.name),
+    );
+    let sidecar = Sidecar::builder(&through)
+        .set("POOL__MAX_SIZE", "3")
+        .set("POOL__STATEMENT_CACHE_BYTES", "2000")
+        .start_ready()
+        .await;
+    let mut playing = tokio::task::JoinSet::new();
+    for (client, script) in sessions(seed, count).into_iter().enumerate() {
+        let (port, database, direct) = (sidecar.port, through.clone(), direct.clone());
+        playing.spawn(async move {
+            for (number, session) in script.iter().enumerate() {
+                let expected = converse(database.port, &direct, session, None).await;
+                let expected = expected.unwrap_or_else(|told| panic!("PostgreSQL itself: {told}"));
+                let got = converse(port, &database.name, session, Some(&expected)).await;
+                if let Err(told) = got {
+                    return Err(format!("session {number} of client {client}, seed {seed}, {told}"));
+                }
+            }
+            Ok(())
+        });
+    }
+    let failures: Vec<String> = playing.join_all().await.into_iter().filter_map(Result::err).collect();
+    assert!(failures.is_empty(), "{}\n{}", failures.join("\n\n"), sidecar.log());
+}
