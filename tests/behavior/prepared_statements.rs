@@ -157,3 +157,31 @@ async fn trap_14_an_error_skips_to_sync_and_the_next_batch_runs() {
     assert!(rest == "EZ" || rest == "2EZ", "{rest}");
     client.expect("1 2 D C Z").await;
 }
+
+#[tokio::test]
+async fn trap_31_a_text_prepared_anew_knows_the_changed_table() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    client.ask("CREATE TABLE changing (x int)").await;
+    let prepare = |name: &str| together(&[parse(name, "SELECT * FROM changing"), sync()]);
+    let run = |name: &str| together(&[bind("", name, &[]), execute("", 0), sync()]);
+    client.send(&prepare("old")).await;
+    client.expect("1 Z").await;
+    client.send(&run("old")).await;
+    client.expect("2 C Z").await;
+    // Over a connection that pgsidecar knows nothing of.
+    Postgres::shared().psql(&database.name, "ALTER TABLE changing ADD y int");
+    client.send(&run("old")).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
+    let other = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    for mut client in [client, other] {
+        client.send(&prepare("new")).await;
+        client.expect("1 Z").await;
+        client.send(&run("new")).await;
+        client.expect("2 C Z").await;
+    }
+}
