@@ -128,6 +128,7 @@ impl Config {
             ("statement_cache_bytes", show_size(pool.statement_cache_bytes).into()),
             ("cancel_timeout", duration(pool.cancel_timeout)),
             ("reset_timeout", duration(pool.reset_timeout)),
+            ("catalog_refresh", duration_or_off(pool.catalog_refresh)),
         ])
     }
 

@@ -139,6 +139,7 @@ sections! {
         statement_cache_bytes: Scalar,
         cancel_timeout: Scalar,
         reset_timeout: Scalar,
+        catalog_refresh: Scalar,
     }
     /// `pool:` of a database or a user.
     OverrideFile {

@@ -350,6 +350,9 @@ pub struct PoolConfig {
     pub cancel_timeout: Duration,
     /// How long cleaning a backend (ROLLBACK, DISCARD ALL, draining a reply) may take before it is discarded.
     pub reset_timeout: Duration,
+    /// How old what the catalog told of routines and triggers may get while the pool is in use; DDL that passes through
+    /// the pool renews it at once. `None`: DDL alone does.
+    pub catalog_refresh: Option<Duration>,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?

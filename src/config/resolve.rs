@@ -137,6 +137,12 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
         )?,
         cancel_timeout: at.read("cancel_timeout", &file.cancel_timeout, Scalar::duration, seconds(5))?,
         reset_timeout: at.read("reset_timeout", &file.reset_timeout, Scalar::duration, seconds(5))?,
+        catalog_refresh: at.read(
+            "catalog_refresh",
+            &file.catalog_refresh,
+            Scalar::duration_or_off,
+            Some(seconds(60)),
+        )?,
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
     if pool.max_size > pool.max_total {

@@ -136,6 +136,7 @@ impl Pool {
     pub fn try_lease(self: &Arc<Self>, holder: &Arc<Holder>) -> Option<Lease> {
         let admitted = self.try_admit()?;
         let connection = self.take_parked(holder.client_id())?;
+        self.last_asked.store(self.core.now(), Ordering::Relaxed);
         self.core.pool_metrics.observe_acquire(Duration::ZERO);
         Lease::begin(connection, admitted, holder)
     }

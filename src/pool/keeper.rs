@@ -87,6 +87,9 @@ fn tick(pool: &Arc<Pool>, stays_warm: bool) {
         pool.close_unfit();
     }
     refill(pool, stays_warm);
+    if let Some(limit) = pool.core.settings.load().catalog_refresh {
+        pool.renew_catalog(limit);
+    }
 }
 
 /// Retires what was idle longest, down to `min_idle`; and everything above a size that a reload made smaller.

@@ -2,12 +2,13 @@
 //! parameters that PostgreSQL has accepted, and what its catalog says of routines and triggers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::manager::millis;
 use super::{Holder, Pool, lock};
 use crate::backend::{Backend, BackendError, Row};
 use crate::metrics::CloseReason;
@@ -33,6 +34,8 @@ pub struct Knowledge {
     ledger: Arc<SharedLedger>,
     suspects: ArcSwap<Suspects>,
     catalog_read: AtomicBool,
+    /// When it was read last, in the pool's coarse milliseconds.
+    catalog_read_at: AtomicU64,
     /// Who reads the catalog; the others wait.
     catalog_turn: tokio::sync::Mutex<()>,
     proven: Mutex<HashMap<(String, String), Proven>>,
@@ -65,6 +68,7 @@ impl Knowledge {
             ledger: Arc::new(SharedLedger::new(nonce)),
             suspects: ArcSwap::from_pointee(Suspects::every_mention()),
             catalog_read: AtomicBool::new(false),
+            catalog_read_at: AtomicU64::new(0),
             catalog_turn: tokio::sync::Mutex::const_new(()),
             proven: Mutex::default(),
         }
@@ -163,12 +167,32 @@ impl Pool {
         let _ = tokio::time::timeout(CATALOG_WAIT, reading).await;
     }
 
+    /// Reads the catalog again where what it told is older than `limit` and clients have asked the pool for backends
+    /// since: DDL by another way than this pool is seen by this alone (trap 57).
+    pub(crate) fn renew_catalog(self: &Arc<Self>, limit: Duration) {
+        let (knowledge, now) = (self.knowledge(), self.core.now());
+        let read_at = knowledge.catalog_read_at.load(Ordering::Acquire);
+        let is_old = now.saturating_sub(read_at) >= millis(limit) && self.unasked_for() < now.saturating_sub(read_at);
+        if !is_old || !knowledge.catalog_read.load(Ordering::Acquire) {
+            return;
+        }
+        // Taken at once, so that the next tick does not begin a second reading.
+        knowledge.catalog_read_at.store(now, Ordering::Release);
+        let pool = Arc::clone(self);
+        tokio::spawn(async move { pool.read_catalog_on_a_backend().await });
+    }
+
     async fn read_catalog_in_turn(self: &Arc<Self>) {
         let knowledge = self.knowledge();
         let _turn = knowledge.catalog_turn.lock().await;
         if knowledge.catalog_read.load(Ordering::Acquire) {
             return;
         }
+        self.read_catalog_on_a_backend().await;
+    }
+
+    async fn read_catalog_on_a_backend(self: &Arc<Self>) {
+        let knowledge = self.knowledge();
         let Ok(mut lease) = self.lease(&Holder::internal("reading the catalog")).await else {
             return;
         };
@@ -178,6 +202,8 @@ impl Pool {
             Ok(Err(error)) => tracing::warn!(%error, "the catalog of routines can't be read"),
             Err(_) => tracing::warn!(?limit, "the catalog of routines could not be read in time"),
         }
+        // Behind our own lease, which is no client's asking.
+        knowledge.catalog_read_at.store(self.core.now(), Ordering::Release);
     }
 
     /// What PostgreSQL makes of a client's startup parameters. A pair that was not tried before is tried on a backend.

@@ -1,6 +1,8 @@
 //! What a client leaves in its session ties its backend to it, is seen there and nowhere else, and is gone with it.
 
+use crate::support::eventually;
 use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER};
+use crate::support::process::psql;
 use crate::support::raw_client::{RawClient, bind, execute, parse, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
@@ -387,6 +389,35 @@ async fn trap_57_what_routines_triggers_and_views_do_unseen_stays_with_their_cal
         assert_eq!(second.value(TENANT).await, "neutral", "{leaves}");
     }
     drop(owner);
+}
+
+#[tokio::test]
+async fn trap_57_a_trigger_made_by_another_way_is_known_after_catalog_refresh() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .set("POOL__CATALOG_REFRESH", "100ms")
+        .start_ready()
+        .await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    first.ask("CREATE TABLE watched (x int)").await;
+    let directly = [
+        "CREATE FUNCTION leave() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM set_config('work_mem', '7MB', false); RETURN new; END $$",
+        "CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION leave()",
+    ];
+    psql(&database.url(), &directly).await.ok();
+    eventually("a pin by the trigger", async || {
+        first.ask("INSERT INTO watched VALUES (1)").await;
+        sidecar
+            .metric("pgsidecar_pins_total", &[("reason", "suspect")])
+            .await
+            .filter(|count| *count > 0.0)
+    })
+    .await;
+    drop(first);
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    assert_eq!(second.value("SHOW work_mem").await, "4MB");
 }
 
 #[tokio::test]
