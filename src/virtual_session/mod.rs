@@ -71,9 +71,14 @@ pub struct BackendState {
 }
 
 impl BackendState {
-    /// A Query or an unnamed Parse of ours has run: nobody's unnamed statement is left.
+    /// A Query of ours runs: nobody's unnamed statement is left.
     pub fn unnamed_dropped(&mut self) {
         self.unnamed = None;
+    }
+
+    /// An unnamed statement of ours is parsed, or what stood there is still there: it is no client's.
+    pub fn unnamed_replaced(&mut self) {
+        self.unnamed = Some(UnnamedId::DOUBTFUL);
     }
 
     /// It may not have forgotten the values of its sequences after all.
@@ -111,6 +116,11 @@ enum Drawn {
 struct UnnamedId {
     client: u64,
     serial: u64,
+}
+
+impl UnnamedId {
+    /// The backend may hold one, of anyone's: clients' numbers begin with 1.
+    const DOUBTFUL: Self = Self { client: 0, serial: 0 };
 }
 
 /// The unnamed statement as the client believes it to be.
