@@ -111,7 +111,9 @@ impl Exchange {
             return self.refuse_lost(false);
         };
         let ending = ending(parse.sql, parties);
-        if ending == Ending::None || self.must_tell(parse.sql, parties) {
+        let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
+        let too_much = !parse.name.is_empty() && held > parties.rules.client_statement_bytes;
+        if ending == Ending::None || too_much || self.must_tell(parse.sql, parties) {
             return self.refuse_lost(false);
         }
         if parse.name.is_empty() {

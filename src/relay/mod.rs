@@ -30,6 +30,9 @@ use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity, compose};
 use flow::Flow;
 
+/// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
+const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
+
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -375,7 +378,7 @@ impl Exchange {
         if !self.up.is_written() {
             return self.poll_write_up(cx);
         }
-        if !self.down.is_written() && self.lease.is_none() {
+        if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
             return Step::Waiting;
         }
         match self.up.poll_read(cx, parties.client, whole) {
@@ -495,6 +498,7 @@ impl Exchange {
         } else {
             TransactionStatus::Idle
         };
+        let told = self.pipeline.is_skipping();
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
         self.up.forget_pieces();
@@ -516,7 +520,10 @@ impl Exchange {
                 .say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
             self.down.say(|out| compose::ready_for_query(out, status));
         }
-        if abandoned.mid_group {
+        if told {
+            // The group at hand has had its error, and gets no second one.
+            self.pipeline.refuse_until_sync();
+        } else if abandoned.mid_group {
             let report = if abandoned.readies == 0 { report } else { &refusal };
             self.down.say(|out| compose::report(out, report));
             self.pipeline.refuse_until_sync();

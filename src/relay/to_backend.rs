@@ -279,8 +279,8 @@ impl Exchange {
             self.up.pass(header);
             return Ok(Next::Done);
         }
-        let too_much =
-            parties.session.statement_bytes() + parse.definition.len() > parties.rules.client_statement_bytes;
+        let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
+        let too_much = held > parties.rules.client_statement_bytes;
         match known {
             Some(statement) => self.parse_duplicate(header, &statement, parties),
             None if too_much || parties.session.is_reserved(parse.name) => {
