@@ -252,7 +252,7 @@ impl Session {
             statement_bytes: limits.statement_bytes,
             client_statement_bytes: limits.client_statement_bytes,
             backend_statement_bytes: self.settings.statement_cache_bytes,
-            suspects: self.pool.knowledge().suspects(),
+            pool: self.pool.clone(),
         }
     }
 

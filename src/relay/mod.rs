@@ -9,6 +9,7 @@ mod lost_transaction;
 mod to_backend;
 mod to_client;
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,11 +20,11 @@ use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
-use crate::pool::Lease;
+use crate::pool::{Lease, Pool};
 use crate::protocol::Violation;
 use crate::protocol::pipeline::Pipeline;
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::statement_effects::Effects;
+use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
 use crate::virtual_session::{Checkpoint, Note, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
@@ -44,8 +45,8 @@ pub struct Rules {
     pub client_statement_bytes: usize,
     /// What one backend's prepared statements may weigh.
     pub backend_statement_bytes: usize,
-    /// What the catalog says of routines and triggers.
-    pub suspects: Arc<Suspects>,
+    /// Knows at each moment what the catalog says of routines and triggers.
+    pub pool: Arc<Pool>,
 }
 
 /// What the relay works with besides its own buffers.
@@ -596,9 +597,32 @@ impl Exchange {
     }
 }
 
-impl Parties<'_> {
-    fn classify(&self, sql: &[u8]) -> Effects {
-        crate::virtual_session::statement_effects::classify(sql, self.session.lexing(), &self.rules.suspects)
+impl Exchange {
+    /// What is to be known of routines and triggers now. Behind a change of the client's own, which the catalog may not
+    /// show to others yet, nothing is.
+    fn suspects(&self, parties: &Parties<'_>) -> Arc<Suspects> {
+        if self.catalog_changed {
+            Arc::new(Suspects::every_mention())
+        } else {
+            parties.rules.pool.knowledge().suspects()
+        }
+    }
+
+    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
+        let suspects = self.suspects(parties);
+        Effects {
+            suspects: suspects.fingerprint(),
+            ..classify(sql, parties.session.lexing(), &suspects)
+        }
+    }
+
+    /// The effects of a statement that was prepared earlier: a routine that it calls may be another one by now (trap 57).
+    fn effects_now<'a>(&self, kept: &'a Effects, sql: &[u8], parties: &Parties<'_>) -> Cow<'a, Effects> {
+        if kept.suspects == self.suspects(parties).fingerprint() {
+            Cow::Borrowed(kept)
+        } else {
+            Cow::Owned(self.classify(sql, parties))
+        }
     }
 }
 

@@ -176,7 +176,7 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let sql = Query::parse(body).map_err(|cause| invalid_message(header, cause))?.sql;
-        let effects = parties.classify(sql);
+        let effects = self.classify(sql, parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
         }
@@ -260,7 +260,7 @@ impl Exchange {
         let known = parties.session.statement(parse.name).cloned();
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
-            None => parties.classify(parse.sql),
+            None => self.classify(parse.sql, parties),
         };
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
@@ -370,14 +370,15 @@ impl Exchange {
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
         let (portal, name_len) = (head.portal.to_vec(), head.statement.len());
-        if let Some(stop) = self.before_backend(parties, Some(&statement.effects)) {
+        let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
         self.ensure_parsed(&statement, parties);
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
         }
-        let watched = self.apply(&statement.effects, Request::Bind, parties);
+        let watched = self.apply(&effects, Request::Bind, parties);
         self.pipeline.expect(Request::Bind, Fate::Forward, watched);
         let replaced = HEADER_LEN + portal.len() + 1 + name_len;
         self.up.pass_behind(header, replaced, |out| {
@@ -481,6 +482,10 @@ impl Exchange {
                 Effects::NONE
             }
             UnnamedStep::Unknown => Effects::NONE,
+        };
+        let effects = match parties.session.unnamed_sql() {
+            Some(sql) if effects.suspects != self.suspects(parties).fingerprint() => self.classify(sql, parties),
+            _ => effects,
         };
         if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;

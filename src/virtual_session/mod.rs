@@ -536,6 +536,11 @@ impl VirtualSession {
         });
     }
 
+    /// The text of the unnamed statement.
+    pub fn unnamed_sql(&self) -> Option<&[u8]> {
+        self.unnamed.as_ref()?.definition.split(|&byte| byte == 0).next()
+    }
+
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
     pub fn unnamed_for(&self, backend: &mut BackendState) -> UnnamedStep<'_> {
         let held = backend.unnamed;
