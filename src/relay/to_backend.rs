@@ -144,13 +144,11 @@ impl Exchange {
     }
 
     fn on_function_call(&mut self, header: Header, parties: &mut Parties<'_>) -> Next {
-        let Some(oid) = self
-            .up
-            .body_prefix(header)
-            .first_chunk::<4>()
-            .map(|oid| u32::from_be_bytes(*oid))
-        else {
-            return Next::Wants(HEADER_LEN + 4);
+        let oid = match self.up.body_prefix(header).first_chunk::<4>() {
+            Some(oid) => u32::from_be_bytes(*oid),
+            None if header.body_len >= 4 => return Next::Wants(HEADER_LEN + 4),
+            // Too short to name one: PostgreSQL says so.
+            None => 0,
         };
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;

@@ -71,6 +71,11 @@ pub struct BackendState {
 }
 
 impl BackendState {
+    /// No client's settings are on it: what it reports is the server's own.
+    pub fn is_neutral(&self) -> bool {
+        self.applied.entries().is_empty()
+    }
+
     /// A Query of ours runs: nobody's unnamed statement is left.
     pub fn unnamed_dropped(&mut self) {
         self.unnamed = None;

@@ -294,6 +294,21 @@ async fn syncs_whose_answers_nobody_reads_are_not_taken_without_end() {
     assert!(taken < 100, "{} Syncs were taken", taken * 10_000);
 }
 
+/// It must not wait for bytes of a function's number that will never come, and read all that follows into memory.
+#[tokio::test]
+async fn a_function_call_without_a_function_is_answered_as_postgresql_does() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    for port in [database.port, sidecar.port] {
+        let mut client = RawClient::login(port, USER, PASSWORD, &database.name).await;
+        client.send(b"F\0\0\0\x04").await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "08P01");
+        client.send(b"F\0\0\0\x07\0\0\0").await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "08P01");
+        assert_eq!(client.value("SELECT 1").await, "1");
+    }
+}
+
 // A backend that dies.
 
 #[tokio::test]
