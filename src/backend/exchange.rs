@@ -131,7 +131,7 @@ impl Backend {
             extended(&mut out, sql, parameters);
         }
         compose::bare_frontend(&mut out, FrontendTag::Sync);
-        self.state.unnamed_dropped();
+        self.state.unnamed_replaced();
         self.stream.write_all(&out).await?;
         let mut outcome = ParameterisedOutcome::default();
         let mut kept = 0;

@@ -115,10 +115,7 @@ impl Backend {
             _ => Condition::Broken,
         };
         // PostgreSQL takes a changed configuration over, and reports it, with the next statement (trap 9).
-        if self.condition == Condition::Clean
-            && self.state.applied.entries().is_empty()
-            && *self.neutral != self.parameters
-        {
+        if self.condition == Condition::Clean && self.state.is_neutral() && *self.neutral != self.parameters {
             self.neutral = Arc::new(self.parameters.clone());
             self.neutral_changed = true;
         }

@@ -5,7 +5,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Backend, BackendError};
 use crate::protocol::Violation;
-use crate::virtual_session::BackendState;
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{BackendTag, FrontendTag, Report, compose};
@@ -73,7 +72,7 @@ impl Backend {
             return Err(ResetError::StillInTransaction);
         }
         if plan == ResetPlan::DiscardAll {
-            self.state = BackendState::default();
+            self.state.discarded();
         }
         Ok(())
     }

@@ -252,7 +252,7 @@ impl Session {
             statement_bytes: limits.statement_bytes,
             client_statement_bytes: limits.client_statement_bytes,
             backend_statement_bytes: self.settings.statement_cache_bytes,
-            suspects: self.pool.knowledge().suspects(),
+            pool: self.pool.clone(),
         }
     }
 
@@ -351,9 +351,18 @@ impl Session {
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
             knowledge.doubt_catalog();
-            if let Err(error) = knowledge.read_catalog(&mut lease).await {
-                tracing::info!(%error, "a backend was lost while the catalog was read");
-                return None;
+            let limit = self.settings.reset_timeout;
+            match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::info!(%error, "a backend was lost while the catalog was read");
+                    return None;
+                }
+                // Dropped, its backend is closed and what it runs is cancelled.
+                Err(_) => {
+                    tracing::warn!(?limit, "the catalog of routines could not be read in time");
+                    return None;
+                }
             }
         }
         lease.park();

@@ -120,7 +120,6 @@ impl Lease {
             Ok(()) => self.discard(CloseReason::Cancelled),
             Err(error) => {
                 tracing::info!(%error, "a backend could not be reset");
-                tracing::info!(%error, "a backend could not be reset");
                 self.discard(CloseReason::ResetFailed);
             }
         }

@@ -108,6 +108,11 @@ impl Flow {
         self.pieces.is_empty() && !self.unflushed
     }
 
+    /// Bytes of ours that were said since everything was last written.
+    pub fn said_len(&self) -> usize {
+        self.own.len()
+    }
+
     /// Nothing waits anywhere: no half message, no byte to decide on, nothing to write.
     pub fn is_empty(&self) -> bool {
         self.is_written() && self.undecided().is_empty() && self.rest.0 == 0

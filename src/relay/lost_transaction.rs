@@ -8,7 +8,8 @@ use super::{Exchange, Parties};
 use crate::error::failed_transaction;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::Note;
-use crate::virtual_session::statement_effects::{TransactionControl, classify};
+use crate::virtual_session::statement_effects::TransactionControl;
+use crate::virtual_session::suspects::Suspects;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{BackendTag, FrontendTag, Header, Report, compose};
@@ -111,7 +112,9 @@ impl Exchange {
             return self.refuse_lost(false);
         };
         let ending = ending(parse.sql, parties);
-        if ending == Ending::None || self.must_tell(parse.sql, parties) {
+        let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
+        let too_much = !parse.name.is_empty() && held > parties.rules.client_statement_bytes;
+        if ending == Ending::None || too_much || self.must_tell(parse.sql, parties) {
             return self.refuse_lost(false);
         }
         if parse.name.is_empty() {
@@ -119,7 +122,7 @@ impl Exchange {
                 lost.unnamed = ending;
             }
         } else if parties.session.statement(parse.name).is_none() {
-            let effects = classify(parse.sql, parties.session.lexing(), &parties.rules.suspects);
+            let effects = self.classify(parse.sql, parties);
             parties.session.prepare(parse.name, parse.definition, || effects);
         }
         self.down
@@ -235,7 +238,8 @@ enum Ending {
 /// ROLLBACK, ABORT, COMMIT and END leave a failed block. ROLLBACK TO can't, because its savepoint is gone, nor can a
 /// chain begin a transaction like one that no backend remembers.
 fn ending(sql: &[u8], parties: &Parties<'_>) -> Ending {
-    let effects = classify(sql, parties.session.lexing(), &parties.rules.suspects);
+    // Which routines it calls does not matter.
+    let effects = super::classify(sql, parties.session.lexing(), &Suspects::every_mention());
     match (effects.statement_count, effects.transaction) {
         (0, _) => Ending::Empty,
         (1, TransactionControl::Rollback) => Ending::Rollback,

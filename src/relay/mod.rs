@@ -9,6 +9,7 @@ mod lost_transaction;
 mod to_backend;
 mod to_client;
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,16 +20,19 @@ use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
-use crate::pool::Lease;
+use crate::pool::{Lease, Pool};
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::statement_effects::Effects;
+use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
 use crate::virtual_session::{Checkpoint, Note, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity, compose};
 use flow::Flow;
+
+/// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
+const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
 
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
@@ -41,8 +45,8 @@ pub struct Rules {
     pub client_statement_bytes: usize,
     /// What one backend's prepared statements may weigh.
     pub backend_statement_bytes: usize,
-    /// What the catalog says of routines and triggers.
-    pub suspects: Arc<Suspects>,
+    /// Knows at each moment what the catalog says of routines and triggers.
+    pub pool: Arc<Pool>,
 }
 
 /// What the relay works with besides its own buffers.
@@ -415,7 +419,7 @@ impl Exchange {
         if !self.up.is_written() {
             return self.poll_write_up(cx);
         }
-        if !self.down.is_written() && self.lease.is_none() {
+        if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
             return Step::Waiting;
         }
         match self.up.poll_read(cx, parties.client, whole) {
@@ -535,6 +539,7 @@ impl Exchange {
         } else {
             TransactionStatus::Idle
         };
+        let told = self.pipeline.is_skipping();
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
         self.up.forget_pieces();
@@ -558,7 +563,10 @@ impl Exchange {
                 .say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
             self.down.say(|out| compose::ready_for_query(out, status));
         }
-        if abandoned.mid_group {
+        if told {
+            // The group at hand has had its error, and gets no second one.
+            self.pipeline.refuse_until_sync();
+        } else if abandoned.mid_group {
             let report = if abandoned.readies == 0 { report } else { &refusal };
             self.down.say(|out| compose::report(out, report));
             self.pipeline.refuse_until_sync();
@@ -652,9 +660,32 @@ impl Exchange {
     }
 }
 
-impl Parties<'_> {
-    fn classify(&self, sql: &[u8]) -> Effects {
-        crate::virtual_session::statement_effects::classify(sql, self.session.lexing(), &self.rules.suspects)
+impl Exchange {
+    /// What is to be known of routines and triggers now. Behind a change of the client's own, which the catalog may not
+    /// show to others yet, nothing is.
+    fn suspects(&self, parties: &Parties<'_>) -> Arc<Suspects> {
+        if self.catalog_changed {
+            Arc::new(Suspects::every_mention())
+        } else {
+            parties.rules.pool.knowledge().suspects()
+        }
+    }
+
+    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
+        let suspects = self.suspects(parties);
+        Effects {
+            suspects: suspects.fingerprint(),
+            ..classify(sql, parties.session.lexing(), &suspects)
+        }
+    }
+
+    /// The effects of a statement that was prepared earlier: a routine that it calls may be another one by now (trap 57).
+    fn effects_now<'a>(&self, kept: &'a Effects, sql: &[u8], parties: &Parties<'_>) -> Cow<'a, Effects> {
+        if kept.suspects == self.suspects(parties).fingerprint() {
+            Cow::Borrowed(kept)
+        } else {
+            Cow::Owned(self.classify(sql, parties))
+        }
     }
 }
 

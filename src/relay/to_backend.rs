@@ -153,13 +153,11 @@ impl Exchange {
     }
 
     fn on_function_call(&mut self, header: Header, parties: &mut Parties<'_>) -> Next {
-        let Some(oid) = self
-            .up
-            .body_prefix(header)
-            .first_chunk::<4>()
-            .map(|oid| u32::from_be_bytes(*oid))
-        else {
-            return Next::Wants(HEADER_LEN + 4);
+        let oid = match self.up.body_prefix(header).first_chunk::<4>() {
+            Some(oid) => u32::from_be_bytes(*oid),
+            None if header.body_len >= 4 => return Next::Wants(HEADER_LEN + 4),
+            // Too short to name one: PostgreSQL says so.
+            None => 0,
         };
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
@@ -185,7 +183,7 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let sql = Query::parse(body).map_err(|cause| invalid_message(header, cause))?.sql;
-        let effects = parties.classify(sql);
+        let effects = self.classify(sql, parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
         }
@@ -348,7 +346,7 @@ impl Exchange {
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
-            None => parties.classify(parse.sql),
+            None => self.classify(parse.sql, parties),
         };
         let named = !parse.name.is_empty();
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
@@ -371,8 +369,8 @@ impl Exchange {
             self.up.pass(header);
             return Ok(Next::Done);
         }
-        let too_much =
-            parties.session.statement_bytes() + parse.definition.len() > parties.rules.client_statement_bytes;
+        let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
+        let too_much = held > parties.rules.client_statement_bytes;
         match known {
             Some(_) => self.parse_duplicate(header),
             None if too_much || parties.session.is_reserved(parse.name) => {
@@ -471,8 +469,9 @@ impl Exchange {
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
+        let effects = self.effects_now(&statement.effects, statement.sql(), parties);
         if let Some(stop) = self
-            .before_backend(parties, Some(&statement.effects))
+            .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
         {
             return Ok(stop);
@@ -488,7 +487,7 @@ impl Exchange {
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
         }
-        self.apply(&statement.effects, Request::Bind, parties);
+        self.apply(&effects, Request::Bind, parties);
         self.expect(Request::Bind, Fate::Forward, Note::None);
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         self.up.pass_behind(header, replaced, |out| {
@@ -592,6 +591,10 @@ impl Exchange {
             // There is none, or one that nobody read.
             UnnamedStep::Unknown if self.prelude_owed => return Next::Held,
             UnnamedStep::Unknown => Effects::NONE,
+        };
+        let effects = match parties.session.unnamed_sql() {
+            Some(sql) if effects.suspects != self.suspects(parties).fingerprint() => self.classify(sql, parties),
+            _ => effects,
         };
         if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;

@@ -76,9 +76,19 @@ pub struct BackendState {
 }
 
 impl BackendState {
-    /// A Query or an unnamed Parse of ours has run: nobody's unnamed statement is left.
+    /// No client's settings are on it: what it reports is the server's own.
+    pub fn is_neutral(&self) -> bool {
+        self.applied.entries().is_empty()
+    }
+
+    /// A Query of ours runs: nobody's unnamed statement is left.
     pub fn unnamed_dropped(&mut self) {
         self.unnamed = None;
+    }
+
+    /// An unnamed statement of ours is parsed, or what stood there is still there: it is no client's.
+    pub fn unnamed_replaced(&mut self) {
+        self.unnamed = Some(UnnamedId::DOUBTFUL);
     }
 
     /// It may not have forgotten the values of its sequences after all.
@@ -675,6 +685,11 @@ impl VirtualSession {
             serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
             before: std::mem::replace(&mut self.unnamed, unnamed),
         })
+    }
+
+    /// The text of the unnamed statement.
+    pub fn unnamed_sql(&self) -> Option<&[u8]> {
+        self.unnamed.as_ref()?.definition.split(|&byte| byte == 0).next()
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.

@@ -56,6 +56,8 @@ pub struct Effects {
     pub notifies: bool,
     /// Whether it asks what the session or the backend holds (`pg_cursors`, `pg_backend_pid()`, …).
     pub reads_session: bool,
+    /// The [`Suspects::fingerprint`] that they were found with, where they are kept: with another they may be others.
+    pub suspects: u64,
 }
 
 impl Effects {
@@ -75,6 +77,7 @@ impl Effects {
         database_ddl: false,
         notifies: false,
         reads_session: false,
+        suspects: 0,
     };
 
     /// The effects of a text that nobody read (too large, not lexable): anything may have happened.

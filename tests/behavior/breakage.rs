@@ -271,6 +271,44 @@ async fn trap_44_a_slow_client_keeps_its_backend_and_no_memory() {
     assert_eq!(rows.iter().filter(|message| message.tag == b'D').count(), 100);
 }
 
+/// Answers of ours are memory too: whoever does not read them is not read from.
+#[tokio::test]
+async fn syncs_whose_answers_nobody_reads_are_not_taken_without_end() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = RawClient::connect_unix(&sidecar.socket()).await;
+    client
+        .log_in(USER, PASSWORD, &[("database", &database.name)])
+        .await
+        .expect("the login succeeds");
+    client.ask("BEGIN").await;
+    let syncs = together(&vec![sync(); 10_000]);
+    let mut taken = 0;
+    while taken < 100
+        && tokio::time::timeout(std::time::Duration::from_secs(2), client.send(&syncs))
+            .await
+            .is_ok()
+    {
+        taken += 1;
+    }
+    assert!(taken < 100, "{} Syncs were taken", taken * 10_000);
+}
+
+/// It must not wait for bytes of a function's number that will never come, and read all that follows into memory.
+#[tokio::test]
+async fn a_function_call_without_a_function_is_answered_as_postgresql_does() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    for port in [database.port, sidecar.port] {
+        let mut client = RawClient::login(port, USER, PASSWORD, &database.name).await;
+        client.send(b"F\0\0\0\x04").await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "08P01");
+        client.send(b"F\0\0\0\x07\0\0\0").await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "08P01");
+        assert_eq!(client.value("SELECT 1").await, "1");
+    }
+}
+
 // A backend that dies.
 
 #[tokio::test]
@@ -422,6 +460,43 @@ async fn a_transaction_lost_while_its_client_was_silent_is_told_by_the_next_stat
 }
 
 #[tokio::test]
+async fn trap_14_a_group_that_has_its_error_is_told_no_second_one() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client(&sidecar, &database).await;
+    client.send(&together(&[parse("", "SELECT nothing"), flush()])).await;
+    assert_eq!(client.expect("E").await[0].sqlstate(), "42703");
+    terminate_backends(&database);
+    client.send(&together(&[bind("", "", &[]), execute("", 0)])).await;
+    client.send(&sync()).await;
+    client.expect("Z").await;
+    assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn what_a_client_prepares_in_a_lost_transaction_is_bounded() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .set("LIMITS__CLIENT_STATEMENT_BYTES", "100000")
+        .start_ready()
+        .await;
+    let mut client = client(&sidecar, &database).await;
+    client.ask("BEGIN").await;
+    terminate_backends(&database);
+    assert_eq!(error(&client.ask("SELECT 1").await).sqlstate.as_str(), "57P01");
+    let text = format!("/*{}*/ ROLLBACK", "x".repeat(20_000));
+    let mut accepted = 0;
+    for number in 0..20 {
+        client
+            .send(&together(&[parse(&format!("s{number}"), &text), sync()]))
+            .await;
+        accepted += u32::from(client.until_ready().await[0].tag == b'1');
+    }
+    assert_eq!(accepted, 4);
+}
+
+#[tokio::test]
 async fn a_client_whose_backend_held_what_cant_be_made_again_is_closed() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
@@ -457,6 +532,32 @@ async fn in_session_mode_a_lost_backend_closes_its_client() {
 }
 
 // What PostgreSQL won't do on request.
+
+/// The client waits for no answer to what pgsidecar asks for itself.
+#[tokio::test]
+async fn a_backend_that_stalls_over_the_catalog_holds_nobody_up() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login().await?;
+        if session.number > 0 {
+            return session.serve().await;
+        }
+        session.until_query("CREATE FUNCTION").await?;
+        session.complete("CREATE FUNCTION", TransactionStatus::Idle).await?;
+        session.stall().await
+    })
+    .await;
+    let sidecar = fake
+        .sidecar()
+        .set("POOL__RESET_TIMEOUT", "300ms")
+        .set("POOL__MAX_SIZE", "1")
+        .start()
+        .await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
+    client
+        .ask("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        .await;
+    assert_eq!(client.value("SELECT 1").await, "ok");
+}
 
 #[tokio::test]
 async fn a_reply_cut_inside_a_message_closes_the_client() {

@@ -3,7 +3,7 @@
 use crate::support::eventually;
 use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER};
 use crate::support::process::psql;
-use crate::support::raw_client::{RawClient, bind, execute, parse, sync, tags, together};
+use crate::support::raw_client::{RawClient, bind, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
 /// Who uses a sidecar, with how many backends.
@@ -439,4 +439,51 @@ async fn trap_57_a_routine_made_by_a_pinned_client_is_known_to_the_others_at_onc
     drop(owner);
     let mut third = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     assert_eq!(third.value(TENANT).await, "neutral");
+}
+
+/// Trap 57: what was known of a routine before it was replaced counts no more, not even for who replaced it.
+#[tokio::test]
+async fn trap_57_a_routine_that_is_replaced_is_not_called_as_if_it_were_the_old_one() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let mut owner = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    let harmless = "CREATE OR REPLACE FUNCTION named() RETURNS text LANGUAGE sql AS $$ SELECT 'a' || 'b' $$";
+    let leaving = "CREATE OR REPLACE FUNCTION named() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant_id', 'mine', false) $$";
+    for how in ["one transaction", "pipelined", "prepared before", "unnamed before"] {
+        assert_eq!(tags(&owner.ask(harmless).await), "CZ", "{how}");
+        let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        assert_eq!(first.value("SELECT named()").await, "ab");
+        // It is known, and so its calls don't pin.
+        assert_eq!(owner.value("SELECT 1").await, "1", "{how}");
+        let call = together(&[bind("", "s", &[]), execute("", 0), sync()]);
+        match how {
+            "one transaction" => {
+                for sql in ["BEGIN", leaving, "SELECT named()", "COMMIT"] {
+                    assert!(!tags(&first.ask(sql).await).contains('E'), "{sql}");
+                }
+            }
+            "pipelined" => {
+                first.send(&together(&[query(leaving), query("SELECT named()")])).await;
+                first.expect("C Z T D C Z").await;
+            }
+            "prepared before" => {
+                first.send(&together(&[parse("s", "SELECT named()"), sync()])).await;
+                first.expect("1 Z").await;
+                assert_eq!(tags(&owner.ask(leaving).await), "CZ");
+                first.send(&call).await;
+                first.expect("2 D C Z").await;
+            }
+            _ => {
+                first.send(&together(&[parse("", "SELECT named()"), sync()])).await;
+                first.expect("1 Z").await;
+                assert_eq!(tags(&owner.ask(leaving).await), "CZ");
+                first
+                    .send(&together(&[bind("", "", &[]), execute("", 0), sync()]))
+                    .await;
+                first.expect("2 D C Z").await;
+            }
+        }
+        drop(first);
+        assert_eq!(owner.value(TENANT).await, "neutral", "{how}");
+    }
 }

@@ -7,7 +7,7 @@ use crate::support::eventually;
 use crate::support::fake_backend::FakeBackend;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
 use crate::support::process::{client_program, psql, run};
-use crate::support::raw_client::RawClient;
+use crate::support::raw_client::{RawClient, bind, execute, sync, together};
 use crate::support::sidecar::Sidecar;
 
 async fn log_in(port: u16, database: &str, parameters: &[(&str, &str)]) -> Result<RawClient, Report> {
@@ -338,6 +338,43 @@ async fn trap_58_a_custom_setting_leaves_no_trace_for_others() {
         let mut without = log_in(sidecar.port, &database.name, &[]).await.expect("accepted");
         assert_eq!(without.value(show).await, "unset");
         assert_eq!(with.value(show).await, tenant);
+    }
+}
+
+/// DISCARD ALL leaves an empty value of a custom setting where a new session has none.
+#[tokio::test]
+async fn trap_58_a_custom_setting_leaves_no_trace_behind_a_reset_either() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let mut with = log_in(sidecar.port, &database.name, &[("options", "-c app.tenant=one")])
+        .await
+        .expect("accepted");
+    with.ask("CREATE TEMPORARY TABLE held (x int)").await;
+    drop(with);
+    let mut without = log_in(sidecar.port, &database.name, &[]).await.expect("accepted");
+    let show = "SELECT coalesce(current_setting('app.tenant', true), 'unset')";
+    assert_eq!(without.value(show).await, "unset");
+}
+
+/// What pgsidecar asks on a backend leaves no statement that a client could run.
+#[tokio::test]
+async fn trap_29_a_trial_of_a_setting_leaves_no_unnamed_statement() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let mut client = log_in(sidecar.port, &database.name, &[]).await.expect("accepted");
+    for (setting, accepted) in [("asia/tokyo", true), ("nowhere", false)] {
+        let tried = log_in(sidecar.port, &database.name, &[("timezone", setting)]).await;
+        assert_eq!(tried.is_ok(), accepted);
+        client
+            .send(&together(&[bind("", "", &[]), execute("", 0), sync()]))
+            .await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000", "{setting}");
     }
 }
 
