@@ -37,7 +37,13 @@ impl Exchange {
     ) -> Result<Next, Report> {
         if header.body_len > parties.rules.statement_bytes {
             self.up.skip(header);
-            self.refuse_lost(tag == FrontendTag::Query);
+            match tag {
+                _ if self.pipeline.is_skipping() => {}
+                FrontendTag::Query | FrontendTag::FunctionCall => self.refuse_lost(true),
+                FrontendTag::Parse | FrontendTag::Bind => self.refuse_lost(false),
+                // Late data, and nothing else can be so long.
+                _ => {}
+            }
             return Ok(Next::Done);
         }
         let Some(body) = self.up.whole_body(header) else {

@@ -474,6 +474,25 @@ async fn trap_14_a_group_that_has_its_error_is_told_no_second_one() {
 }
 
 #[tokio::test]
+async fn trap_49_late_copy_data_of_any_length_is_dropped_in_a_lost_transaction() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client(&sidecar, &database).await;
+    client.ask("CREATE TABLE kept (x text)").await;
+    client.ask("BEGIN").await;
+    client.query("COPY kept FROM STDIN").await;
+    client.expect("G").await;
+    terminate_backends(&database);
+    let answer = client.until_ready().await;
+    assert_eq!((error(&answer).sqlstate.as_str(), status(&answer)), ("57P01", 'E'));
+    let late = vec![b'x'; 2 << 20];
+    client.send(&together(&[copy_data(&late), copy_data(b"y\n")])).await;
+    client.send(b"c\0\0\0\x04").await;
+    let answer = client.ask("ROLLBACK").await;
+    assert_eq!((answer[0].command().as_str(), status(&answer)), ("ROLLBACK", 'I'));
+}
+
+#[tokio::test]
 async fn what_a_client_prepares_in_a_lost_transaction_is_bounded() {
     let database = Postgres::shared().create_database();
     let sidecar = Sidecar::builder(&database)
