@@ -78,7 +78,7 @@ pub struct BackendState {
 impl BackendState {
     /// No client's settings are on it: what it reports is the server's own.
     pub fn is_neutral(&self) -> bool {
-        self.applied.entries().is_empty()
+        self.applied.entries().is_empty() && !self.doubted
     }
 
     /// A Query of ours runs: nobody's unnamed statement is left.
@@ -572,8 +572,7 @@ impl VirtualSession {
 
     /// A statement of this client's alone takes the place of a shared one behind its name.
     pub fn own_statement(&mut self, name: &[u8], statement: &Statement) -> Arc<Statement> {
-        self.serial += 1;
-        let key = ParseKey::Private((self.client << 20) ^ self.serial);
+        let key = ParseKey::Private(self.shared.statements.unique_number());
         let effects = || statement.effects.clone();
         let own = self.shared.statements.share(&statement.definition, key, effects);
         self.statements.remove(name);
