@@ -517,7 +517,7 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
-        if self.unsure.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
+        if self.unsure.names.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
             return Ok(Next::Held);
         }
         let mut ended = Note::None;
@@ -554,14 +554,24 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
+        // Whether a group before this one has changed it, and what this one refers to then, is known with its replies.
+        if self.unsure.unnamed.before > 0 && self.unsure.unnamed.here == 0 {
+            return Next::Held;
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Next::NeedsBackend;
         };
         let effects = match parties.session.unnamed_for(&mut lease.state) {
             UnnamedStep::Agrees(effects) => effects.clone(),
-            UnnamedStep::Parse(definition, effects) => {
+            UnnamedStep::Parse(definition, effects, switch) => {
+                if let Some(switch) = &switch {
+                    self.inject(&switch.before);
+                }
                 self.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::parse(out, b"", definition));
+                if let Some(switch) = &switch {
+                    self.inject(&switch.after);
+                }
                 effects.clone()
             }
             UnnamedStep::Close => {
@@ -704,7 +714,7 @@ impl Exchange {
     /// What a name stands for, and what the backend holds, is known when every request before this group that decides it
     /// was answered, and the DISCARD ALL or DEALLOCATE ALL under way.
     fn before_name(&mut self) -> Option<Next> {
-        if self.unsure.before > 0 {
+        if self.unsure.names.before > 0 {
             return Some(Next::Held);
         }
         self.forgetting &= !self.pipeline.is_quiet();
@@ -729,17 +739,17 @@ impl Exchange {
         let (statement, switch) = match parties.session.teaching(of) {
             Teaching::AsItIs => (of.clone(), None),
             Teaching::AsOnesOwn => (parties.session.own_statement(name, of), None),
-            Teaching::Under { before, after } => (of.clone(), Some((before, after))),
+            Teaching::Under(switch) => (of.clone(), Some(switch)),
         };
-        if let Some((before, _)) = &switch {
-            self.inject(before);
+        if let Some(switch) = &switch {
+            self.inject(&switch.before);
         }
         self.make_room_for(&statement, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
-        if let Some((_, after)) = &switch {
-            self.inject(after);
+        if let Some(switch) = &switch {
+            self.inject(&switch.after);
         }
         statement
     }

@@ -134,6 +134,9 @@ impl Exchange {
         self.cancel_sent_at = None;
         self.answered_at = self.query_since.map(|_| std::time::Instant::now());
         self.finished.query = self.query_since.take().map(|since| since.elapsed());
+        if self.pipeline.is_quiet() {
+            parties.session.all_reported();
+        }
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
@@ -148,7 +151,8 @@ impl Exchange {
             return;
         }
         let neutral = parties.neutral;
-        for (name, value) in parties.session.news(|name| neutral.get(name)) {
+        let find = |name: &str| neutral.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        for (name, value) in parties.session.news(find) {
             self.down.say(|out| compose::parameter_status(out, &name, &value));
         }
     }

@@ -24,7 +24,7 @@ pub mod statements;
 pub mod suspects;
 mod word_table;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
@@ -85,6 +85,8 @@ pub struct Unnamed {
     serial: u64,
     definition: Vec<u8>,
     effects: Effects,
+    /// The settings that it was parsed under, once they are known.
+    under: Option<Arc<Settings>>,
 }
 
 /// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
@@ -117,15 +119,6 @@ pub struct ChangedUnnamed {
 }
 
 impl Note {
-    /// Whether a name, or what a backend holds, is not certain before the reply. Messages of another group that depend
-    /// on either must wait for it.
-    pub const fn is_unsure(&self) -> bool {
-        match self {
-            Self::Prepared(_) | Self::Injected(_) | Self::Evicted(_) | Self::Closed(_) => true,
-            Self::None | Self::Unnamed | Self::ChangedUnnamed(_) => false,
-        }
-    }
-
     /// The reply has come.
     pub fn confirm(&self) {
         match self {
@@ -161,8 +154,10 @@ pub struct VirtualSession {
     /// Settings that the ledger can't see are in force (a pinned SET, a SET LOCAL): statements parsed now are no one
     /// else's, and this number keeps them apart.
     unseen_settings: u64,
-    /// The unseen settings end with the transaction.
-    unseen_until_ready: bool,
+    unseen_until: Until,
+    /// Statements that were parsed under unseen settings, with the number of these: when PostgreSQL has reported them,
+    /// it is known under which.
+    unresolved: Vec<(u64, Weak<Statement>)>,
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
@@ -194,7 +189,8 @@ impl VirtualSession {
             serial: 0,
             pins: PinSet::default(),
             unseen_settings: 0,
-            unseen_until_ready: false,
+            unseen_until: Until::Reported,
+            unresolved: Vec::new(),
             rebase: false,
             before_reset: None,
         };
@@ -280,7 +276,7 @@ impl VirtualSession {
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
     /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
-    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<&'a str>) -> Vec<(String, String)> {
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a str)>) -> Vec<(String, String)> {
         if Arc::ptr_eq(&self.told, &self.wanted) {
             return Vec::new();
         }
@@ -291,10 +287,9 @@ impl VirtualSession {
             .filter(|(name, _)| self.wanted.value(name).is_none());
         let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
         let changed = names.filter_map(|name| {
-            let value = |settings: &Settings| settings.value(name).or(neutral(name)).map(str::to_owned);
-            neutral(name)?;
-            let now = value(&self.wanted)?;
-            (value(&told).as_deref() != Some(now.as_str())).then(|| (name.to_string(), now))
+            let (name, neutral) = neutral(name)?;
+            let now = self.wanted.value(name).unwrap_or(neutral);
+            (told.value(name).unwrap_or(neutral) != now).then(|| (name.to_owned(), now.to_owned()))
         });
         changed.collect()
     }
@@ -326,16 +321,20 @@ impl VirtualSession {
         match change {
             // What is local, or reported and so known, ends or is known at the end of the transaction.
             SettingChange::Set {
+                name,
                 scope: SettingScope::Local,
                 ..
-            } => self.see_not(Until::Ready),
+            } => {
+                let known = matches!(name, SettingName::Known(name) if follows(&String::from_utf8_lossy(name)));
+                self.see_not(if known { Until::Reported } else { Until::Ready });
+            }
             SettingChange::Set {
                 name: SettingName::Known(name),
                 ..
             } => {
                 let name = String::from_utf8_lossy(name);
                 if follows(&name) {
-                    return self.see_not(Until::Ready);
+                    return self.see_not(Until::Reported);
                 }
                 self.pins.insert(if name.contains('.') {
                     PinReason::CustomSetting
@@ -352,12 +351,13 @@ impl VirtualSession {
             SettingChange::Reset(name) => {
                 self.doubt_settings(backend);
                 let name = String::from_utf8_lossy(name);
-                if let Some(baseline) = self.baseline.value(&name).map(str::to_owned) {
+                let known = follows(&name);
+                if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
                     self.forget_setting(&name, backend);
                     self.want(self.wanted.with(&name, Some(&baseline)));
                     self.rebase = true;
                 }
-                self.see_not(Until::Ready);
+                self.see_not(if known { Until::Reported } else { Until::Ready });
             }
             SettingChange::ResetAll => self.reset_all(backend),
         }
@@ -365,7 +365,11 @@ impl VirtualSession {
 
     fn see_not(&mut self, until: Until) {
         self.serial += 1;
-        self.unseen_until_ready = (self.unseen_settings == 0 || self.unseen_until_ready) && until == Until::Ready;
+        self.unseen_until = if self.unseen_settings == 0 {
+            until
+        } else {
+            until.max(self.unseen_until)
+        };
         self.unseen_settings = (self.client << 20) ^ self.serial;
     }
 
@@ -381,10 +385,11 @@ impl VirtualSession {
     fn reset_all(&mut self, backend: &mut BackendState) {
         self.doubt_settings(backend);
         self.rebase = !self.baseline.entries().is_empty();
-        self.wanted = self.baseline.clone();
-        self.relex();
+        // What is not of the baseline is reported when it changes.
+        let entries = self.wanted.entries().iter().chain(self.baseline.entries()).cloned();
+        self.want(Settings::new(entries));
         backend.applied = Arc::default();
-        self.see_not(Until::Ready);
+        self.see_not(Until::Reported);
     }
 
     /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.
@@ -400,6 +405,9 @@ impl VirtualSession {
             return false;
         }
         let entry = (neutral != Some(value)).then_some(value);
+        if let Some(before) = &mut self.before_reset {
+            *before = Arc::new(before.with(name, entry));
+        }
         let is_news = self.told.value(name) != entry;
         let told_all = Arc::ptr_eq(&self.told, &self.wanted);
         if self.wanted.value(name) != entry {
@@ -416,18 +424,38 @@ impl VirtualSession {
         is_news
     }
 
+    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
+    pub fn all_reported(&mut self) {
+        if self.unseen_settings == 0 {
+            return;
+        }
+        let (number, known) = (self.unseen_settings, self.unseen_until == Until::Reported);
+        for (under, statement) in std::mem::take(&mut self.unresolved) {
+            if let Some(statement) = statement.upgrade().filter(|_| known && under == number) {
+                statement.resolve(self.wanted.clone());
+            }
+        }
+        if let Some(unnamed) = self.unnamed.as_mut().filter(|_| known)
+            && unnamed.under.is_none()
+        {
+            unnamed.under = Some(self.wanted.clone());
+        }
+        if known {
+            self.unseen_settings = 0;
+        }
+    }
+
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
     /// is over. `undone` when it was, or may have been, rolled back.
     pub fn transaction_ended(&mut self, undone: bool) {
-        if self.unseen_until_ready {
+        if self.unseen_until <= Until::Ready {
             self.unseen_settings = 0;
-            self.unseen_until_ready = false;
         }
         self.rebase = false;
         if let Some(before) = self.before_reset.take()
             && undone
         {
-            self.wanted = before;
+            self.wanted = self.shared.settings.intern(Settings::new(before.entries().to_vec()));
             self.relex();
         }
     }
@@ -442,15 +470,18 @@ impl VirtualSession {
     /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
     /// was parsed (trap 28).
     pub fn teaching(&self, statement: &Arc<Statement>) -> Teaching {
-        match &statement.key {
-            ParseKey::Private(_) => Teaching::AsItIs,
-            ParseKey::Settings(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
-            ParseKey::Settings(then) if then.parses_like(&self.wanted) => Teaching::AsItIs,
-            ParseKey::Settings(then) => Teaching::Under {
-                before: parameters::switch(&self.wanted, then),
-                after: parameters::switch(then, &self.wanted),
-            },
+        match statement.under() {
+            None => Teaching::AsItIs,
+            Some(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
+            Some(then) => self.switch_to(then).map_or(Teaching::AsItIs, Teaching::Under),
         }
+    }
+
+    fn switch_to(&self, then: &Settings) -> Option<Switch> {
+        (!then.parses_like(&self.wanted)).then(|| Switch {
+            before: parameters::switch(&self.wanted, then),
+            after: parameters::switch(then, &self.wanted),
+        })
     }
 
     /// A statement of this client's alone takes the place of a shared one behind its name.
@@ -495,6 +526,9 @@ impl VirtualSession {
     /// Gives a free name to a definition. Returns the shared statement.
     pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
+        if self.unseen_settings != 0 {
+            self.unresolved.push((self.unseen_settings, Arc::downgrade(&statement)));
+        }
         self.statements.insert(name, statement.clone());
         statement
     }
@@ -536,7 +570,6 @@ impl VirtualSession {
         self.before_reset = None;
         backend.doubted = false;
         self.unseen_settings = 0;
-        self.unseen_until_ready = false;
         self.pins = self
             .pins
             .iter()
@@ -558,6 +591,7 @@ impl VirtualSession {
             serial,
             definition: definition.to_vec(),
             effects,
+            under: (self.unseen_settings == 0).then(|| self.wanted.clone()),
         })))
     }
 
@@ -583,7 +617,9 @@ impl VirtualSession {
                     return UnnamedStep::Agrees(&unnamed.effects);
                 }
                 backend.unnamed = Some(id);
-                UnnamedStep::Parse(&unnamed.definition, &unnamed.effects)
+                let known = unnamed.under.as_ref().filter(|_| self.unseen_settings == 0);
+                let switch = known.and_then(|then| self.switch_to(then));
+                UnnamedStep::Parse(&unnamed.definition, &unnamed.effects, switch)
             }
             None if held.is_some_and(|id| id.client != self.client) => {
                 backend.unnamed = None;
@@ -701,8 +737,10 @@ pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>)
 }
 
 /// How long settings that the ledger can't see stay in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Until {
+    /// PostgreSQL reports them, before its next ReadyForQuery.
+    Reported,
     /// The transaction's end.
     Ready,
     /// DISCARD ALL, or the client's end.
@@ -716,13 +754,17 @@ pub enum Teaching {
     AsItIs,
     /// By its Parse, but as a statement that nobody shares: settings are in force that are not known.
     AsOnesOwn,
-    /// By its Parse between these two statements, which change settings and change them back.
-    Under {
-        /// To what they were when the statement was parsed.
-        before: Vec<u8>,
-        /// To what the client's are now.
-        after: Vec<u8>,
-    },
+    /// By its Parse between two statements.
+    Under(Switch),
+}
+
+/// Two statements around a Parse, which change settings and change them back.
+#[derive(Debug)]
+pub struct Switch {
+    /// To what they were when the statement was parsed.
+    pub before: Vec<u8>,
+    /// To what the client's are now.
+    pub after: Vec<u8>,
 }
 
 /// See [`VirtualSession::unnamed_for`].
@@ -730,8 +772,8 @@ pub enum Teaching {
 pub enum UnnamedStep<'a> {
     /// The backend holds it.
     Agrees(&'a Effects),
-    /// This definition must be parsed first.
-    Parse(&'a [u8], &'a Effects),
+    /// This definition must be parsed first, perhaps under other settings.
+    Parse(&'a [u8], &'a Effects, Option<Switch>),
     /// Another client's must be closed first, so that this one gets PostgreSQL's own 26000.
     Close,
     /// Neither the client nor the backend has one.
