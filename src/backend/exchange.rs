@@ -89,6 +89,7 @@ impl Backend {
     pub async fn query(&mut self, sql: &str) -> Result<QueryOutcome, BackendError> {
         let mut out = BytesMut::new();
         compose::query(&mut out, sql.as_bytes());
+        self.state.query_ran();
         self.stream.write_all(&out).await?;
         self.read_outcome().await
     }

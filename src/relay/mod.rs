@@ -182,8 +182,8 @@ impl Unsure {
     fn of(&mut self, note: &Note) -> Option<&mut Undecided> {
         match note {
             Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
-            Note::ChangedUnnamed(_) => Some(&mut self.unnamed),
-            Note::None | Note::Unnamed => None,
+            Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
+            Note::None => None,
         }
     }
 

@@ -140,10 +140,10 @@ impl Exchange {
         if status == TransactionStatus::Idle {
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| since.elapsed());
+            let undone = std::mem::take(&mut self.undone);
             // While more is under way, what is local to it may be in force already.
             if self.pipeline.is_settled() {
-                parties.session.transaction_ended(self.undone);
-                self.undone = false;
+                parties.session.transaction_ended(undone);
             }
         }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.

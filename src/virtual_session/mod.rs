@@ -30,7 +30,7 @@ use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
-use statement_effects::{Action, Effects};
+use statement_effects::{Action, Effects, Step, TransactionControl};
 use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
 
 /// The name of statements of ours that are used once, behind their Parse.
@@ -66,6 +66,13 @@ pub struct BackendState {
     doubted: bool,
     /// Whose unnamed statement it holds, if anyone's.
     unnamed: Option<UnnamedId>,
+}
+
+impl BackendState {
+    /// A Query of ours ran on it, which drops the unnamed statement (manual: protocol-flow-ext-query).
+    pub fn query_ran(&mut self) {
+        self.unnamed = None;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +162,8 @@ pub struct VirtualSession {
     /// else's, and this number keeps them apart.
     unseen_settings: u64,
     unseen_until: Until,
+    /// The transaction at hand has changed settings, so that its end may change them.
+    settings_touched: bool,
     /// Statements that were parsed under unseen settings, with the number of these: when PostgreSQL has reported them,
     /// it is known under which.
     unresolved: Vec<(u64, Weak<Statement>)>,
@@ -190,6 +199,7 @@ impl VirtualSession {
             pins: PinSet::default(),
             unseen_settings: 0,
             unseen_until: Until::Reported,
+            settings_touched: false,
             unresolved: Vec::new(),
             rebase: false,
             before_reset: None,
@@ -257,10 +267,15 @@ impl VirtualSession {
     /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
     /// it agrees.
     pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        let agrees = Arc::ptr_eq(&backend.applied, &self.wanted);
-        let sql = parameters::restore(&backend.applied, &self.wanted);
-        backend.applied = self.wanted.clone();
-        sql.filter(|_| !agrees)
+        let of_baseline = self
+            .baseline
+            .entries()
+            .iter()
+            .filter_map(|(name, _)| self.wanted.entry(name));
+        let wanted = Settings::new(backend.applied.entries().iter().chain(of_baseline).cloned());
+        let sql = parameters::restore(&backend.applied, &wanted);
+        backend.applied = self.shared.settings.intern(wanted);
+        sql
     }
 
     /// Whether a statement of these effects takes startup settings away.
@@ -302,6 +317,10 @@ impl VirtualSession {
         // Each SET is a step, which tells whether it follows its client or ties it.
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
+        let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
+        if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
+            self.see_not(Until::Reported);
+        }
         self.pins.extend(pins);
         if !pins.is_empty() {
             self.see_not(Until::Discard);
@@ -364,6 +383,7 @@ impl VirtualSession {
     }
 
     fn see_not(&mut self, until: Until) {
+        self.settings_touched = true;
         self.serial += 1;
         self.unseen_until = if self.unseen_settings == 0 {
             until
@@ -451,6 +471,7 @@ impl VirtualSession {
         if self.unseen_until <= Until::Ready {
             self.unseen_settings = 0;
         }
+        self.settings_touched = false;
         self.rebase = false;
         if let Some(before) = self.before_reset.take()
             && undone
@@ -471,6 +492,8 @@ impl VirtualSession {
     /// was parsed (trap 28).
     pub fn teaching(&self, statement: &Arc<Statement>) -> Teaching {
         match statement.under() {
+            // COMMIT and the like mean the same under any settings, and may be said in a failed transaction.
+            _ if statement.effects.exits_failed_block => Teaching::AsItIs,
             None => Teaching::AsItIs,
             Some(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
             Some(then) => self.switch_to(then).map_or(Teaching::AsItIs, Teaching::Under),

@@ -245,6 +245,9 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
 fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
     let mut messages = Vec::new();
     for _ in 0..=dice.roll(3) {
+        if changes_settings(told) {
+            break;
+        }
         let (name, portal) = (dice.pick(&NAMES), dice.pick(&PORTALS));
         let parameters: &[&str] = if dice.one_in(3) { &[] } else { &["3"] };
         match dice.roll(10) {
@@ -296,13 +299,23 @@ fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
 
 fn groups(dice: &mut Dice, client: usize) -> Step {
     let (mut told, mut messages) = (String::new(), Vec::new());
-    let count = 1 + usize::try_from(dice.roll(3)).unwrap();
-    for _ in 0..count {
+    let mut count = 0;
+    for _ in 0..=dice.roll(3) {
         messages.extend(group(dice, client, &mut told));
         messages.push(sync());
         told.push_str(" S");
+        count += 1;
+        if changes_settings(&told) {
+            break;
+        }
     }
     Step::Burst(told, messages, count)
+}
+
+/// What a statement was parsed under is known once the SETs before it are reported, which is at ReadyForQuery: nothing
+/// follows them in their burst.
+fn changes_settings(told: &str) -> bool {
+    ["SET", "set_config", "DISCARD"].iter().any(|word| told.contains(word))
 }
 
 /// A Query inside a group: it ends the group's implicit transaction, or is skipped with it.
@@ -319,7 +332,7 @@ fn interrupted_group(dice: &mut Dice, client: usize) -> Step {
     if sql.is_empty() || sql.contains(';') {
         return groups(dice, client);
     }
-    if told.contains(": )") {
+    if told.contains(": )") || changes_settings(&told) {
         return groups(dice, client);
     }
     Step::Counted(told, messages)
