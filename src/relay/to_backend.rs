@@ -240,6 +240,9 @@ impl Exchange {
             return Some(stop);
         }
         let note = parties.session.close(name)?;
+        // A Query it is all the same, and ends the unnamed statement: an entry that says nothing stands for that.
+        let ended = parties.session.forget_unnamed(None);
+        self.expect(Request::FunctionCall, Fate::Answer(Bytes::new()), ended);
         let mut tag = bytes::BytesMut::new();
         compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"DEALLOCATE\0"]);
         self.expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
@@ -736,9 +739,10 @@ impl Exchange {
         if self.lease.as_mut().is_none_or(held) {
             return of.clone();
         }
-        let (statement, switch) = match parties.session.teaching(of) {
+        let reported = |name: &str| parties.neutral.contains(name);
+        let (statement, switch) = match parties.session.teaching(of, reported) {
             Teaching::AsItIs => (of.clone(), None),
-            Teaching::AsOnesOwn => (parties.session.own_statement(name, of), None),
+            Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
             Teaching::Under(switch) => (of.clone(), Some(switch)),
         };
         if let Some(switch) = &switch {

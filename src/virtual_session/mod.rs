@@ -164,6 +164,8 @@ pub struct VirtualSession {
     unseen_until: Until,
     /// The transaction at hand has changed settings, so that its end may change them.
     settings_touched: bool,
+    /// What changes settings is under way, so that PostgreSQL may report something with its reply.
+    reports_due: bool,
     /// Statements that were parsed under unseen settings, with the number of these: when PostgreSQL has reported them,
     /// it is known under which.
     unresolved: Vec<(u64, Weak<Statement>)>,
@@ -200,6 +202,7 @@ impl VirtualSession {
             unseen_settings: 0,
             unseen_until: Until::Reported,
             settings_touched: false,
+            reports_due: false,
             unresolved: Vec::new(),
             rebase: false,
             before_reset: None,
@@ -384,6 +387,7 @@ impl VirtualSession {
 
     fn see_not(&mut self, until: Until) {
         self.settings_touched = true;
+        self.reports_due = true;
         self.serial += 1;
         self.unseen_until = if self.unseen_settings == 0 {
             until
@@ -421,7 +425,12 @@ impl VirtualSession {
     /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
     /// reports: a value equal to it needs no entry. Says whether it is news to the client.
     pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) -> bool {
-        if self.rebase && self.baseline.value(name).is_some() && neutral == Some(value) {
+        let baseline = self
+            .baseline
+            .value(name)
+            .filter(|_| self.rebase && neutral == Some(value));
+        if let Some(baseline) = baseline.map(str::to_owned) {
+            self.want(self.wanted.with(name, Some(&baseline)));
             return false;
         }
         let entry = (neutral != Some(value)).then_some(value);
@@ -446,6 +455,7 @@ impl VirtualSession {
 
     /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
     pub fn all_reported(&mut self) {
+        self.reports_due = false;
         if self.unseen_settings == 0 {
             return;
         }
@@ -490,21 +500,19 @@ impl VirtualSession {
 
     /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
     /// was parsed (trap 28).
-    pub fn teaching(&self, statement: &Arc<Statement>) -> Teaching {
+    ///
+    /// `reported` tells the settings whose values are known whatever else is in force.
+    pub fn teaching(&self, statement: &Arc<Statement>, reported: impl Fn(&str) -> bool) -> Teaching {
         match statement.under() {
             // COMMIT and the like mean the same under any settings, and may be said in a failed transaction.
             _ if statement.effects.exits_failed_block => Teaching::AsItIs,
             None => Teaching::AsItIs,
-            Some(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
-            Some(then) => self.switch_to(then).map_or(Teaching::AsItIs, Teaching::Under),
+            Some(then) if self.unseen_settings != 0 => {
+                let (then, now) = (then.only(&reported), self.wanted.only(&reported));
+                Teaching::AsOnesOwn(Switch::between(&now, &then).filter(|_| !self.reports_due))
+            }
+            Some(then) => Switch::between(&self.wanted, then).map_or(Teaching::AsItIs, Teaching::Under),
         }
-    }
-
-    fn switch_to(&self, then: &Settings) -> Option<Switch> {
-        (!then.parses_like(&self.wanted)).then(|| Switch {
-            before: parameters::switch(&self.wanted, then),
-            after: parameters::switch(then, &self.wanted),
-        })
     }
 
     /// A statement of this client's alone takes the place of a shared one behind its name.
@@ -513,6 +521,10 @@ impl VirtualSession {
         let key = ParseKey::Private((self.client << 20) ^ self.serial);
         let effects = || statement.effects.clone();
         let own = self.shared.statements.share(&statement.definition, key, effects);
+        if let Some(under) = statement.under() {
+            // Wherever else it is taught, it means what it meant.
+            own.resolve(under.clone());
+        }
         self.statements.remove(name);
         self.statements.insert(name, own.clone());
         own
@@ -641,10 +653,10 @@ impl VirtualSession {
                 }
                 backend.unnamed = Some(id);
                 let known = unnamed.under.as_ref().filter(|_| self.unseen_settings == 0);
-                let switch = known.and_then(|then| self.switch_to(then));
+                let switch = known.and_then(|then| Switch::between(&self.wanted, then));
                 UnnamedStep::Parse(&unnamed.definition, &unnamed.effects, switch)
             }
-            None if held.is_some_and(|id| id.client != self.client) => {
+            None if held.is_some() => {
                 backend.unnamed = None;
                 UnnamedStep::Close
             }
@@ -776,7 +788,7 @@ pub enum Teaching {
     /// By its Parse.
     AsItIs,
     /// By its Parse, but as a statement that nobody shares: settings are in force that are not known.
-    AsOnesOwn,
+    AsOnesOwn(Option<Switch>),
     /// By its Parse between two statements.
     Under(Switch),
 }
@@ -790,6 +802,15 @@ pub struct Switch {
     pub after: Vec<u8>,
 }
 
+impl Switch {
+    fn between(now: &Settings, then: &Settings) -> Option<Self> {
+        (!then.parses_like(now)).then(|| Self {
+            before: parameters::switch(now, then),
+            after: parameters::switch(then, now),
+        })
+    }
+}
+
 /// See [`VirtualSession::unnamed_for`].
 #[derive(Debug)]
 pub enum UnnamedStep<'a> {
@@ -797,7 +818,7 @@ pub enum UnnamedStep<'a> {
     Agrees(&'a Effects),
     /// This definition must be parsed first, perhaps under other settings.
     Parse(&'a [u8], &'a Effects, Option<Switch>),
-    /// Another client's must be closed first, so that this one gets PostgreSQL's own 26000.
+    /// Another client's, or an older one of its own, must be closed first, so that it gets PostgreSQL's own 26000.
     Close,
     /// Neither the client nor the backend has one.
     Unknown,

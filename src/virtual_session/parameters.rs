@@ -86,6 +86,12 @@ impl Settings {
         Self::new(others.chain(value.map(|value| (name.into(), value.into()))))
     }
 
+    /// The same with these entries only.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(&str) -> bool) -> Self {
+        Self::new(self.entries.iter().filter(|(name, _)| keep(name)).cloned())
+    }
+
     /// What distinguishes statements parsed under these settings from others.
     pub const fn parse_key(&self) -> u64 {
         self.parse_key
