@@ -177,29 +177,54 @@ pub struct Finished {
     pub transaction: Option<std::time::Duration>,
 }
 
-/// Requests under way whose success decides what a name stands for, or what a backend holds.
+/// Requests under way whose success decides what names stand for and what a backend holds.
 #[derive(Debug, Default)]
 struct Unsure {
+    names: Undecided,
+    unnamed: Undecided,
+}
+
+#[derive(Debug, Default)]
+struct Undecided {
     /// In the group that the client is in: an error there drops them with whatever depends on them.
     here: usize,
     /// In groups before it: they may be dropped while what depends on them is not.
     before: usize,
 }
 
+impl Undecided {
+    fn end(&mut self) {
+        match self.before {
+            0 => self.here = self.here.saturating_sub(1),
+            _ => self.before -= 1,
+        }
+    }
+}
+
 impl Unsure {
+    fn of(&mut self, note: &Note) -> Option<&mut Undecided> {
+        match note {
+            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
+            Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
+            Note::None | Note::SequencesForgotten => None,
+        }
+    }
+
     fn begin(&mut self, note: &Note) {
-        self.here += usize::from(note.is_unsure());
+        if let Some(undecided) = self.of(note) {
+            undecided.here += 1;
+        }
     }
 
     fn next_group(&mut self) {
-        self.before += std::mem::take(&mut self.here);
+        for undecided in [&mut self.names, &mut self.unnamed] {
+            undecided.before += std::mem::take(&mut undecided.here);
+        }
     }
 
     fn end(&mut self, note: &Note) {
-        match (note.is_unsure(), self.before) {
-            (false, _) => {}
-            (true, 0) => self.here = self.here.saturating_sub(1),
-            (true, _) => self.before -= 1,
+        if let Some(undecided) = self.of(note) {
+            undecided.end();
         }
     }
 }

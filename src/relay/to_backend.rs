@@ -253,6 +253,9 @@ impl Exchange {
             return Some(stop);
         }
         let note = parties.session.close(name)?;
+        // A Query it is all the same, and ends the unnamed statement: an entry that says nothing stands for that.
+        let ended = parties.session.forget_unnamed(None);
+        self.expect(Request::FunctionCall, Fate::Answer(Bytes::new()), ended);
         let mut tag = bytes::BytesMut::new();
         compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"DEALLOCATE\0"]);
         self.expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
@@ -534,7 +537,7 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
-        if self.unsure.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
+        if self.unsure.names.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
             return Ok(Next::Held);
         }
         let mut ended = Note::None;
@@ -571,16 +574,26 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
+        // Whether a group before this one has changed it, and what this one refers to then, is known with its replies.
+        if self.unsure.unnamed.before > 0 && self.unsure.unnamed.here == 0 {
+            return Next::Held;
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Next::NeedsBackend;
         };
         let effects = match parties.session.unnamed_for(&mut lease.state) {
             UnnamedStep::Agrees(effects) => effects.clone(),
-            UnnamedStep::Parse(definition, effects) => {
+            UnnamedStep::Parse(definition, effects, switch) => {
                 let sql = definition.split(|&byte| byte == 0).next().unwrap_or_default();
                 lease.note_statement(sql, parties.session.lexing());
+                if let Some(switch) = &switch {
+                    self.inject(&switch.before);
+                }
                 self.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
                 self.up.say(|out| compose::parse(out, b"", definition));
+                if let Some(switch) = &switch {
+                    self.inject(&switch.after);
+                }
                 effects.clone()
             }
             UnnamedStep::Close => {
@@ -781,7 +794,7 @@ impl Exchange {
     /// What a name stands for, and what the backend holds, is known when every request before this group that decides it
     /// was answered, and the DISCARD ALL or DEALLOCATE ALL under way.
     fn before_name(&mut self) -> Option<Next> {
-        if self.unsure.before > 0 {
+        if self.unsure.names.before > 0 {
             return Some(Next::Held);
         }
         self.forgetting &= !self.pipeline.is_quiet();
@@ -803,20 +816,21 @@ impl Exchange {
         if self.lease.as_mut().is_none_or(held) {
             return of.clone();
         }
-        let (statement, switch) = match parties.session.teaching(of) {
+        let reported = |name: &str| parties.neutral.contains(name);
+        let (statement, switch) = match parties.session.teaching(of, reported) {
             Teaching::AsItIs => (of.clone(), None),
-            Teaching::AsOnesOwn => (parties.session.own_statement(name, of), None),
-            Teaching::Under { before, after } => (of.clone(), Some((before, after))),
+            Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
+            Teaching::Under(switch) => (of.clone(), Some(switch)),
         };
-        if let Some((before, _)) = &switch {
-            self.inject(before);
+        if let Some(switch) = &switch {
+            self.inject(&switch.before);
         }
         self.make_room_for(&statement, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
-        if let Some((_, after)) = &switch {
-            self.inject(after);
+        if let Some(switch) = &switch {
+            self.inject(&switch.after);
         }
         statement
     }

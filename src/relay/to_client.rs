@@ -154,15 +154,18 @@ impl Exchange {
             lease.holder().set_idle_in_transaction(true);
         }
         self.query_since = (!self.pipeline.is_quiet()).then_some(now);
+        if self.pipeline.is_quiet() {
+            parties.session.all_reported();
+        }
         if status == TransactionStatus::Idle {
             // Whoever read the catalog before this commit has read the old one.
             self.catalog_touched |= self.catalog_changed;
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
+            let undone = std::mem::take(&mut self.undone);
             // While more is under way, what is local to it may be in force already.
             if self.pipeline.is_settled() {
-                parties.session.transaction_ended(self.undone);
-                self.undone = false;
+                parties.session.transaction_ended(undone);
             }
         }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
@@ -170,7 +173,8 @@ impl Exchange {
             return;
         }
         let neutral = parties.neutral;
-        for (name, value) in parties.session.news(|name| neutral.get(name)) {
+        let find = |name: &str| neutral.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        for (name, value) in parties.session.news(find) {
             self.down.say(|out| compose::parameter_status(out, &name, &value));
         }
     }

@@ -26,13 +26,13 @@ pub mod statements;
 pub mod suspects;
 mod word_table;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
-use statement_effects::{Action, Effects, SequenceUse};
+use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
 use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
 
 /// The name of statements of ours that are used once, behind their Parse.
@@ -122,6 +122,13 @@ enum Drawn {
     BySeveral,
 }
 
+impl BackendState {
+    /// A Query of ours ran on it, which drops the unnamed statement (manual: protocol-flow-ext-query).
+    pub fn query_ran(&mut self) {
+        self.unnamed = None;
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct UnnamedId {
     client: u64,
@@ -139,6 +146,8 @@ pub struct Unnamed {
     serial: u64,
     definition: Vec<u8>,
     effects: Effects,
+    /// The settings that it was parsed under, once they are known.
+    under: Option<Arc<Settings>>,
 }
 
 /// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
@@ -173,15 +182,6 @@ pub struct ChangedUnnamed {
 }
 
 impl Note {
-    /// Whether a name, or what a backend holds, is not certain before the reply. Messages of another group that depend
-    /// on either must wait for it.
-    pub const fn is_unsure(&self) -> bool {
-        match self {
-            Self::Prepared(_) | Self::Injected(_) | Self::Evicted(_) | Self::Closed(_) => true,
-            Self::None | Self::Unnamed | Self::ChangedUnnamed(_) | Self::SequencesForgotten => false,
-        }
-    }
-
     /// The reply has come.
     pub fn confirm(&self) {
         match self {
@@ -217,8 +217,14 @@ pub struct VirtualSession {
     /// Settings that the ledger can't see are in force (a pinned SET, a SET LOCAL): statements parsed now are no one
     /// else's, and this number keeps them apart.
     unseen_settings: u64,
-    /// The unseen settings end with the transaction.
-    unseen_until_ready: bool,
+    unseen_until: Until,
+    /// The transaction at hand has changed settings, so that its end may change them.
+    settings_touched: bool,
+    /// What changes settings is under way, so that PostgreSQL may report something with its reply.
+    reports_due: bool,
+    /// Statements that were parsed under unseen settings, with the number of these: when PostgreSQL has reported them,
+    /// it is known under which.
+    unresolved: Vec<(u64, Weak<Statement>)>,
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
@@ -252,8 +258,11 @@ impl VirtualSession {
             serial: 0,
             pins: PinSet::default(),
             unseen_settings: 0,
-            unseen_until_ready: false,
             reads_sequences: false,
+            unseen_until: Until::Reported,
+            settings_touched: false,
+            reports_due: false,
+            unresolved: Vec::new(),
             rebase: false,
             before_reset: None,
         };
@@ -295,7 +304,7 @@ impl VirtualSession {
             wanted: self.wanted.clone(),
             pins: self.pins,
             unseen_settings: self.unseen_settings,
-            unseen_until_ready: self.unseen_until_ready,
+            unseen_until: self.unseen_until,
             rebase: self.rebase,
         }
     }
@@ -306,14 +315,14 @@ impl VirtualSession {
             wanted,
             pins,
             unseen_settings,
-            unseen_until_ready,
+            unseen_until,
             rebase,
         } = checkpoint;
         self.wanted = wanted;
         self.relex();
         self.pins = pins;
         self.unseen_settings = unseen_settings;
-        self.unseen_until_ready = unseen_until_ready;
+        self.unseen_until = unseen_until;
         self.rebase = rebase;
     }
 
@@ -357,10 +366,15 @@ impl VirtualSession {
     /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
     /// it agrees.
     pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        let agrees = Arc::ptr_eq(&backend.applied, &self.wanted);
-        let sql = parameters::restore(&backend.applied, &self.wanted);
-        backend.applied = self.wanted.clone();
-        sql.filter(|_| !agrees)
+        let of_baseline = self
+            .baseline
+            .entries()
+            .iter()
+            .filter_map(|(name, _)| self.wanted.entry(name));
+        let wanted = Settings::new(backend.applied.entries().iter().chain(of_baseline).cloned());
+        let sql = parameters::restore(&backend.applied, &wanted);
+        backend.applied = self.shared.settings.intern(wanted);
+        sql
     }
 
     /// Whether a statement of these effects takes startup settings away.
@@ -376,7 +390,7 @@ impl VirtualSession {
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
     /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
-    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<&'a str>) -> Vec<(String, String)> {
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a str)>) -> Vec<(String, String)> {
         if Arc::ptr_eq(&self.told, &self.wanted) {
             return Vec::new();
         }
@@ -387,10 +401,9 @@ impl VirtualSession {
             .filter(|(name, _)| self.wanted.value(name).is_none());
         let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
         let changed = names.filter_map(|name| {
-            let value = |settings: &Settings| settings.value(name).or(neutral(name)).map(str::to_owned);
-            neutral(name)?;
-            let now = value(&self.wanted)?;
-            (value(&told).as_deref() != Some(now.as_str())).then(|| (name.to_string(), now))
+            let (name, neutral) = neutral(name)?;
+            let now = self.wanted.value(name).unwrap_or(neutral);
+            (told.value(name).unwrap_or(neutral) != now).then(|| (name.to_owned(), now.to_owned()))
         });
         changed.collect()
     }
@@ -403,6 +416,10 @@ impl VirtualSession {
         // Each SET is a step, which tells whether it follows its client or ties it.
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
+        let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
+        if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
+            self.see_not(Until::Reported);
+        }
         self.pins.extend(pins);
         if !pins.is_empty() {
             self.see_not(Until::Discard);
@@ -444,16 +461,20 @@ impl VirtualSession {
         match change {
             // What is local, or reported and so known, ends or is known at the end of the transaction.
             SettingChange::Set {
+                name,
                 scope: SettingScope::Local,
                 ..
-            } => self.see_not(Until::Ready),
+            } => {
+                let known = matches!(name, SettingName::Known(name) if follows(&String::from_utf8_lossy(name)));
+                self.see_not(if known { Until::Reported } else { Until::Ready });
+            }
             SettingChange::Set {
                 name: SettingName::Known(name),
                 ..
             } => {
                 let name = String::from_utf8_lossy(name);
                 if follows(&name) {
-                    return self.see_not(Until::Ready);
+                    return self.see_not(Until::Reported);
                 }
                 self.pins.insert(if name.contains('.') {
                     PinReason::CustomSetting
@@ -470,19 +491,26 @@ impl VirtualSession {
             SettingChange::Reset(name) => {
                 self.doubt_settings(backend);
                 let name = String::from_utf8_lossy(name);
-                if let Some(baseline) = self.baseline.value(&name).map(str::to_owned) {
+                let known = follows(&name);
+                if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
                     self.forget_setting(&name, backend);
                     self.want(self.wanted.with(&name, Some(&baseline)));
                     self.rebase = true;
                 }
-                self.see_not(Until::Ready);
+                self.see_not(if known { Until::Reported } else { Until::Ready });
             }
             SettingChange::ResetAll => self.reset_all(backend),
         }
     }
 
     fn see_not(&mut self, until: Until) {
-        self.unseen_until_ready = (self.unseen_settings == 0 || self.unseen_until_ready) && until == Until::Ready;
+        self.settings_touched = true;
+        self.reports_due = true;
+        self.unseen_until = if self.unseen_settings == 0 {
+            until
+        } else {
+            until.max(self.unseen_until)
+        };
         self.unseen_settings = self.shared.statements.unique_number();
     }
 
@@ -498,10 +526,11 @@ impl VirtualSession {
     fn reset_all(&mut self, backend: &mut BackendState) {
         self.doubt_settings(backend);
         self.rebase = !self.baseline.entries().is_empty();
-        self.wanted = self.baseline.clone();
-        self.relex();
+        // What is not of the baseline is reported when it changes.
+        let entries = self.wanted.entries().iter().chain(self.baseline.entries()).cloned();
+        self.want(Settings::new(entries));
         backend.applied = Arc::default();
-        self.see_not(Until::Ready);
+        self.see_not(Until::Reported);
     }
 
     /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.
@@ -513,10 +542,18 @@ impl VirtualSession {
     /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
     /// reports: a value equal to it needs no entry. Says whether it is news to the client.
     pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) -> bool {
-        if self.rebase && self.baseline.value(name).is_some() && neutral == Some(value) {
+        let baseline = self
+            .baseline
+            .value(name)
+            .filter(|_| self.rebase && neutral == Some(value));
+        if let Some(baseline) = baseline.map(str::to_owned) {
+            self.want(self.wanted.with(name, Some(&baseline)));
             return false;
         }
         let entry = (neutral != Some(value)).then_some(value);
+        if let Some(before) = &mut self.before_reset {
+            *before = Arc::new(before.with(name, entry));
+        }
         let is_news = self.told.value(name) != entry;
         let told_all = Arc::ptr_eq(&self.told, &self.wanted);
         if self.wanted.value(name) != entry {
@@ -533,18 +570,40 @@ impl VirtualSession {
         is_news
     }
 
+    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
+    pub fn all_reported(&mut self) {
+        self.reports_due = false;
+        if self.unseen_settings == 0 {
+            return;
+        }
+        let (number, known) = (self.unseen_settings, self.unseen_until == Until::Reported);
+        for (under, statement) in std::mem::take(&mut self.unresolved) {
+            if let Some(statement) = statement.upgrade().filter(|_| known && under == number) {
+                statement.resolve(self.wanted.clone());
+            }
+        }
+        if let Some(unnamed) = self.unnamed.as_mut().filter(|_| known)
+            && unnamed.under.is_none()
+        {
+            unnamed.under = Some(self.wanted.clone());
+        }
+        if known {
+            self.unseen_settings = 0;
+        }
+    }
+
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
     /// is over. `undone` when it was, or may have been, rolled back.
     pub fn transaction_ended(&mut self, undone: bool) {
-        if self.unseen_until_ready {
+        if self.unseen_until <= Until::Ready {
             self.unseen_settings = 0;
-            self.unseen_until_ready = false;
         }
+        self.settings_touched = false;
         self.rebase = false;
         if let Some(before) = self.before_reset.take()
             && undone
         {
-            self.wanted = before;
+            self.wanted = self.shared.settings.intern(Settings::new(before.entries().to_vec()));
             self.relex();
         }
     }
@@ -558,15 +617,18 @@ impl VirtualSession {
 
     /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
     /// was parsed (trap 28).
-    pub fn teaching(&self, statement: &Arc<Statement>) -> Teaching {
-        match &statement.key {
-            ParseKey::Private(_) => Teaching::AsItIs,
-            ParseKey::Settings(_) if self.unseen_settings != 0 => Teaching::AsOnesOwn,
-            ParseKey::Settings(then) if then.parses_like(&self.wanted) => Teaching::AsItIs,
-            ParseKey::Settings(then) => Teaching::Under {
-                before: parameters::switch(&self.wanted, then),
-                after: parameters::switch(then, &self.wanted),
-            },
+    ///
+    /// `reported` tells the settings whose values are known whatever else is in force.
+    pub fn teaching(&self, statement: &Arc<Statement>, reported: impl Fn(&str) -> bool) -> Teaching {
+        match statement.under() {
+            // COMMIT and the like mean the same under any settings, and may be said in a failed transaction.
+            _ if statement.effects.exits_failed_block => Teaching::AsItIs,
+            None => Teaching::AsItIs,
+            Some(then) if self.unseen_settings != 0 => {
+                let (then, now) = (then.only(&reported), self.wanted.only(&reported));
+                Teaching::AsOnesOwn(Switch::between(&now, &then).filter(|_| !self.reports_due))
+            }
+            Some(then) => Switch::between(&self.wanted, then).map_or(Teaching::AsItIs, Teaching::Under),
         }
     }
 
@@ -575,6 +637,10 @@ impl VirtualSession {
         let key = ParseKey::Private(self.shared.statements.unique_number());
         let effects = || statement.effects.clone();
         let own = self.shared.statements.share(&statement.definition, key, effects);
+        if let Some(under) = statement.under() {
+            // Wherever else it is taught, it means what it meant.
+            own.resolve(under.clone());
+        }
         self.statements.remove(name);
         self.statements.insert(name, own.clone());
         own
@@ -611,6 +677,9 @@ impl VirtualSession {
     /// Gives a free name to a definition. Returns the shared statement.
     pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
+        if self.unseen_settings != 0 {
+            self.unresolved.push((self.unseen_settings, Arc::downgrade(&statement)));
+        }
         self.statements.insert(name, statement.clone());
         statement
     }
@@ -652,7 +721,6 @@ impl VirtualSession {
         self.before_reset = None;
         backend.doubted = false;
         self.unseen_settings = 0;
-        self.unseen_until_ready = false;
         self.pins = self
             .pins
             .iter()
@@ -674,6 +742,7 @@ impl VirtualSession {
             serial,
             definition: definition.to_vec(),
             effects,
+            under: (self.unseen_settings == 0).then(|| self.wanted.clone()),
         })))
     }
 
@@ -704,9 +773,11 @@ impl VirtualSession {
                     return UnnamedStep::Agrees(&unnamed.effects);
                 }
                 backend.unnamed = Some(id);
-                UnnamedStep::Parse(&unnamed.definition, &unnamed.effects)
+                let known = unnamed.under.as_ref().filter(|_| self.unseen_settings == 0);
+                let switch = known.and_then(|then| Switch::between(&self.wanted, then));
+                UnnamedStep::Parse(&unnamed.definition, &unnamed.effects, switch)
             }
-            None if held.is_some_and(|id| id.client != self.client) => {
+            None if held.is_some() => {
                 backend.unnamed = None;
                 UnnamedStep::Close
             }
@@ -832,13 +903,15 @@ pub struct Checkpoint {
     wanted: Arc<Settings>,
     pins: PinSet,
     unseen_settings: u64,
-    unseen_until_ready: bool,
+    unseen_until: Until,
     rebase: bool,
 }
 
 /// How long settings that the ledger can't see stay in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Until {
+    /// PostgreSQL reports them, before its next ReadyForQuery.
+    Reported,
     /// The transaction's end.
     Ready,
     /// DISCARD ALL, or the client's end.
@@ -851,14 +924,27 @@ pub enum Teaching {
     /// By its Parse.
     AsItIs,
     /// By its Parse, but as a statement that nobody shares: settings are in force that are not known.
-    AsOnesOwn,
-    /// By its Parse between these two statements, which change settings and change them back.
-    Under {
-        /// To what they were when the statement was parsed.
-        before: Vec<u8>,
-        /// To what the client's are now.
-        after: Vec<u8>,
-    },
+    AsOnesOwn(Option<Switch>),
+    /// By its Parse between two statements.
+    Under(Switch),
+}
+
+/// Two statements around a Parse, which change settings and change them back.
+#[derive(Debug)]
+pub struct Switch {
+    /// To what they were when the statement was parsed.
+    pub before: Vec<u8>,
+    /// To what the client's are now.
+    pub after: Vec<u8>,
+}
+
+impl Switch {
+    fn between(now: &Settings, then: &Settings) -> Option<Self> {
+        (!then.parses_like(now)).then(|| Self {
+            before: parameters::switch(now, then),
+            after: parameters::switch(then, now),
+        })
+    }
 }
 
 /// See [`VirtualSession::unnamed_for`].
@@ -866,9 +952,9 @@ pub enum Teaching {
 pub enum UnnamedStep<'a> {
     /// The backend holds it.
     Agrees(&'a Effects),
-    /// This definition must be parsed first.
-    Parse(&'a [u8], &'a Effects),
-    /// Another client's must be closed first, so that this one gets PostgreSQL's own 26000.
+    /// This definition must be parsed first, perhaps under other settings.
+    Parse(&'a [u8], &'a Effects, Option<Switch>),
+    /// Another client's, or an older one of its own, must be closed first, so that it gets PostgreSQL's own 26000.
     Close,
     /// Neither the client nor the backend has one.
     Unknown,

@@ -68,8 +68,13 @@ impl Settings {
 
     /// The value of a setting, whatever the capitals of its name.
     pub fn value(&self, name: &str) -> Option<&str> {
+        self.entry(name).map(|(_, value)| value.as_ref())
+    }
+
+    /// The same with its name as it is spelt here.
+    pub fn entry(&self, name: &str) -> Option<&Setting> {
         let at = self.entries.binary_search_by(|(other, _)| compare(other, name)).ok()?;
-        self.entries.get(at).map(|(_, value)| value.as_ref())
+        self.entries.get(at)
     }
 
     /// The same with one entry set (`Some`) or taken out (`None`).
@@ -81,6 +86,12 @@ impl Settings {
             .filter(|(other, _)| compare(other, name).is_ne())
             .cloned();
         Self::new(others.chain(value.map(|value| (name.into(), value.into()))))
+    }
+
+    /// The same with these entries only.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(&str) -> bool) -> Self {
+        Self::new(self.entries.iter().filter(|(name, _)| keep(name)).cloned())
     }
 
     /// What distinguishes statements parsed under these settings from others.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use super::parameters::Settings;
 use super::statement_effects::Effects;
@@ -27,12 +27,27 @@ pub struct Statement {
     /// The settings that it was parsed under.
     pub key: ParseKey,
     proven: AtomicBool,
+    /// Where the key doesn't tell: what it was parsed under, as it turned out.
+    resolved: OnceLock<Arc<Settings>>,
 }
 
 impl Statement {
     /// PostgreSQL has parsed it once: another client's Parse of it needs no backend.
     pub fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
+    }
+
+    /// The settings that it was parsed under, where they are known.
+    pub fn under(&self) -> Option<&Arc<Settings>> {
+        match &self.key {
+            ParseKey::Settings(settings) => Some(settings),
+            ParseKey::Private(_) => self.resolved.get(),
+        }
+    }
+
+    /// It turned out what a private statement was parsed under.
+    pub fn resolve(&self, settings: Arc<Settings>) {
+        let _ = self.resolved.set(settings);
     }
 
     /// See [`Self::is_proven`].
@@ -169,6 +184,7 @@ impl SharedStatements {
             effects: effects(),
             key: key.parse_key.clone(),
             proven: AtomicBool::new(false),
+            resolved: OnceLock::new(),
         });
         by_key.insert(key, Arc::downgrade(&statement));
         statement
