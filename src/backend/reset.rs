@@ -117,6 +117,7 @@ impl Backend {
                 copy_fail(&mut out);
             }
             if owed.sync_missing {
+                fail_group(&mut out);
                 compose::bare_frontend(&mut out, FrontendTag::Sync);
             }
             let ready = owed.ready + usize::from(owed.sync_missing);
@@ -154,6 +155,15 @@ impl Backend {
         }
         Ok(())
     }
+}
+
+/// A Sync would commit what the client never did: the group is made to fail first, by a portal that nobody has.
+fn fail_group(out: &mut BytesMut) {
+    compose::frame(
+        out,
+        FrontendTag::Execute.byte(),
+        &[b"pgsidecar: the client is gone\0", &[0; 4]],
+    );
 }
 
 fn copy_fail(out: &mut BytesMut) {

@@ -162,6 +162,38 @@ async fn trap_42_a_setting_said_and_not_yet_synced_reaches_no_one() {
 }
 
 #[tokio::test]
+async fn trap_42_a_group_that_was_never_synced_is_rolled_back() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut first = client(&sidecar, &database).await;
+    first.ask("CREATE TABLE filled (x int)").await;
+    let backend = first.value("SELECT pg_backend_pid()").await;
+    let insert = [
+        parse("", "INSERT INTO filled VALUES (1)"),
+        bind("", "", &[]),
+        execute("", 0),
+        flush(),
+    ];
+    for parting in [terminate(), bytes::BytesMut::new()] {
+        let mut leaving = client(&sidecar, &database).await;
+        leaving.send(&together(&insert)).await;
+        leaving.expect("1 2 C").await;
+        leaving.send(&parting).await;
+        drop(leaving);
+        assert_eq!(
+            first.value("SELECT count(*) FROM filled").await,
+            "0",
+            "the same as without a pooler"
+        );
+        assert_eq!(
+            first.value("SELECT pg_backend_pid()").await,
+            backend,
+            "and the backend is kept"
+        );
+    }
+}
+
+#[tokio::test]
 async fn trap_51_a_client_gone_amid_copy_in_leaves_no_row_and_no_copy() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
