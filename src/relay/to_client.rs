@@ -132,8 +132,11 @@ impl Exchange {
         }
         self.commit_at_risk = false;
         self.cancel_sent_at = None;
-        self.answered_at = self.query_since.map(|_| std::time::Instant::now());
+        let now = std::time::Instant::now();
+        self.answered_at = Some(now);
         self.finished.query = self.query_since.take().map(|since| since.elapsed());
+        // The next of a pipeline has been running since.
+        self.query_since = (!self.pipeline.is_quiet()).then_some(now);
         if self.pipeline.is_quiet() {
             parties.session.all_reported();
         }

@@ -14,6 +14,7 @@ mod fuzz_corpus;
 mod limits;
 mod metrics;
 mod prepared_statements;
+mod protocol;
 mod startup;
 mod support;
 mod transaction_pooling;
