@@ -15,6 +15,7 @@ mod limits;
 mod metrics;
 mod prepared_statements;
 mod protocol;
+mod settings;
 mod startup;
 mod support;
 mod transaction_pooling;
