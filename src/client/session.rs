@@ -456,7 +456,7 @@ impl Session {
             rules,
             neutral: &self.neutral,
         };
-        match exchange.tell_loss(&report, &mut parties) {
+        match exchange.tell_prelude_failure(&report, &mut parties) {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),
         }

@@ -604,6 +604,17 @@ impl Exchange {
         Aftermath::GoesOn
     }
 
+    /// The client's settings could not be made (the backend must be detached and discarded by now): whatever was sent
+    /// behind them has failed with them; where nothing was, because it waited for them, the message that waits fails.
+    pub fn tell_prelude_failure(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
+        let only_prelude = self.pipeline.len() <= 1 && !self.pipeline.is_unsynced();
+        let aftermath = self.tell_loss(report, parties);
+        if only_prelude && aftermath == Aftermath::GoesOn {
+            self.refuse_next(report, parties);
+        }
+        aftermath
+    }
+
     /// No backend could be had for the client's next message: it is refused in the form of its protocol.
     pub fn refuse_next(&mut self, report: &Report, parties: &mut Parties<'_>) {
         let report = report.clone().with_severity(Severity::Error);

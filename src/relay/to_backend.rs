@@ -667,7 +667,7 @@ impl Exchange {
     /// What must hold before anything of the client's is sent: a backend, one that agrees with the ledger, and for a
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
-        let settled = self.pipeline.is_settled();
+        let (settled, quiet) = (self.pipeline.is_settled(), self.pipeline.is_quiet());
         if self.restore_due && !self.pipeline.is_quiet() {
             return Some(self.await_replies());
         }
@@ -678,9 +678,6 @@ impl Exchange {
             let sql = parties.session.restore_for(&mut lease.state);
             self.restore(sql);
         }
-        if self.pipeline.is_quiet() {
-            self.request_begins();
-        }
         let Some(lease) = self.lease.as_mut() else {
             return Some(Next::NeedsBackend);
         };
@@ -689,6 +686,9 @@ impl Exchange {
             self.prelude_owed = true;
             self.expect(Request::Query, Fate::Swallow, Note::None);
             self.up.say(|out| compose::query(out, &sql));
+        }
+        if quiet {
+            self.request_begins();
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
         (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)

@@ -1,7 +1,7 @@
 //! Protocol-level prepared statements, named and unnamed, over backends that change.
 
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
-use crate::support::raw_client::{RawClient, bind, close, describe, execute, parse, sync, tags, together};
+use crate::support::raw_client::{RawClient, bind, close, describe, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
 /// Two backends, and a client that occupies the one that was used last: the next request goes to the other.
@@ -184,4 +184,322 @@ async fn trap_31_a_text_prepared_anew_knows_the_changed_table() {
         client.send(&run("new")).await;
         client.expect("2 C Z").await;
     }
+}
+
+/// A client whose startup settings differ: used in turn with another, it makes every backend change its settings.
+async fn client_with(sidecar: &Sidecar, database: &Database, settings: &[(&str, &str)]) -> RawClient {
+    let mut client = RawClient::connect(sidecar.port).await;
+    let settings = [&[("database", database.name.as_str())], settings].concat();
+    client
+        .log_in(USER, PASSWORD, &settings)
+        .await
+        .expect("the login succeeds");
+    client
+}
+
+async fn one_backend(database: &Database) -> Sidecar {
+    Sidecar::builder(database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await
+}
+
+fn run(statement: &str) -> [bytes::BytesMut; 3] {
+    [bind("", statement, &[]), execute("", 0), sync()]
+}
+
+const LITERAL: &str = "SELECT (timestamptz '2024-03-01 12:00:00' AT TIME ZONE 'UTC')::text";
+
+#[tokio::test]
+async fn trap_28_a_literal_means_what_it_meant_when_it_was_parsed() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut utc = client_with(&sidecar, &database, &[("TimeZone", "UTC")]).await;
+    let mut shanghai = client_with(&sidecar, &database, &[("TimeZone", "Asia/Shanghai")]).await;
+    for (client, expected) in [
+        (&mut utc, "2024-03-01 12:00:00"),
+        (&mut shanghai, "2024-03-01 04:00:00"),
+    ] {
+        client
+            .send(&together(&[&[parse("s", LITERAL)], &run("s")[..]].concat()))
+            .await;
+        assert_eq!(client.expect("1 2 D C Z").await[2].row(), [Some(expected.to_owned())]);
+    }
+    // The name still stands for what was parsed under UTC, on this backend and on one that must parse it again.
+    utc.ask("SET TimeZone = 'Asia/Shanghai'").await;
+    let backend = utc.value("SELECT pg_backend_pid()").await;
+    utc.send(&together(&run("s"))).await;
+    assert_eq!(
+        utc.expect("2 D C Z").await[1].row(),
+        [Some("2024-03-01 12:00:00".to_owned())]
+    );
+    let ended = utc.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;
+    assert!(tags(&ended).ends_with("EZ"));
+    assert_ne!(utc.value("SELECT pg_backend_pid()").await, backend);
+    utc.send(&together(&run("s"))).await;
+    assert_eq!(
+        utc.expect("2 D C Z").await[1].row(),
+        [Some("2024-03-01 12:00:00".to_owned())]
+    );
+    assert_eq!(utc.value("SHOW TimeZone").await, "Asia/Shanghai");
+    // And nobody else's statement was spoilt by that.
+    let mut third = client_with(&sidecar, &database, &[("TimeZone", "Asia/Shanghai")]).await;
+    third
+        .send(&together(&[&[parse("t", LITERAL)], &run("t")[..]].concat()))
+        .await;
+    assert_eq!(
+        third.expect("1 2 D C Z").await[2].row(),
+        [Some("2024-03-01 04:00:00".to_owned())]
+    );
+}
+
+#[tokio::test]
+async fn trap_28_what_is_set_locally_stays_out_of_shared_statements() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut first = client_with(&sidecar, &database, &[]).await;
+    let mut second = client_with(&sidecar, &database, &[]).await;
+    first.ask("CREATE SCHEMA aside").await;
+    first
+        .ask("CREATE TABLE which AS SELECT 'public' AS it; CREATE TABLE aside.which AS SELECT 'aside' AS it")
+        .await;
+    first
+        .send(&query(
+            "BEGIN; SET LOCAL search_path = aside, public; SET LOCAL TimeZone = 'Asia/Shanghai'",
+        ))
+        .await;
+    first.until_ready().await;
+    let both = "SELECT it || (timestamptz '2024-03-01 12:00:00' AT TIME ZONE 'UTC')::text FROM which";
+    first
+        .send(&together(&[&[parse("s", both)], &run("s")[..]].concat()))
+        .await;
+    assert_eq!(
+        first.expect("1 2 D C Z").await[2].row(),
+        [Some("aside2024-03-01 04:00:00".to_owned())]
+    );
+    first.ask("COMMIT").await;
+    second
+        .send(&together(&[&[parse("s", both)], &run("s")[..]].concat()))
+        .await;
+    assert_eq!(
+        second.expect("1 2 D C Z").await[2].row(),
+        [Some("public2024-03-01 12:00:00".to_owned())]
+    );
+}
+
+#[tokio::test]
+async fn trap_29_another_clients_unnamed_statement_is_never_reached() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut owner = client_with(&sidecar, &database, &[]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    let attempts: [&[bytes::BytesMut]; 5] = [
+        &[],
+        // Each of these would have replaced or ended the unnamed statement, had its group not failed before.
+        &[bind("", "nosuch", &[]), parse("", "SELECT 'own'"), sync()],
+        &[bind("", "nosuch", &[]), query("SELECT 1"), sync()],
+        &[bind("", "nosuch", &[]), close('S', ""), sync()],
+        &[parse("", "SELECT nonsense"), sync()],
+    ];
+    for before in attempts {
+        owner.send(&together(&[parse("", "SELECT 'secret'"), sync()])).await;
+        owner.expect("1 Z").await;
+        // Sent as one, so that the second group is decided on before the first is answered.
+        other.send(&together(&[before, &run("")[..]].concat())).await;
+        for _ in 0..=usize::from(!before.is_empty()) {
+            let answer = other.until_ready().await;
+            let codes: Vec<_> = answer.iter().filter(|message| message.tag == b'E').collect();
+            assert_eq!((tags(&answer).as_str(), codes.len()), ("EZ", 1));
+        }
+        other.send(&together(&[describe('S', ""), sync()])).await;
+        assert_eq!(other.expect("E Z").await[0].sqlstate(), "26000");
+        owner.send(&together(&run(""))).await;
+        assert_eq!(owner.expect("2 D C Z").await[1].row(), [Some("secret".to_owned())]);
+    }
+}
+
+#[tokio::test]
+async fn trap_30_sql_and_protocol_share_the_names_of_statements() {
+    let database = Postgres::shared().create_database();
+    let sidecar = two_backends(&database).await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    let prepare = |name: &str| together(&[parse(name, "SELECT 42"), sync()]);
+    client.send(&prepare("s")).await;
+    client.expect("1 Z").await;
+    assert_eq!(client.ask("DEALLOCATE s").await[0].command(), "DEALLOCATE");
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000");
+    assert_eq!(client.ask("DEALLOCATE s").await[0].sqlstate(), "26000");
+    client.send(&prepare("s")).await;
+    client
+        .send(&together(&[&[parse("", "DEALLOCATE s")], &run("")[..]].concat()))
+        .await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("1 Z 1 2 C Z E Z").await[6].sqlstate(), "26000");
+    for all in ["DEALLOCATE ALL", "DISCARD ALL"] {
+        client.send(&prepare("s")).await;
+        client.expect("1 Z").await;
+        assert_eq!(client.ask(all).await[0].command(), all);
+        client.send(&prepare("s")).await;
+        client
+            .send(&together(&[&[parse("", all)], &run("")[..]].concat()))
+            .await;
+        client.send(&prepare("s")).await;
+        client.send(&together(&run("s"))).await;
+        client.expect("1 Z 1 2 C Z 1 Z 2 D C Z").await;
+        client.ask("DEALLOCATE ALL").await;
+    }
+    client.send(&prepare("s")).await;
+    client.expect("1 Z").await;
+    assert_eq!(client.value("EXECUTE s").await, "42");
+    assert_eq!(client.ask("PREPARE s AS SELECT 1").await[0].sqlstate(), "42P05");
+    client.send(&together(&run("s"))).await;
+    client.expect("2 D C Z").await;
+}
+
+/// What one client deallocates or discards is gone for it alone: other clients' statements are made again.
+#[tokio::test]
+async fn trap_30_nobody_else_misses_what_a_client_discards() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut first = client_with(&sidecar, &database, &[]).await;
+    let mut second = client_with(&sidecar, &database, &[]).await;
+    for client in [&mut first, &mut second] {
+        client.send(&together(&[parse("s", "SELECT 42"), sync()])).await;
+        client.expect("1 Z").await;
+    }
+    for (extended, all) in [
+        (false, "DEALLOCATE ALL"),
+        (true, "DEALLOCATE ALL"),
+        (false, "DISCARD ALL"),
+        (true, "DISCARD ALL"),
+    ] {
+        if extended {
+            second
+                .send(&together(&[&[parse("", all)], &run("")[..]].concat()))
+                .await;
+            second.expect("1 2 C Z").await;
+        } else {
+            second.ask(all).await;
+        }
+        first.send(&together(&run("s"))).await;
+        first.expect("2 D C Z").await;
+    }
+}
+
+#[tokio::test]
+async fn trap_31_a_statement_is_parsed_anew_once_its_table_has_changed() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut first = client_with(&sidecar, &database, &[]).await;
+    let mut second = client_with(&sidecar, &database, &[]).await;
+    first.ask("CREATE TABLE kept (x int)").await;
+    let fresh = |name: &str| together(&[&[parse(name, "SELECT * FROM kept")], &run(name)[..]].concat());
+    first.send(&fresh("s")).await;
+    first.expect("1 2 C Z").await;
+    // Past pgsidecar, so that only PostgreSQL's own words tell.
+    Postgres::shared().psql(&database.name, "ALTER TABLE kept ADD y int");
+    first.send(&together(&run("s"))).await;
+    assert_eq!(first.expect("E Z").await[0].sqlstate(), "0A000", "as PostgreSQL has it");
+    first.send(&fresh("s2")).await;
+    first.expect("1 2 C Z").await;
+    second.send(&fresh("s")).await;
+    second.expect("1 2 C Z").await;
+    // Through it: a text that somebody holds already is a new statement.
+    second.ask("ALTER TABLE kept ADD z int").await;
+    first.send(&fresh("s3")).await;
+    first.expect("1 2 C Z").await;
+}
+
+#[tokio::test]
+async fn trap_25_a_statement_that_was_not_parsed_exists_nowhere() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.send(&together(&[parse("s", "SELECT nonsense"), sync()])).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "42703");
+    client
+        .send(&together(&[bind("", "nosuch", &[]), parse("t", "SELECT 1"), sync()]))
+        .await;
+    client.expect("E Z").await;
+    for name in ["s", "t"] {
+        client.send(&together(&run(name))).await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000");
+        client
+            .send(&together(&[&[parse(name, "SELECT 1")], &run(name)[..]].concat()))
+            .await;
+        client.expect("1 2 D C Z").await;
+    }
+    // Gone before its Sync: whoever says the same text next gets a statement that works.
+    let mut gone = client_with(&sidecar, &database, &[]).await;
+    gone.send(&together(&[
+        parse("u", "SELECT 'u'"),
+        bind("", "nosuch", &[]),
+        parse("v", "SELECT 'v'"),
+    ]))
+    .await;
+    drop(gone);
+    for text in ["u", "v"] {
+        client
+            .send(&together(
+                &[&[parse(text, &format!("SELECT '{text}'"))], &run(text)[..]].concat(),
+            ))
+            .await;
+        client.expect("1 2 D C Z").await;
+    }
+}
+
+/// Traps 26, 27 and 32: thousands of statements, of which a backend keeps few.
+#[tokio::test]
+async fn trap_26_27_32_a_small_cache_forgets_no_statement() {
+    const STATEMENTS: usize = 1500;
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .set("POOL__STATEMENT_CACHE_BYTES", "2000")
+        .start_ready()
+        .await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    let all = |make: fn(usize) -> Vec<bytes::BytesMut>| together(&(0..STATEMENTS).flat_map(make).collect::<Vec<_>>());
+    client
+        .send(&all(|n| vec![parse(&format!("s{n}"), &format!("SELECT {n}"))]))
+        .await;
+    client.send(&sync()).await;
+    assert_eq!(client.until_ready().await.len(), STATEMENTS + 1);
+    client
+        .send(&all(|n| vec![bind("", &format!("s{n}"), &[]), execute("", 0)]))
+        .await;
+    client.send(&sync()).await;
+    let answer = client.until_ready().await;
+    let rows: Vec<_> = answer.iter().filter(|message| message.tag == b'D').collect();
+    assert_eq!(rows.len(), STATEMENTS);
+    for (n, row) in rows.iter().enumerate() {
+        assert_eq!(row.row(), [Some(n.to_string())]);
+    }
+    assert!(
+        client
+            .value("SELECT count(*) FROM pg_prepared_statements")
+            .await
+            .parse::<usize>()
+            .unwrap()
+            < 20,
+        "what was forgotten was closed"
+    );
+}
+
+/// A pooler that had to ask a backend for it would keep a driver waiting that prepares before it runs anything.
+#[tokio::test]
+async fn a_parse_that_postgresql_has_proven_needs_no_backend() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut first = client_with(&sidecar, &database, &[]).await;
+    let mut second = client_with(&sidecar, &database, &[]).await;
+    first.send(&together(&[parse("s", "SELECT 1"), query("BEGIN")])).await;
+    first.expect("1 C Z").await;
+    second.send(&together(&[parse("t", "SELECT 1"), sync()])).await;
+    second.expect("1 Z").await;
+    first.send(&together(&[sync(), query("COMMIT")])).await;
+    first.expect("Z C Z").await;
+    second.send(&together(&run("t"))).await;
+    second.expect("2 D C Z").await;
 }

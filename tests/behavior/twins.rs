@@ -18,7 +18,7 @@ use crate::support::sidecar::Sidecar;
 /// Clients at once, each with a table of its own.
 const CLIENTS: usize = 10;
 /// Sessions in the short form.
-const SESSIONS: usize = 120;
+const SESSIONS: usize = 80;
 /// How long a step may wait, for its backend above all; shorter than the raw client's own deadline.
 const PATIENCE: Duration = Duration::from_secs(9);
 /// Steps of one session.

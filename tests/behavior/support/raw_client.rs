@@ -233,6 +233,29 @@ impl RawClient {
         }
     }
 
+    /// Reads one message of any size without keeping it: its tag and the length of its body.
+    pub async fn pass_over(&mut self) -> (u8, usize) {
+        let header = loop {
+            if let Some(header) = Header::peek(&self.received).expect("a well-formed header") {
+                break header;
+            }
+            let read = within(DEADLINE, "a message", self.stream.read_buf(&mut self.received)).await;
+            assert_ne!(read.unwrap_or(0), 0, "the connection was closed");
+        };
+        let mut missing = header.frame_len();
+        while missing > 0 {
+            if self.received.is_empty() {
+                self.received.reserve(64 * 1024);
+                let read = within(DEADLINE, "a message", self.stream.read_buf(&mut self.received)).await;
+                assert_ne!(read.unwrap_or(0), 0, "the connection ends inside a message");
+            }
+            let here = missing.min(self.received.len());
+            let _ = self.received.split_to(here);
+            missing -= here;
+        }
+        (header.tag, header.body_len)
+    }
+
     /// Reads one message; `None` where the connection ends between two.
     pub async fn message_or_end(&mut self) -> Option<Message> {
         loop {
@@ -556,6 +579,20 @@ pub fn flush() -> BytesMut {
 /// A Terminate.
 pub fn terminate() -> BytesMut {
     message(FrontendTag::Terminate, &[])
+}
+
+/// A FunctionCall with binary arguments and result.
+pub fn function_call(oid: u32, arguments: &[&[u8]]) -> BytesMut {
+    let mut body = BytesMut::new();
+    body.put_u32(oid);
+    body.put_slice(&[0, 1, 0, 1]);
+    body.put_u16(u16::try_from(arguments.len()).unwrap());
+    for argument in arguments {
+        body.put_u32(u32::try_from(argument.len()).unwrap());
+        body.put_slice(argument);
+    }
+    body.put_u16(1);
+    message(FrontendTag::FunctionCall, &[&body])
 }
 
 /// A CopyData.

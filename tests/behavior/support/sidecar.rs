@@ -214,6 +214,15 @@ impl Sidecar {
         self.child.id()
     }
 
+    /// The most memory that it has had resident so far, in KiB.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let id = self.child.id().expect("pgsidecar runs");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("Linux tells");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        number.and_then(|kib| kib.parse().ok()).expect("a number of KiB")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("pgsidecar runs");

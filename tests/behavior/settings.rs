@@ -1,0 +1,306 @@
+//! Settings that follow their client from backend to backend, and those that end with the client.
+
+use std::time::Duration;
+
+use pgsidecar::wire::backend_message::TransactionStatus;
+use pgsidecar::wire::compose;
+
+use crate::support::fake_backend::FakeBackend;
+use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
+use crate::support::raw_client::{RawClient, bind, execute, parse, query, sync, tags, together};
+use crate::support::sidecar::Sidecar;
+
+async fn one_backend(database: &Database) -> Sidecar {
+    Sidecar::builder(database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await
+}
+
+async fn client_with(sidecar: &Sidecar, database: &Database, settings: &[(&str, &str)]) -> RawClient {
+    let mut client = RawClient::connect(sidecar.port).await;
+    let settings = [&[("database", database.name.as_str())], settings].concat();
+    client
+        .log_in(USER, PASSWORD, &settings)
+        .await
+        .expect("the login succeeds");
+    client
+}
+
+async fn pins(sidecar: &Sidecar) -> f64 {
+    sidecar.metric("pgsidecar_pins_total", &[]).await.unwrap_or(0.0)
+}
+
+#[tokio::test]
+async fn trap_62_reported_settings_follow_their_clients_over_one_backend() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut first = client_with(
+        &sidecar,
+        &database,
+        &[("TimeZone", "Asia/Tokyo"), ("application_name", "one")],
+    )
+    .await;
+    let mut second = client_with(
+        &sidecar,
+        &database,
+        &[("options", "-c extra_float_digits=-5 -c search_path=aside")],
+    )
+    .await;
+    let neutral = second.value("SHOW TimeZone").await;
+    for round in 0..3 {
+        assert_eq!(first.value("SHOW application_name").await, "one");
+        assert_eq!(first.value("SHOW search_path").await, "\"$user\", public");
+        assert_eq!(second.value("SHOW search_path").await, "aside");
+        assert_eq!(second.value("SHOW extra_float_digits").await, "-5");
+        let (zone, style) = [
+            ("Asia/Tokyo", "ISO, MDY"),
+            ("Europe/Berlin", "German, DMY"),
+            ("UTC", "SQL, DMY"),
+        ][round];
+        assert_eq!(first.value("SHOW TimeZone").await, zone);
+        assert_eq!(first.value("SHOW DateStyle").await, style);
+        assert_eq!(second.value("SHOW TimeZone").await, neutral);
+        if round == 0 {
+            let answer = first
+                .ask("SET TimeZone = 'Europe/Berlin'; SET DateStyle = 'German'")
+                .await;
+            assert_eq!(tags(&answer), "CCSSZ");
+            assert_eq!(first.parameter("TimeZone"), Some("Europe/Berlin"));
+        } else {
+            let group = [
+                parse(
+                    "",
+                    "SELECT set_config('TimeZone', $1, false), set_config('DateStyle', 'SQL', false)",
+                ),
+                bind("", "", &["UTC"]),
+                execute("", 0),
+                sync(),
+            ];
+            first.send(&together(&group)).await;
+            first.expect(["", "1 2 D C S S Z", "1 2 D C Z"][round]).await;
+        }
+    }
+    assert_eq!(pins(&sidecar).await, 0.0);
+}
+
+#[tokio::test]
+async fn trap_56_a_set_that_is_rolled_back_leaves_nothing() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    for end in ["ROLLBACK", "COMMIT"] {
+        client.ask("BEGIN").await;
+        client.ask("SAVEPOINT s").await;
+        client.ask("SET TimeZone = 'Europe/Berlin'").await;
+        assert_eq!(client.parameter("TimeZone"), Some("Europe/Berlin"));
+        client.ask("ROLLBACK TO s").await;
+        client.ask(end).await;
+        assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"));
+        other.value("SELECT 1").await;
+        assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
+    }
+}
+
+/// Trap 60: RESET and DISCARD ALL return to the client's startup parameters, at once and for good.
+#[tokio::test]
+async fn trap_60_a_reset_returns_to_the_startup_parameters() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(
+        &sidecar,
+        &database,
+        &[("TimeZone", "Asia/Tokyo"), ("search_path", "aside")],
+    )
+    .await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    for reset in ["RESET TimeZone", "RESET ALL", "DISCARD ALL", "SET TimeZone TO DEFAULT"] {
+        client.ask("SET TimeZone = 'Europe/Berlin'").await;
+        client
+            .send(&together(&[
+                query(reset),
+                query("SHOW TimeZone"),
+                query("SHOW search_path"),
+            ]))
+            .await;
+        let answers = [
+            client.until_ready().await,
+            client.until_ready().await,
+            client.until_ready().await,
+        ];
+        if reset.starts_with("SET") {
+            // DEFAULT is the backend's own; that is told truly.
+            assert_eq!(client.parameter("TimeZone"), answers[1][1].row()[0].as_deref());
+            continue;
+        }
+        assert_eq!(answers[1][1].row(), [Some("Asia/Tokyo".to_owned())], "{reset}");
+        assert_eq!(answers[2][1].row(), [Some("aside".to_owned())], "{reset}");
+        assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"), "{reset}");
+        assert_eq!(other.value("SHOW search_path").await, "\"$user\", public", "{reset}");
+        assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo", "{reset}");
+        // Rolled back, it has not happened; and what it did not take away reaches nobody.
+        client.ask("SET TimeZone = 'Europe/Berlin'").await;
+        for sql in ["BEGIN", reset, "SELECT 1", "ROLLBACK"] {
+            client.ask(sql).await;
+        }
+        assert_eq!(other.value("SHOW search_path").await, "\"$user\", public", "{reset}");
+        assert_eq!(client.value("SHOW TimeZone").await, "Europe/Berlin", "{reset}");
+    }
+}
+
+/// A setting that the role may no longer make: nothing of the client's is run without it.
+#[tokio::test]
+async fn a_prelude_that_fails_lets_no_statement_of_the_client_run() {
+    let cluster = Postgres::shared();
+    let database = cluster.create_database();
+    let role = format!("{}_team", database.name);
+    cluster.psql(
+        &database.name,
+        &format!("CREATE ROLE {role}; GRANT {role} TO {USER}; GRANT ALL ON SCHEMA public TO {role}"),
+    );
+    let sidecar = one_backend(&database).await;
+    let mut plain = client_with(&sidecar, &database, &[]).await;
+    plain
+        .ask("CREATE TABLE kept (x text); GRANT ALL ON kept TO PUBLIC")
+        .await;
+    let mut member = client_with(&sidecar, &database, &[("role", &role)]).await;
+    assert_eq!(member.value("SELECT current_user").await, role);
+    assert_eq!(plain.value("SELECT current_user").await, USER);
+    cluster.psql("postgres", &format!("REVOKE {role} FROM {USER}"));
+    let insert = "INSERT INTO kept VALUES (current_user)";
+    let extended = |first: &str| {
+        together(&[
+            parse("", first),
+            bind("", "", &[]),
+            execute("", 0),
+            parse("", insert),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ])
+    };
+    let attempts = [
+        (query(insert), 1),
+        (query(&format!("ROLLBACK; {insert}")), 1),
+        (together(&[query("SELECT 1"), query("ROLLBACK"), query(insert)]), 3),
+        (extended("SELECT 1"), 1),
+        (extended("COMMIT"), 1),
+        (together(&[extended("SELECT 1"), extended("ROLLBACK")]), 2),
+    ];
+    for (number, (attempt, readies)) in attempts.into_iter().enumerate() {
+        // Whoever had the backend before left it with other settings.
+        plain.value("SELECT 1").await;
+        member.send(&attempt).await;
+        let answer = member.until_ready().await;
+        assert_eq!(
+            (tags(&answer).as_str(), answer[0].sqlstate().as_str()),
+            ("EZ", "42501"),
+            "attempt {number}"
+        );
+        for _ in 1..readies {
+            assert!(tags(&member.until_ready().await).ends_with("EZ"), "attempt {number}");
+        }
+        assert_eq!(plain.value("SELECT count(*) FROM kept").await, "0", "attempt {number}");
+    }
+}
+
+/// A statement that could leave a failed block waits for the prelude, and is then run.
+#[tokio::test]
+async fn the_first_word_behind_a_prelude_may_end_a_transaction() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut plain = client_with(&sidecar, &database, &[]).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    for sql in ["ROLLBACK", "COMMIT", "ROLLBACK; SELECT 1", "END"] {
+        plain.value("SELECT 1").await;
+        let answer = client.ask(sql).await;
+        assert!(tags(&answer).starts_with("NC"), "{sql}: {}", tags(&answer));
+        plain.value("SELECT 1").await;
+        client
+            .send(&together(&[
+                parse("", "ROLLBACK"),
+                bind("", "", &[]),
+                execute("", 0),
+                sync(),
+            ]))
+            .await;
+        client.expect("1 2 N C Z").await;
+        plain.value("SELECT 1").await;
+        client
+            .send(&together(&[
+                parse("s", "ROLLBACK"),
+                bind("", "s", &[]),
+                execute("", 0),
+                sync(),
+            ]))
+            .await;
+        client.expect("1 2 N C Z").await;
+        client.ask("DEALLOCATE s").await;
+    }
+}
+
+#[tokio::test]
+async fn another_identity_never_reaches_another_client() {
+    let cluster = Postgres::shared();
+    let database = cluster.create_database();
+    let role = format!("{}_team", database.name);
+    cluster.psql(&database.name, &format!("CREATE ROLE {role}; GRANT {role} TO {USER}"));
+    let sidecar = Sidecar::builder(&database)
+        .upstream(database.url_as("postgres", crate::support::postgres::SUPERUSER_PASSWORD))
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    for change in [format!("SET SESSION AUTHORIZATION {USER}"), format!("SET ROLE {role}")] {
+        let mut first = RawClient::login(
+            sidecar.port,
+            "postgres",
+            crate::support::postgres::SUPERUSER_PASSWORD,
+            &database.name,
+        )
+        .await;
+        first.ask(&change).await;
+        assert_ne!(first.value("SELECT current_user").await, "postgres");
+        drop(first);
+        let mut second = RawClient::login(
+            sidecar.port,
+            "postgres",
+            crate::support::postgres::SUPERUSER_PASSWORD,
+            &database.name,
+        )
+        .await;
+        assert_eq!(
+            second.value("SELECT session_user || current_user").await,
+            "postgrespostgres"
+        );
+    }
+}
+
+/// Trap 63: the server's configuration changed while a backend was idle.
+#[tokio::test]
+async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwarded() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login().await?;
+        loop {
+            let asked = session.until(b'Q').await?;
+            session.complete("SELECT 0", TransactionStatus::Idle).await?;
+            if asked.body.starts_with(b"SELECT 1") {
+                session.delay(Duration::from_millis(50)).await;
+                let mut out = bytes::BytesMut::new();
+                compose::parameter_status(&mut out, "TimeZone", "Asia/Tokyo");
+                session.send(&out).await?;
+            }
+        }
+    })
+    .await;
+    let sidecar = fake.sidecar().set("POOL__MAX_SIZE", "1").start().await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, crate::support::fake_backend::DATABASE).await;
+    for _ in 0..2 {
+        assert_eq!(tags(&client.ask("SELECT 1").await), "CZ");
+        assert!(
+            client.silent_for(Duration::from_millis(300)).await,
+            "it is not the client's"
+        );
+    }
+    assert_eq!(fake.sessions().len(), 1, "the backend is kept");
+}
