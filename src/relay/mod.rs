@@ -133,6 +133,8 @@ pub struct Exchange {
     unsure: Unsure,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
+    /// A RESET, or what includes one, has run in the transaction at hand.
+    reset_ran: bool,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
@@ -253,6 +255,7 @@ impl Exchange {
             forgetting,
             unsure,
             undone,
+            reset_ran,
             last_words,
             new_pins,
             catalog_changed,
@@ -284,6 +287,7 @@ impl Exchange {
         *forgetting = Default::default();
         *unsure = Default::default();
         *undone = Default::default();
+        *reset_ran = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
         *catalog_changed = Default::default();

@@ -254,6 +254,10 @@ impl Exchange {
             return Some(stop);
         }
         let note = parties.session.close(name)?;
+        if self.pipeline.is_unsynced() {
+            self.pass_deallocate(header, note, parties);
+            return Some(Next::Done);
+        }
         // A Query it is all the same, and ends the unnamed statement: an entry that says nothing stands for that.
         let ended = parties.session.forget_unnamed(None);
         self.expect(Request::FunctionCall, Fate::Answer(Bytes::new()), ended);
@@ -263,6 +267,20 @@ impl Exchange {
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
+    }
+
+    /// A DEALLOCATE inside a group ends the group's implicit transaction, so PostgreSQL must have one.
+    fn pass_deallocate(&mut self, header: Header, closed: Note, parties: &mut Parties<'_>) {
+        let victim = parties.session.unused_name();
+        let ended = parties
+            .session
+            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        self.up.say(|out| compose::parse(out, &victim, b"\0\0\0"));
+        self.expect(Request::Parse, Fate::Swallow, ended);
+        self.up
+            .say(|out| compose::query(out, &[b"DEALLOCATE ", victim.as_slice()].concat()));
+        self.expect(Request::Query, Fate::Forward, closed);
+        self.up.skip(header);
     }
 
     /// Bind of `DEALLOCATE name` where the name is a protocol-level one: the backend is given a statement to deallocate

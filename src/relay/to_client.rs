@@ -163,9 +163,13 @@ impl Exchange {
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             let undone = std::mem::take(&mut self.undone);
+            let reset_ran = std::mem::take(&mut self.reset_ran);
+            if reset_ran || self.pipeline.is_settled() {
+                parties.session.reset_decided(undone || !reset_ran);
+            }
             // While more is under way, what is local to it may be in force already.
             if self.pipeline.is_settled() {
-                parties.session.transaction_ended(undone);
+                parties.session.transaction_ended();
             }
         }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
@@ -182,18 +186,19 @@ impl Exchange {
     /// Some commands are known by their tags better than by their texts, in either protocol.
     fn on_command_tag(&mut self, header: Header, parties: &mut Parties<'_>) {
         let tag = self.down.whole_body(header).and_then(|body| command_tag(body).ok());
-        let Some(lease) = self.lease.as_mut() else {
+        // A prelude's are ours.
+        let Some(lease) = self.lease.as_mut().filter(|_| !self.prelude_owed) else {
             return;
         };
         match tag {
             Some(b"DISCARD ALL") => {
-                self.undone = false;
+                (self.reset_ran, self.undone) = (true, false);
                 parties.session.discarded_all(&mut lease.state);
             }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
             Some(b"ROLLBACK") => self.undone = true,
             // Whatever was undone before it.
-            Some(b"RESET") => self.undone = false,
+            Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),
             _ => {}
         }
     }

@@ -593,12 +593,16 @@ impl VirtualSession {
     }
 
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
-    /// is over. `undone` when it was, or may have been, rolled back.
-    pub fn transaction_ended(&mut self, undone: bool) {
+    /// is over.
+    pub fn transaction_ended(&mut self) {
         if self.unseen_until <= Until::Ready {
             self.unseen_settings = 0;
         }
         self.settings_touched = false;
+    }
+
+    /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
+    pub fn reset_decided(&mut self, undone: bool) {
         self.rebase = false;
         if let Some(before) = self.before_reset.take()
             && undone

@@ -304,3 +304,32 @@ async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwar
     }
     assert_eq!(fake.sessions().len(), 1, "the backend is kept");
 }
+
+/// A RESET that ran, and whose group failed behind it, has not happened.
+#[tokio::test]
+async fn trap_60_a_reset_in_a_group_that_fails_has_not_happened() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    client.ask("SET TimeZone = 'Europe/Berlin'").await;
+    client.send(&together(&[parse("b", "RESET ALL"), sync()])).await;
+    client.expect("1 Z").await;
+    for _ in 0..2 {
+        let groups = [
+            bind("a", "b", &[]),
+            execute("a", 1),
+            execute("a", 1),
+            sync(),
+            parse("", "SELECT current_setting('TimeZone')"),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ];
+        client.send(&together(&groups)).await;
+        let answer = client.until_ready().await;
+        assert_eq!(tags(&answer), "2CEZ");
+        let answer = client.until_ready().await;
+        assert_eq!(tags(&answer), "12DCZ", "nothing is news");
+        assert_eq!(answer[2].row(), [Some("Europe/Berlin".to_owned())]);
+    }
+}
