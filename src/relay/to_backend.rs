@@ -129,6 +129,7 @@ impl Exchange {
     }
 
     fn on_sync(&mut self, header: Header) -> Next {
+        self.restore_due |= std::mem::take(&mut self.restore_bound);
         let needed = self.lease.is_some() && !self.pipeline.is_answerable();
         if needed {
             self.expect(Request::Sync, Fate::Forward, Note::None);
@@ -540,6 +541,9 @@ impl Exchange {
         if self.unsure.names.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
             return Ok(Next::Held);
         }
+        if self.restore_due && !self.pipeline.is_quiet() {
+            return Ok(self.await_replies());
+        }
         let mut ended = Note::None;
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
@@ -798,7 +802,8 @@ impl Exchange {
             return Some(Next::Held);
         }
         self.forgetting &= !self.pipeline.is_quiet();
-        self.forgetting.then(|| self.await_replies())
+        let wait = self.forgetting || (self.restore_due && !self.pipeline.is_quiet());
+        wait.then(|| self.await_replies())
     }
 
     /// The message at hand is held until everything before it is answered; PostgreSQL is asked not to wait for a Sync.

@@ -186,9 +186,14 @@ impl Exchange {
             return;
         };
         match tag {
-            Some(b"DISCARD ALL") => parties.session.discarded_all(&mut lease.state),
+            Some(b"DISCARD ALL") => {
+                self.undone = false;
+                parties.session.discarded_all(&mut lease.state);
+            }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
             Some(b"ROLLBACK") => self.undone = true,
+            // Whatever was undone before it.
+            Some(b"RESET") => self.undone = false,
             _ => {}
         }
     }
