@@ -1,6 +1,6 @@
 //! One client connection, accept to close.
 //!
-//! [`startup`] reads the first packets, [`authenticate`] proves who the client is ([`credentials`] and [`auth_query`]
+//! [`startup`] reads the first packets, [`mod@authenticate`] proves who the client is ([`credentials`] and [`auth_query`]
 //! know of it), [`greeting`] answers without the database where it can, [`session`] serves. [`context`] is what all of
 //! them are given.
 
