@@ -208,7 +208,7 @@ impl Unsure {
         match note {
             Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
-            Note::None | Note::SequencesForgotten => None,
+            Note::None | Note::Reports(_) | Note::SequencesForgotten => None,
         }
     }
 

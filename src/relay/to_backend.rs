@@ -84,7 +84,7 @@ impl Exchange {
         match tag {
             FrontendTag::Terminate => Ok(Next::Terminated),
             FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => Ok(self.on_copy(header, tag)),
-            FrontendTag::Sync => Ok(self.on_sync(header)),
+            FrontendTag::Sync => Ok(self.on_sync(header, parties)),
             FrontendTag::Authentication => Err(Report::fatal(
                 SqlState::PROTOCOL_VIOLATION,
                 format!("invalid frontend message type {}", header.tag),
@@ -128,11 +128,12 @@ impl Exchange {
         Next::Done
     }
 
-    fn on_sync(&mut self, header: Header) -> Next {
+    fn on_sync(&mut self, header: Header, parties: &mut Parties<'_>) -> Next {
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         let needed = self.lease.is_some() && !self.pipeline.is_answerable();
         if needed {
-            self.expect(Request::Sync, Fate::Forward, Note::None);
+            let note = Note::None.reporting(parties.session.unreported());
+            self.expect(Request::Sync, Fate::Forward, note);
             self.up.pass(header);
         } else {
             self.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
@@ -201,6 +202,7 @@ impl Exchange {
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.apply(&effects, Request::Query, parties);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
+        let note = note.reporting(parties.session.unreported());
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
@@ -495,6 +497,7 @@ impl Exchange {
         if let Some(stop) = self
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
+            .or_else(|| self.before_teaching(&statement, parties))
         {
             return Ok(stop);
         }
@@ -539,7 +542,11 @@ impl Exchange {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
-        if let Some(stop) = self.before_backend(parties, None).or_else(|| self.before_name()) {
+        if let Some(stop) = self
+            .before_backend(parties, None)
+            .or_else(|| self.before_name())
+            .or_else(|| self.before_teaching(&statement, parties))
+        {
             return Ok(stop);
         }
         let statement = self.ensure_parsed(&name, &statement, parties);
@@ -556,12 +563,14 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
-        if self.unsure.names.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
-            return Ok(Next::Held);
+        let is_name = named.target == Target::Statement && !named.name.is_empty();
+        if (is_name || self.restore_due)
+            && let Some(stop) = self.before_name()
+        {
+            return Ok(stop);
         }
-        if self.restore_due && !self.pipeline.is_quiet() {
-            return Ok(self.await_replies());
-        }
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let mut ended = Note::None;
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
@@ -598,6 +607,14 @@ impl Exchange {
         }
         // Whether a group before this one has changed it, and what this one refers to then, is known with its replies.
         if self.unsure.unnamed.before > 0 && self.unsure.unnamed.here == 0 {
+            return Next::Held;
+        }
+        if self.awaits_reports(parties)
+            && self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| parties.session.must_teach_unnamed(&lease.state))
+        {
             return Next::Held;
         }
         let Some(lease) = self.lease.as_mut() else {
@@ -822,6 +839,19 @@ impl Exchange {
         self.forgetting &= !self.pipeline.is_quiet();
         let wait = self.forgetting || (self.restore_due && !self.pipeline.is_quiet());
         wait.then(|| self.await_replies())
+    }
+
+    /// A statement that must be parsed again as it was parsed once waits until it is known what that differs from now.
+    fn before_teaching(&mut self, statement: &Statement, parties: &Parties<'_>) -> Option<Next> {
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(statement);
+        let wait = statement.under().is_some() && !self.lease.as_mut().is_none_or(held) && self.awaits_reports(parties);
+        wait.then_some(Next::Held)
+    }
+
+    /// Settings have changed that a ReadyForQuery on its way will tell.
+    fn awaits_reports(&mut self, parties: &Parties<'_>) -> bool {
+        let number = parties.session.unreported();
+        number != 0 && self.pipeline.pending_mut().any(|note| note.reports() == number)
     }
 
     /// The message at hand is held until everything before it is answered; PostgreSQL is asked not to wait for a Sync.

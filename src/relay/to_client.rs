@@ -112,6 +112,9 @@ impl Exchange {
     fn on_verdict(&mut self, header: Header, verdict: Verdict<Note>, parties: &mut Parties<'_>) -> Result<(), Outcome> {
         if let Some(status) = verdict.ready {
             let ours = verdict.action == Action::Swallow;
+            if let Some((_, note)) = &verdict.completed {
+                parties.session.reported_up_to(note.reports());
+            }
             self.on_ready(status, ours, parties);
             if status != TransactionStatus::Idle && !ours && parties.rules.mode == PoolMode::Statement {
                 return Err(Outcome::TransactionRefused);

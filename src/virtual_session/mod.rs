@@ -148,6 +148,8 @@ pub struct Unnamed {
     effects: Effects,
     /// The settings that it was parsed under, once they are known.
     under: Option<Arc<Settings>>,
+    /// The number of these while they are not.
+    unresolved: u64,
 }
 
 /// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
@@ -170,6 +172,8 @@ pub enum Note {
     SequencesForgotten,
     /// The client's unnamed statement was replaced by its own Parse, or ended by a Query or a Close.
     ChangedUnnamed(ChangedUnnamed),
+    /// A Sync: before its reply PostgreSQL reports what the settings of this number come to.
+    Reports(u64),
 }
 
 /// What a change of the unnamed statement must be undone to. Each knows the one before it, so that any of several that
@@ -179,9 +183,33 @@ pub struct ChangedUnnamed {
     serial: u64,
     serial_before: u64,
     before: Option<Box<Unnamed>>,
+    /// As [`Note::Reports`], of a Query.
+    reports: u64,
 }
 
 impl Note {
+    /// The same for a Query that is sent while settings of this number are under way.
+    #[must_use]
+    pub fn reporting(self, number: u64) -> Self {
+        match self {
+            Self::ChangedUnnamed(change) => Self::ChangedUnnamed(ChangedUnnamed {
+                reports: number,
+                ..change
+            }),
+            Self::None => Self::Reports(number),
+            note => note,
+        }
+    }
+
+    /// The number of the settings that are reported with this reply, which ends with ReadyForQuery; 0 for none.
+    pub const fn reports(&self) -> u64 {
+        match self {
+            Self::Reports(number) => *number,
+            Self::ChangedUnnamed(change) => change.reports,
+            _ => 0,
+        }
+    }
+
     /// The reply has come.
     pub fn confirm(&self) {
         match self {
@@ -222,8 +250,7 @@ pub struct VirtualSession {
     settings_touched: bool,
     /// What changes settings is under way, so that PostgreSQL may report something with its reply.
     reports_due: bool,
-    /// Statements that were parsed under unseen settings, with the number of these: when PostgreSQL has reported them,
-    /// it is known under which.
+    /// Statements that were parsed under unseen settings which PostgreSQL will report, with the number of these.
     unresolved: Vec<(u64, Weak<Statement>)>,
     /// How texts are read under the client's settings.
     lexing: Lexing,
@@ -570,26 +597,38 @@ impl VirtualSession {
         is_news
     }
 
-    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
-    pub fn all_reported(&mut self) {
-        self.reports_due = false;
-        if self.unseen_settings == 0 {
+    /// The number of the settings that a SET under way has made, to be reported with its reply; 0 when there are none.
+    pub const fn unreported(&self) -> u64 {
+        if self.reports_due { self.unseen_settings } else { 0 }
+    }
+
+    /// A ReadyForQuery has come with the reports of settings of this number; later ones may be under way.
+    pub fn reported_up_to(&mut self, number: u64) {
+        if number == 0 {
             return;
         }
-        let (number, known) = (self.unseen_settings, self.unseen_until == Until::Reported);
-        for (under, statement) in std::mem::take(&mut self.unresolved) {
-            if let Some(statement) = statement.upgrade().filter(|_| known && under == number) {
+        // Numbers only grow.
+        for (under, statement) in self.unresolved.extract_if(.., |(under, _)| *under <= number) {
+            if let Some(statement) = statement.upgrade().filter(|_| under == number) {
                 statement.resolve(self.wanted.clone());
             }
         }
-        if let Some(unnamed) = self.unnamed.as_mut().filter(|_| known)
-            && unnamed.under.is_none()
-        {
-            unnamed.under = Some(self.wanted.clone());
+        if let Some(unnamed) = self.unnamed.as_mut().filter(|unnamed| unnamed.unresolved == number) {
+            unnamed.under.get_or_insert_with(|| self.wanted.clone());
         }
-        if known {
-            self.unseen_settings = 0;
+        if number == self.unseen_settings {
+            self.reports_due = false;
+            if self.unseen_until == Until::Reported {
+                self.unseen_settings = 0;
+            }
         }
+    }
+
+    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
+    pub fn all_reported(&mut self) {
+        self.reported_up_to(self.unseen_settings);
+        self.reports_due = false;
+        self.unresolved.clear();
     }
 
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
@@ -681,11 +720,20 @@ impl VirtualSession {
     /// Gives a free name to a definition. Returns the shared statement.
     pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
-        if self.unseen_settings != 0 {
-            self.unresolved.push((self.unseen_settings, Arc::downgrade(&statement)));
+        let unresolved = self.unresolved_number();
+        if unresolved != 0 {
+            self.unresolved.push((unresolved, Arc::downgrade(&statement)));
         }
         self.statements.insert(name, statement.clone());
         statement
+    }
+
+    /// The number of the settings in force that the ledger can't see yet, and will; 0 when there are none.
+    const fn unresolved_number(&self) -> u64 {
+        match self.unseen_until {
+            Until::Reported => self.unseen_settings,
+            _ => 0,
+        }
     }
 
     /// Gives a free name to a definition that PostgreSQL is known to parse, if it is one: that needs no backend.
@@ -747,6 +795,7 @@ impl VirtualSession {
             definition: definition.to_vec(),
             effects,
             under: (self.unseen_settings == 0).then(|| self.wanted.clone()),
+            unresolved: self.unresolved_number(),
         })))
     }
 
@@ -756,12 +805,26 @@ impl VirtualSession {
             serial: self.serial,
             serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
             before: std::mem::replace(&mut self.unnamed, unnamed),
+            reports: 0,
         })
     }
 
     /// The text of the unnamed statement.
     pub fn unnamed_sql(&self) -> Option<&[u8]> {
         self.unnamed.as_ref()?.definition.split(|&byte| byte == 0).next()
+    }
+
+    /// The backend does not hold it, and must be taught it under the settings of then.
+    pub fn must_teach_unnamed(&self, backend: &BackendState) -> bool {
+        let held = |unnamed: &Unnamed| {
+            backend.unnamed
+                == Some(UnnamedId {
+                    client: self.client,
+                    serial: unnamed.serial,
+                })
+        };
+        let unnamed = self.unnamed.as_ref().filter(|unnamed| unnamed.under.is_some());
+        unnamed.is_some_and(|unnamed| !held(unnamed))
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
@@ -814,7 +877,7 @@ impl VirtualSession {
         pending: impl Iterator<Item = &'a mut Note>,
     ) {
         match note {
-            Note::None => {}
+            Note::None | Note::Reports(_) => {}
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {

@@ -253,6 +253,86 @@ async fn trap_28_a_literal_means_what_it_meant_when_it_was_parsed() {
     );
 }
 
+/// Ends the client's backend, so that the next request is another's.
+async fn lose_backend(client: &mut RawClient) {
+    let ended = client.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;
+    assert!(tags(&ended).ends_with("EZ"));
+}
+
+#[tokio::test]
+async fn trap_28_a_statement_between_two_sets_of_one_burst_keeps_what_the_first_made_of_it() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "UTC")]).await;
+    let shanghai = || query("SET TimeZone = 'Asia/Shanghai'");
+    let prepare = || together(&[parse("s", LITERAL), sync()]);
+    client
+        .send(&together(&[shanghai(), prepare(), query("SET TimeZone = 'UTC'")]))
+        .await;
+    client.expect("C S Z 1 Z C S Z").await;
+    for _ in 0..2 {
+        client.send(&together(&run("s"))).await;
+        let row = client.expect("2 D C Z").await[1].row();
+        assert_eq!(row, [Some("2024-03-01 04:00:00".to_owned())]);
+        lose_backend(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn trap_28_a_statement_that_is_taught_behind_a_set_keeps_its_own_meaning() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    for (name, prepared, behind) in [
+        ("s", parse("s", LITERAL), vec![query("SET TimeZone = 'Asia/Shanghai'")]),
+        (
+            "",
+            parse("", LITERAL),
+            [&[parse("set", "SET TimeZone = 'Asia/Shanghai'")], &run("set")[..]].concat(),
+        ),
+    ] {
+        let mut client = client_with(&sidecar, &database, &[("TimeZone", "UTC")]).await;
+        client.send(&together(&[prepared, sync()])).await;
+        client.expect("1 Z").await;
+        // By protocol, because a Query would end the unnamed statement.
+        let end = [
+            parse("end", "SELECT pg_terminate_backend(pg_backend_pid())"),
+            bind("", "end", &[]),
+            execute("", 0),
+            close('S', "end"),
+            sync(),
+        ];
+        client.send(&together(&end)).await;
+        client.until_ready().await;
+        let used = [behind, run(name).to_vec()].concat();
+        client.send(&together(&used)).await;
+        client.until_ready().await;
+        let row = client.expect("2 D C Z").await[1].row();
+        assert_eq!(row, [Some("2024-03-01 12:00:00".to_owned())], "of {name:?}");
+    }
+}
+
+/// What DEALLOCATE ALL has taken away does not come back when a Close behind it is never reached.
+#[tokio::test]
+async fn trap_30_a_skipped_close_brings_nothing_back_that_was_deallocated_before_it() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.send(&together(&[parse("s", "SELECT 1"), sync()])).await;
+    client.expect("1 Z").await;
+    let group = [
+        parse("", "DEALLOCATE ALL"),
+        bind("", "", &[]),
+        execute("", 0),
+        execute("nosuch", 0),
+        close('S', "s"),
+        sync(),
+    ];
+    client.send(&together(&group)).await;
+    client.expect("1 2 C E Z").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000");
+}
+
 #[tokio::test]
 async fn trap_28_what_is_set_locally_stays_out_of_shared_statements() {
     let database = Postgres::shared().create_database();

@@ -73,6 +73,8 @@ impl Step {
 
 #[derive(Debug, Clone)]
 struct Session {
+    /// Empties the client's own table: the session before may have broken off.
+    fresh: String,
     startup: Vec<(&'static str, &'static str)>,
     steps: Vec<Step>,
 }
@@ -98,7 +100,11 @@ impl Session {
             startup.push(("search_path", dice.pick(&["aside, public", "public"])));
         }
         let steps = (0..STEPS).map(|_| random_step(dice, client)).collect();
-        Self { startup, steps }
+        Self {
+            fresh: format!("DELETE FROM own_{client}"),
+            startup,
+            steps,
+        }
     }
 
     fn told(&self) -> String {
@@ -527,6 +533,7 @@ async fn converse(
         .log_in(USER, PASSWORD, &startup)
         .await
         .expect("the login succeeds");
+    client.ask(&session.fresh).await;
     let (mut transcript, mut failed) = (Vec::new(), false);
     for (number, step) in session.steps.iter().enumerate() {
         let replies: Vec<String> = match tokio::time::timeout(PATIENCE, play(&mut client, step)).await {
