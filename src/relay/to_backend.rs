@@ -569,6 +569,13 @@ impl Exchange {
         {
             return Ok(stop);
         }
+        // What a RESET took away is made again before the group, not with it.
+        if self.restore_due
+            && self.lease.is_some()
+            && let Some(stop) = self.before_backend(parties, None)
+        {
+            return Ok(stop);
+        }
         let body = self.up.whole_body(header).unwrap_or_default();
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let mut ended = Note::None;

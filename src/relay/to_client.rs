@@ -146,6 +146,8 @@ impl Exchange {
             return;
         }
         let now = std::time::Instant::now();
+        // A block that was ended, and at once another.
+        let is_chained = self.ends_block && self.pipeline.is_quiet() && status == TransactionStatus::InTransaction;
         // What was sent behind this request is still at risk.
         self.commit_at_risk &= !self.pipeline.is_quiet();
         self.ends_block &= !self.pipeline.is_quiet();
@@ -175,6 +177,10 @@ impl Exchange {
                 parties.session.transaction_ended();
             }
         }
+        if self.undone && self.pipeline.is_quiet() && (is_chained || !self.reset_ran) {
+            parties.session.reset_decided(true);
+            self.undone &= !is_chained;
+        }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
         if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
             return;
@@ -202,6 +208,7 @@ impl Exchange {
             Some(b"ROLLBACK") => self.undone = true,
             // Whatever was undone before it.
             Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),
+            Some(b"SET") if parties.session.set_has_run() => (self.reset_ran, self.undone) = (true, false),
             _ => {}
         }
     }

@@ -262,6 +262,8 @@ pub struct VirtualSession {
     /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
     /// value, which is the baseline's.
     rebase: bool,
+    /// A SET to a default is under way.
+    set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
     before_reset: Option<Arc<Settings>>,
 }
@@ -291,6 +293,7 @@ impl VirtualSession {
             reports_due: false,
             unresolved: Vec::new(),
             rebase: false,
+            set_to_default: false,
             before_reset: None,
         };
         session.relex();
@@ -406,11 +409,10 @@ impl VirtualSession {
 
     /// Whether a statement of these effects takes startup settings away.
     pub fn resets_baseline(&self, effects: &Effects) -> bool {
-        let resets = |action: &Action| {
-            matches!(
-                action,
-                Action::DiscardAll | Action::Setting(SettingChange::Reset(_) | SettingChange::ResetAll)
-            )
+        let resets = |action: &Action| match action {
+            Action::DiscardAll | Action::Setting(SettingChange::ResetAll) => true,
+            Action::Setting(change) => change.taken_back().is_some(),
+            _ => false,
         };
         !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
     }
@@ -485,6 +487,10 @@ impl VirtualSession {
     }
 
     fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        if let Some(name) = change.taken_back() {
+            self.set_to_default |= !matches!(change, SettingChange::Reset(_));
+            return self.reset_setting(name, backend, follows);
+        }
         match change {
             // What is local, or reported and so known, ends or is known at the end of the transaction.
             SettingChange::Set {
@@ -515,19 +521,26 @@ impl VirtualSession {
                 self.pins.insert(PinReason::CustomSetting);
                 self.see_not(Until::Discard);
             }
-            SettingChange::Reset(name) => {
-                self.doubt_settings(backend);
-                let name = String::from_utf8_lossy(name);
-                let known = follows(&name);
-                if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
-                    self.forget_setting(&name, backend);
-                    self.want(self.wanted.with(&name, Some(&baseline)));
-                    self.rebase = true;
-                }
-                self.see_not(if known { Until::Reported } else { Until::Ready });
-            }
+            SettingChange::Reset(_) => {}
             SettingChange::ResetAll => self.reset_all(backend),
         }
+    }
+
+    fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        self.doubt_settings(backend);
+        let name = String::from_utf8_lossy(name);
+        let known = follows(&name);
+        if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
+            self.forget_setting(&name, backend);
+            self.want(self.wanted.with(&name, Some(&baseline)));
+            self.rebase = true;
+        }
+        self.see_not(if known { Until::Reported } else { Until::Ready });
+    }
+
+    /// A SET was completed: whether it may have been one to a default, which is a RESET by another name.
+    pub const fn set_has_run(&mut self) -> bool {
+        std::mem::replace(&mut self.set_to_default, false)
     }
 
     fn see_not(&mut self, until: Until) {
@@ -664,8 +677,7 @@ impl VirtualSession {
     /// `reported` tells the settings whose values are known whatever else is in force.
     pub fn teaching(&self, statement: &Arc<Statement>, reported: impl Fn(&str) -> bool) -> Teaching {
         match statement.under() {
-            // COMMIT and the like mean the same under any settings, and may be said in a failed transaction.
-            _ if statement.effects.exits_failed_block => Teaching::AsItIs,
+            _ if reads_no_settings(&statement.effects, statement.sql()) => Teaching::AsItIs,
             None => Teaching::AsItIs,
             Some(then) if self.unseen_settings != 0 => {
                 let (then, now) = (then.only(&reported), self.wanted.only(&reported));
@@ -840,7 +852,9 @@ impl VirtualSession {
                     return UnnamedStep::Agrees(&unnamed.effects);
                 }
                 backend.unnamed = Some(id);
-                let known = unnamed.under.as_ref().filter(|_| self.unseen_settings == 0);
+                let sql = unnamed.definition.split(|&byte| byte == 0).next().unwrap_or_default();
+                let is_tied = self.unseen_settings != 0 || reads_no_settings(&unnamed.effects, sql);
+                let known = unnamed.under.as_ref().filter(|_| !is_tied);
                 let switch = known.and_then(|then| Switch::between(&self.wanted, then));
                 UnnamedStep::Parse(&unnamed.definition, &unnamed.effects, switch)
             }
@@ -944,6 +958,22 @@ impl VirtualSession {
             later.serial_before = change.serial_before;
         }
     }
+}
+
+/// Whether a statement means the same under any settings: COMMIT and the like, which may be said in a failed transaction,
+/// and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a group.
+fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
+    const COMMANDS: [&[u8]; 6] = [
+        b"discard",
+        b"deallocate",
+        b"vacuum",
+        b"cluster",
+        b"reindex",
+        b"checkpoint",
+    ];
+    let word = || sql.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next();
+    effects.exits_failed_block
+        || word().is_some_and(|word| COMMANDS.iter().any(|command| word.eq_ignore_ascii_case(command)))
 }
 
 fn doubt_unnamed(backend: Option<&mut BackendState>) {

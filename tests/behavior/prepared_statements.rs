@@ -333,6 +333,28 @@ async fn trap_30_a_skipped_close_brings_nothing_back_that_was_deallocated_before
     assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000");
 }
 
+/// What would stand ahead of it to make its old settings would make a pipeline of it, in which it refuses to run.
+#[tokio::test]
+async fn trap_28_a_command_that_must_stand_alone_is_taught_without_settings() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    for name in ["s", ""] {
+        let mut client = client_with(&sidecar, &database, &[]).await;
+        let change = "SET TimeZone = 'Asia/Shanghai'";
+        client
+            .send(&together(
+                &[&[parse("set", change), parse(name, "DISCARD ALL")], &run("set")[..]].concat(),
+            ))
+            .await;
+        client.expect("1 1 2 C S Z").await;
+        // Another client replaces the unnamed statement, and DISCARD ALL drops the named ones.
+        let mut other = client_with(&sidecar, &database, &[]).await;
+        other.ask("DISCARD ALL").await;
+        client.send(&together(&run(name))).await;
+        assert_eq!(client.expect("2 C S Z").await[1].command(), "DISCARD ALL");
+    }
+}
+
 #[tokio::test]
 async fn trap_28_what_is_set_locally_stays_out_of_shared_statements() {
     let database = Postgres::shared().create_database();
