@@ -6,6 +6,7 @@
 
 pub mod flow;
 mod lost_transaction;
+mod stale_plan;
 mod to_backend;
 mod to_client;
 
@@ -135,6 +136,10 @@ pub struct Exchange {
     undone: bool,
     /// A RESET, or what includes one, has run in the transaction at hand.
     reset_ran: bool,
+    /// Whether the group at hand can begin again when PostgreSQL calls its first statement stale.
+    second_try: stale_plan::SecondTry,
+    /// The last portal that was bound to a statement whose rows the client was not told of yet.
+    untold_portal: Option<stale_plan::UntoldPortal>,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
@@ -208,7 +213,7 @@ impl Unsure {
         match note {
             Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
-            Note::None | Note::Reports(_) | Note::SequencesForgotten => None,
+            Note::None | Note::Reports(_) | Note::SequencesForgotten | Note::Bound(_) | Note::Described(_) => None,
         }
     }
 
@@ -256,6 +261,8 @@ impl Exchange {
             unsure,
             undone,
             reset_ran,
+            second_try,
+            untold_portal,
             last_words,
             new_pins,
             catalog_changed,
@@ -288,6 +295,8 @@ impl Exchange {
         *unsure = Default::default();
         *undone = Default::default();
         *reset_ran = Default::default();
+        *second_try = Default::default();
+        *untold_portal = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
         *catalog_changed = Default::default();
@@ -311,6 +320,7 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.forget_second_try();
         self.up.mark();
         self.lease = Some(lease);
     }
@@ -396,7 +406,8 @@ impl Exchange {
                 return Poll::Ready(outcome);
             }
             // A reply may be what the client's next message was held for.
-            if matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed {
+            let is_still = matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed;
+            if !self.take_second_try() && is_still {
                 return Poll::Pending;
             }
         }
@@ -571,6 +582,7 @@ impl Exchange {
         let told = self.pipeline.is_skipping();
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
+        self.forget_second_try();
         self.up.forget_pieces();
         self.down.forget_undecided();
         if in_block {

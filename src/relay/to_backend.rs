@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::stale_plan::Columns;
 use super::to_client::is_settable;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
-use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Note, SWITCH_NAME, Teaching, UnnamedStep, VirtualSession};
+use crate::virtual_session::statements::{NamedStatement, Statement};
+use crate::virtual_session::{Described, Note, SWITCH_NAME, Teaching, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{
@@ -417,11 +418,13 @@ impl Exchange {
         };
         let exits = effects.exits_failed_block;
         let statement = parties.session.prepare(parse.name, parse.definition, || effects);
-        let mut held = lease.state.statements.touch(&statement);
+        let generation = parties.session.generation();
+        let mut held = lease.state.statements.touch(&statement, generation);
         let name = parse.name.to_vec();
         let replaced = HEADER_LEN + name.len();
-        if held && self.pipeline.is_failed() && !exits {
-            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way: it gets to see it as a new one.
+        if (held && self.pipeline.is_failed() && !exits) || (!held && lease.state.statements.holds(statement.id)) {
+            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way, or parse it as the catalog is now: it gets to
+            // see it as a new one.
             lease.state.statements.remove(statement.id);
             held = false;
             self.up.say(|out| compose::close_statement(out, &statement.name));
@@ -440,7 +443,7 @@ impl Exchange {
             self.say_due();
             return;
         }
-        self.make_room_for(&statement, parties.rules.backend_statement_bytes);
+        self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Forward, note);
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, replaced - HEADER_LEN, b"", &statement.name)
@@ -484,16 +487,23 @@ impl Exchange {
             }
             Err(cause) => return Err(invalid_message(header, cause)),
         };
+        self.untold_portal = None;
         if head.statement.is_empty() {
             return Ok(self.on_unnamed(header, Request::Bind, parties));
         }
-        let Some(statement) = parties.session.statement(head.statement).cloned() else {
+        let Some(NamedStatement {
+            statement,
+            told,
+            number,
+        }) = parties.session.named(head.statement).cloned()
+        else {
             let offset = head.statement_offset;
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
         let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        let is_first = self.pipeline.is_settled();
         if let Some(stop) = self
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
@@ -508,13 +518,31 @@ impl Exchange {
             }
         }
         self.materialise_named(&statement.effects, Fate::Swallow, parties);
+        if is_first {
+            self.allow_second_try();
+        }
+        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         let statement = self.ensure_parsed(&name, &statement, parties);
+        match self.compare_columns(&statement, told) {
+            Columns::Agree => {}
+            Columns::Unknown => return Ok(self.await_replies()),
+            Columns::Differ => {
+                self.expect_stale_refusal(Request::Bind);
+                let unknown = parties.session.unused_name();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed_behind(out, header, name.len(), &[&portal, b"\0"], &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        if told.is_none() {
+            self.note_portal(&portal, statement.id, number);
+        }
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
         }
         self.apply(&effects, Request::Bind, parties);
-        self.expect(Request::Bind, Fate::Forward, Note::None);
-        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+        self.expect(Request::Bind, Fate::Forward, Note::Bound(statement.id));
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
@@ -530,7 +558,10 @@ impl Exchange {
             if let Some(stop) = self.before_backend(parties, None) {
                 return Ok(stop);
             }
-            self.expect(Request::DescribePortal, Fate::Forward, Note::None);
+            let body = self.up.whole_body(header).unwrap_or_default();
+            let portal = Named::parse(body).map(|named| named.name.to_vec()).unwrap_or_default();
+            let note = self.portal_note(&portal);
+            self.expect(Request::DescribePortal, Fate::Forward, note);
             self.up.pass(header);
             return Ok(Next::Done);
         }
@@ -538,7 +569,13 @@ impl Exchange {
             return Ok(self.on_unnamed(header, Request::DescribeStatement, parties));
         }
         let name = named.name.to_vec();
-        let Some(statement) = parties.session.statement(named.name).cloned() else {
+        let is_first = self.pipeline.is_settled();
+        let Some(NamedStatement {
+            statement,
+            told,
+            number,
+        }) = parties.session.named(named.name).cloned()
+        else {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
@@ -549,9 +586,31 @@ impl Exchange {
         {
             return Ok(stop);
         }
-        let statement = self.ensure_parsed(&name, &statement, parties);
-        self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
+        if is_first {
+            self.allow_second_try();
+        }
         let replaced = HEADER_LEN + 1 + name.len();
+        let statement = self.ensure_parsed(&name, &statement, parties);
+        match self.compare_columns(&statement, told) {
+            Columns::Agree => {}
+            Columns::Unknown => return Ok(self.await_replies()),
+            Columns::Differ => {
+                self.expect_stale_refusal(Request::DescribeStatement);
+                let unknown = parties.session.unused_name();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed(out, header, name.len(), b"S", &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        let note = match told {
+            Some(_) => Note::Bound(statement.id),
+            None => Note::Described(Described {
+                id: statement.id,
+                told: number,
+            }),
+        };
+        self.expect(Request::DescribeStatement, Fate::Forward, note);
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, name.len(), b"S", &statement.name)
         });
@@ -850,7 +909,8 @@ impl Exchange {
 
     /// A statement that must be parsed again as it was parsed once waits until it is known what that differs from now.
     fn before_teaching(&mut self, statement: &Statement, parties: &Parties<'_>) -> Option<Next> {
-        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(statement);
+        let generation = parties.session.generation();
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(statement, generation);
         let wait = statement.under().is_some() && !self.lease.as_mut().is_none_or(held) && self.awaits_reports(parties);
         wait.then_some(Next::Held)
     }
@@ -872,7 +932,8 @@ impl Exchange {
     /// Sees to it that the backend holds a statement of the client's: its Parse travels ahead of the message that uses
     /// it. Returns the statement that the name stands for now.
     fn ensure_parsed(&mut self, name: &[u8], of: &Arc<Statement>, parties: &mut Parties<'_>) -> Arc<Statement> {
-        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of);
+        let generation = parties.session.generation();
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of, generation);
         if self.lease.as_mut().is_none_or(held) {
             return of.clone();
         }
@@ -885,7 +946,17 @@ impl Exchange {
         if let Some(switch) = &switch {
             self.inject(&switch.before);
         }
-        self.make_room_for(&statement, parties.rules.backend_statement_bytes);
+        if let Some(lease) = self
+            .lease
+            .as_mut()
+            .filter(|lease| lease.state.statements.holds(statement.id))
+        {
+            // As it was before the catalog changed.
+            lease.state.statements.remove(statement.id);
+            self.up.say(|out| compose::close_statement(out, &statement.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+        }
+        self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
@@ -917,9 +988,9 @@ impl Exchange {
     }
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
-    fn make_room_for(&mut self, statement: &Arc<Statement>, bytes_max: usize) {
+    fn make_room_for(&mut self, statement: &Arc<Statement>, generation: u64, bytes_max: usize) {
         if let Some(lease) = self.lease.as_mut() {
-            lease.state.statements.insert(statement.clone());
+            lease.state.statements.insert(statement.clone(), generation);
         }
         let evict = |lease: &mut crate::pool::Lease| lease.state.statements.evict(bytes_max);
         while let Some(evicted) = self.lease.as_mut().and_then(evict) {

@@ -1,16 +1,18 @@
 //! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
 
+use super::stale_plan::is_of_a_stale_plan;
 use super::{Exchange, Outcome, Parties};
 use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
-use crate::virtual_session::Note;
+use crate::virtual_session::result_shape::ResultShape;
+use crate::virtual_session::{Described, Note};
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
 use crate::wire::{BackendTag, Header, Report, compose};
 
 /// The longest body that is read as one: reports, parameters, command tags. A longer report passes unread.
-const READ_LEN_MAX: usize = 256 * 1024;
+pub(super) const READ_LEN_MAX: usize = 256 * 1024;
 
 impl Exchange {
     /// Decides on every message of the backend's that has arrived. Returns the length of the message that must be read
@@ -42,6 +44,14 @@ impl Exchange {
             if self.must_be_whole(tag, header) && self.down.whole_body(header).is_none() {
                 return Ok(header.frame_len());
             }
+            let (awaited, is_refused) = self.awaits_columns(header);
+            if awaited > 0 {
+                return Ok(awaited);
+            }
+            if is_refused {
+                self.down.skip(header);
+                continue;
+            }
             self.on_backend_message(tag, header, parties)?;
         }
     }
@@ -54,7 +64,8 @@ impl Exchange {
                 | BackendTag::ParameterStatus
                 | BackendTag::CommandComplete
                 | BackendTag::NoticeResponse
-        );
+        ) || (tag == BackendTag::RowDescription
+            && matches!(self.pipeline.head_note(), Some(Note::Described(_))));
         read && header.body_len <= READ_LEN_MAX
     }
 
@@ -68,10 +79,12 @@ impl Exchange {
         let mut fatal = None;
         match tag {
             BackendTag::ErrorResponse => {
-                self.undone = true;
-                if is_of_a_stale_plan(body) {
-                    parties.session.forget_shared_statements();
+                if is_of_a_stale_plan(body) && self.on_stale_plan(parties) {
+                    self.down.skip(header);
+                    return Ok(());
                 }
+                let body = self.down.whole_body(header).unwrap_or_default();
+                self.undone = true;
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
@@ -123,7 +136,11 @@ impl Exchange {
         if let Some((_, note)) = &verdict.completed {
             self.unsure.end(note);
             note.confirm();
+            if let Note::Described(described) = note {
+                self.on_description(header, *described, parties)?;
+            }
         }
+        self.note_first_answer(&verdict);
         match verdict.action {
             Action::Forward => self.down.pass(header),
             Action::Swallow => self.down.skip(header),
@@ -140,11 +157,35 @@ impl Exchange {
         Ok(())
     }
 
+    /// RowDescription or NoData, where somebody must remember it.
+    fn on_description(
+        &mut self,
+        header: Header,
+        described: Described,
+        parties: &mut Parties<'_>,
+    ) -> Result<(), Outcome> {
+        let shape = match header.backend() {
+            Ok(BackendTag::NoData) => Ok(ResultShape::NONE),
+            _ => ResultShape::of_row_description(self.down.whole_body(header).unwrap_or_default()),
+        };
+        match shape {
+            Ok(shape) => self.note_columns(described, shape, parties),
+            Err(cause) => {
+                return Err(self.broken_backend(&Violation::Malformed {
+                    message: "RowDescription",
+                    cause,
+                }));
+            }
+        }
+        Ok(())
+    }
+
     fn on_ready(&mut self, status: TransactionStatus, ours: bool, parties: &mut Parties<'_>) {
         if ours {
             self.prelude_owed = false;
             return;
         }
+        self.forget_second_try();
         let now = std::time::Instant::now();
         // A block that was ended, and at once another.
         let is_chained = self.ends_block && self.pipeline.is_quiet() && status == TransactionStatus::InTransaction;
@@ -165,6 +206,9 @@ impl Exchange {
         if status == TransactionStatus::Idle {
             // Whoever read the catalog before this commit has read the old one.
             self.catalog_touched |= self.catalog_changed;
+            if self.catalog_changed {
+                parties.session.forget_shared_statements();
+            }
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             let undone = std::mem::take(&mut self.undone);
@@ -290,12 +334,6 @@ impl Exchange {
 fn parting_warning(body: &[u8]) -> Option<Report> {
     let fields = ReportFields::parse(body).ok()?;
     matches!(fields.sqlstate, b"57P01" | b"57P02").then(|| fields.to_report())
-}
-
-/// "cached plan must not change result type", by the name of the function that says so, which is not translated.
-fn is_of_a_stale_plan(body: &[u8]) -> bool {
-    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
-    body.windows(ROUTINE.len()).any(|window| window == ROUTINE)
 }
 
 /// Reported values that no SET makes, and that therefore belong to the backend and not to the client.

@@ -14,6 +14,7 @@ mod ordinary_statement;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
+pub mod result_shape;
 mod session_functions;
 mod set_config;
 mod set_statement;
@@ -30,10 +31,11 @@ use std::sync::{Arc, Weak};
 
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
+use result_shape::ResultShape;
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
-use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
+use statements::{BackendStatements, ClientStatements, NamedStatement, ParseKey, SharedStatements, Statement};
 
 /// The name of statements of ours that are used once, behind their Parse.
 pub const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
@@ -165,7 +167,11 @@ pub enum Note {
     /// The backend was told to close a shared statement.
     Evicted(Arc<Statement>),
     /// A client's name was taken from a statement.
-    Closed(Box<(Box<[u8]>, Arc<Statement>)>),
+    Closed(Box<(Box<[u8]>, NamedStatement)>),
+    /// A Bind of the shared statement of this number: nothing changes, but PostgreSQL may call it stale.
+    Bound(u64),
+    /// A shared statement is described.
+    Described(Described),
     /// The backend's unnamed statement was replaced or removed.
     Unnamed,
     /// The backend was told to forget the values of its sequences.
@@ -225,6 +231,15 @@ pub struct Prepared {
     name: Box<[u8]>,
     statement: Arc<Statement>,
     parsed: bool,
+}
+
+/// See [`Note::Described`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described {
+    /// The shared statement's number.
+    pub id: u64,
+    /// The number of the client's name for it, where the client is told; else 0.
+    pub told: u64,
 }
 
 /// The ledger of one client.
@@ -696,8 +711,10 @@ impl VirtualSession {
             // Wherever else it is taught, it means what it meant.
             own.resolve(under.clone());
         }
-        self.statements.remove(name);
-        self.statements.insert(name, own.clone());
+        if let Some(named) = self.statements.remove(name) {
+            let statement = own.clone();
+            self.statements.put_back(name, NamedStatement { statement, ..named });
+        }
         own
     }
 
@@ -711,7 +728,33 @@ impl VirtualSession {
 
     /// The statement behind a client's name.
     pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.statements.find(name).map(|named| &named.statement)
+    }
+
+    /// The same with what the client was told of its rows.
+    pub fn named(&self, name: &[u8]) -> Option<&NamedStatement> {
         self.statements.find(name)
+    }
+
+    /// PostgreSQL has described a statement.
+    pub fn described(&mut self, described: Described, shape: ResultShape, backend: &mut BackendState) {
+        backend.statements.note_shape(described.id, shape);
+        if described.told != 0 {
+            self.statements.tell(described.told, shape);
+        }
+    }
+
+    /// PostgreSQL called a statement stale that this backend holds. Where nobody knew of the change that made it so,
+    /// everything else that was parsed before is parsed again too.
+    pub fn note_stale(&self, id: u64, backend: &mut BackendState) {
+        if backend.statements.note_stale(id) == Some(self.generation()) {
+            self.forget_shared_statements();
+        }
+    }
+
+    /// Of the catalog, for statements that are parsed now.
+    pub fn generation(&self) -> u64 {
+        self.shared.statements.generation()
     }
 
     /// Bytes of the client's prepared statements.
@@ -768,8 +811,8 @@ impl VirtualSession {
 
     /// Takes a name away.
     pub fn close(&mut self, name: &[u8]) -> Option<Note> {
-        let statement = self.statements.remove(name)?;
-        Some(Note::Closed(Box::new((name.into(), statement))))
+        let named = self.statements.remove(name)?;
+        Some(Note::Closed(Box::new((name.into(), named))))
     }
 
     /// DEALLOCATE ALL ran: no name is left, on this backend either. The unnamed statement has no name.
@@ -891,7 +934,7 @@ impl VirtualSession {
         pending: impl Iterator<Item = &'a mut Note>,
     ) {
         match note {
-            Note::None | Note::Reports(_) => {}
+            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) => {}
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {
@@ -905,12 +948,13 @@ impl VirtualSession {
             }
             Note::Evicted(statement) => {
                 if let Some(backend) = backend {
-                    backend.statements.insert(statement);
+                    // Stale: whatever it was parsed from, it is closed before it is parsed again.
+                    backend.statements.insert(statement, 0);
                 }
             }
             Note::Closed(closed) => {
-                let (name, statement) = *closed;
-                self.statements.insert(&name, statement);
+                let (name, named) = *closed;
+                self.statements.put_back(&name, named);
             }
             Note::SequencesForgotten => {
                 if let Some(backend) = backend {

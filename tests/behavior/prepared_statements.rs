@@ -1,7 +1,9 @@
 //! Protocol-level prepared statements, named and unnamed, over backends that change.
 
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
-use crate::support::raw_client::{RawClient, bind, close, describe, execute, parse, query, sync, tags, together};
+use crate::support::raw_client::{
+    RawClient, bind, close, describe, execute, flush, parse, query, sync, tags, together,
+};
 use crate::support::sidecar::Sidecar;
 
 /// Two backends, and a client that occupies the one that was used last: the next request goes to the other.
@@ -156,34 +158,6 @@ async fn trap_14_an_error_skips_to_sync_and_the_next_batch_runs() {
     let rest = tags(&client.until_ready().await);
     assert!(rest == "EZ" || rest == "2EZ", "{rest}");
     client.expect("1 2 D C Z").await;
-}
-
-#[tokio::test]
-async fn trap_31_a_text_prepared_anew_knows_the_changed_table() {
-    let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database)
-        .set("POOL__MAX_SIZE", "1")
-        .start_ready()
-        .await;
-    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    client.ask("CREATE TABLE changing (x int)").await;
-    let prepare = |name: &str| together(&[parse(name, "SELECT * FROM changing"), sync()]);
-    let run = |name: &str| together(&[bind("", name, &[]), execute("", 0), sync()]);
-    client.send(&prepare("old")).await;
-    client.expect("1 Z").await;
-    client.send(&run("old")).await;
-    client.expect("2 C Z").await;
-    // Over a connection that pgsidecar knows nothing of.
-    Postgres::shared().psql(&database.name, "ALTER TABLE changing ADD y int");
-    client.send(&run("old")).await;
-    assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
-    let other = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    for mut client in [client, other] {
-        client.send(&prepare("new")).await;
-        client.expect("1 Z").await;
-        client.send(&run("new")).await;
-        client.expect("2 C Z").await;
-    }
 }
 
 /// A client whose startup settings differ: used in turn with another, it makes every backend change its settings.
@@ -489,28 +463,274 @@ async fn trap_30_nobody_else_misses_what_a_client_discards() {
     }
 }
 
+/// A table that is changed past pgsidecar, so that only PostgreSQL's own words tell.
+struct ChangingTable {
+    database: Database,
+    columns: u32,
+}
+
+impl ChangingTable {
+    async fn new() -> Self {
+        let database = Postgres::shared().create_database();
+        let (psql, name) = (Postgres::shared(), &database.name);
+        psql.psql(name, "CREATE TABLE changing (x int); GRANT ALL ON changing TO PUBLIC");
+        Self { database, columns: 1 }
+    }
+
+    fn change(&mut self) {
+        self.columns += 1;
+        let sql = format!("ALTER TABLE changing ADD column_{} int", self.columns);
+        Postgres::shared().psql(&self.database.name, &sql);
+    }
+}
+
+const ALL_COLUMNS: &str = "SELECT * FROM changing";
+
+/// How many columns a statement returns.
+async fn columns(client: &mut RawClient, statement: &str) -> usize {
+    client
+        .send(&together(&[
+            bind("", statement, &[]),
+            describe('P', ""),
+            execute("", 0),
+            sync(),
+        ]))
+        .await;
+    let answer = client.expect("2 T C Z").await;
+    usize::from(u16::from_be_bytes([answer[1].body[0], answer[1].body[1]]))
+}
+
+async fn is_refused(client: &mut RawClient, statement: &str) {
+    client.send(&together(&run(statement))).await;
+    let report = client.expect("E Z").await[0].report();
+    assert_eq!(report.sqlstate.as_str(), "0A000");
+    assert_eq!(report.message, "cached plan must not change result type");
+}
+
 #[tokio::test]
-async fn trap_31_a_statement_is_parsed_anew_once_its_table_has_changed() {
-    let database = Postgres::shared().create_database();
-    let sidecar = one_backend(&database).await;
-    let mut first = client_with(&sidecar, &database, &[]).await;
-    let mut second = client_with(&sidecar, &database, &[]).await;
-    first.ask("CREATE TABLE kept (x int)").await;
-    let fresh = |name: &str| together(&[&[parse(name, "SELECT * FROM kept")], &run(name)[..]].concat());
-    first.send(&fresh("s")).await;
-    first.expect("1 2 C Z").await;
-    // Past pgsidecar, so that only PostgreSQL's own words tell.
-    Postgres::shared().psql(&database.name, "ALTER TABLE kept ADD y int");
+async fn trap_31_a_statement_that_sharing_made_stale_is_parsed_again_unseen() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    first.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+    first.expect("1 Z").await;
     first.send(&together(&run("s"))).await;
-    assert_eq!(first.expect("E Z").await[0].sqlstate(), "0A000", "as PostgreSQL has it");
-    first.send(&fresh("s2")).await;
-    first.expect("1 2 C Z").await;
-    second.send(&fresh("s")).await;
-    second.expect("1 2 C Z").await;
-    // Through it: a text that somebody holds already is a new statement.
-    second.ask("ALTER TABLE kept ADD z int").await;
-    first.send(&fresh("s3")).await;
-    first.expect("1 2 C Z").await;
+    first.expect("2 C Z").await;
+    table.change();
+    // Prepared after the change, of which the shared statement knows nothing; described or bound first.
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    second
+        .send(&together(&[parse("t", ALL_COLUMNS), describe('S', "t"), sync()]))
+        .await;
+    let answer = second.expect("1 t T Z").await;
+    assert_eq!(answer[2].body[..2], [0, 2]);
+    assert_eq!(columns(&mut second, "t").await, 2);
+    table.change();
+    let mut third = client_with(&sidecar, &table.database, &[]).await;
+    third
+        .send(&together(&[&[parse("u", ALL_COLUMNS)], &run("u")[..]].concat()))
+        .await;
+    third.expect("1 2 C Z").await;
+    // Prepared before, but never told any columns.
+    assert_eq!(columns(&mut first, "s").await, 3);
+}
+
+/// The Sync comes when the group has failed already: what was sent without it is begun again all the same.
+#[tokio::test]
+async fn trap_31_a_group_whose_sync_is_still_to_come_begins_again() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut client = client_with(&sidecar, &table.database, &[]).await;
+    client.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+    client.expect("1 Z").await;
+    table.change();
+    client.send(&together(&[bind("", "s", &[]), flush()])).await;
+    client.expect("2").await;
+    client.send(&together(&[execute("", 0), sync()])).await;
+    client.expect("C Z").await;
+}
+
+#[tokio::test]
+async fn trap_31_what_is_begun_again_runs_once() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut client = client_with(&sidecar, &table.database, &[("TimeZone", "Asia/Tokyo")]).await;
+    let insert = "INSERT INTO changing VALUES (1) RETURNING *";
+    client.send(&together(&[parse("s", insert), sync()])).await;
+    client.expect("1 Z").await;
+    table.change();
+    // Other settings, so that a prelude stands before it.
+    let mut other = client_with(&sidecar, &table.database, &[]).await;
+    other.ask("SELECT 1").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(
+        client.expect("2 D C Z").await[1].row(),
+        [Some("1".to_owned()), None],
+        "as the table is now"
+    );
+    assert_eq!(client.value("SELECT count(*) FROM changing").await, "1");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
+}
+
+/// The promise of PostgreSQL, on which drivers rely that ask once for a statement's columns.
+#[tokio::test]
+async fn trap_31_a_client_that_was_told_other_columns_is_refused_as_by_postgresql() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut by_statement = client_with(&sidecar, &table.database, &[]).await;
+    let mut by_portal = client_with(&sidecar, &table.database, &[]).await;
+    by_statement
+        .send(&together(&[parse("s", ALL_COLUMNS), describe('S', "s"), sync()]))
+        .await;
+    by_statement.expect("1 t T Z").await;
+    by_portal.send(&together(&[parse("p", ALL_COLUMNS), sync()])).await;
+    by_portal.expect("1 Z").await;
+    assert_eq!(columns(&mut by_portal, "p").await, 1);
+    table.change();
+    for (client, name) in [(&mut by_statement, "s"), (&mut by_portal, "p")] {
+        is_refused(client, name).await;
+        client.send(&together(&[describe('S', name), sync()])).await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
+        // Whatever the backend: this one has never held the statement.
+        lose_backend(client).await;
+        is_refused(client, name).await;
+        // In a block too, which fails.
+        client.ask("BEGIN").await;
+        is_refused(client, name).await;
+        assert_eq!(client.ask("SELECT 1").await[0].sqlstate(), "25P02");
+        client.ask("ROLLBACK").await;
+        // What a driver does about it.
+        client
+            .send(&together(&[close('S', name), parse(name, ALL_COLUMNS), sync()]))
+            .await;
+        client.expect("3 1 Z").await;
+        assert_eq!(columns(client, name).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn trap_31_a_client_that_was_told_these_columns_is_served_by_a_stale_backend() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = two_backends(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    first.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+    first.expect("1 Z").await;
+    let stale = first.value("SELECT pg_backend_pid()").await;
+    table.change();
+    // Told on another backend, which parses it anew.
+    first.ask("BEGIN").await;
+    assert_eq!(first.value("SELECT pg_backend_pid()").await, stale);
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    second
+        .send(&together(&[parse("t", ALL_COLUMNS), describe('S', "t"), sync()]))
+        .await;
+    second.expect("1 t T Z").await;
+    let fresh = second.value("SELECT pg_backend_pid()").await;
+    assert_ne!(fresh, stale);
+    let mut third = client_with(&sidecar, &table.database, &[]).await;
+    third.ask("BEGIN").await;
+    assert_eq!(third.value("SELECT pg_backend_pid()").await, fresh);
+    first.ask("COMMIT").await;
+    second.send(&together(&run("t"))).await;
+    second.expect("2 C Z").await;
+    assert_eq!(second.value("SELECT pg_backend_pid()").await, stale);
+}
+
+/// A second try would repeat what has run, or overtake what stands behind.
+#[tokio::test]
+async fn trap_31_what_cannot_begin_again_fails_once_and_works_from_then_on() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut client = client_with(&sidecar, &table.database, &[]).await;
+    let insert = "INSERT INTO changing VALUES (1)";
+    client
+        .send(&together(&[
+            parse("s", ALL_COLUMNS),
+            parse("insert", insert),
+            parse("count", "SELECT count(*) FROM changing"),
+            sync(),
+        ]))
+        .await;
+    client.expect("1 1 1 Z").await;
+    let insert_first = [bind("", "insert", &[]), execute("", 0)];
+    let one_behind = run("insert");
+    let cases: [(&[bytes::BytesMut], &[bytes::BytesMut], &str, &str); 2] = [
+        (&insert_first, &[], "2 C E Z", "0"),
+        (&[], &one_behind, "E Z 2 C Z", "1"),
+    ];
+    for (before, behind, expected, rows) in cases {
+        table.change();
+        client.send(&together(&[before, &run("s"), behind].concat())).await;
+        let answer = client.expect(expected).await;
+        let error = answer.iter().find(|message| message.tag == b'E').unwrap();
+        assert_eq!(error.sqlstate(), "0A000");
+        client.send(&together(&run("count"))).await;
+        let count = client.expect("2 D C Z").await[1].row();
+        assert_eq!(count, [Some(rows.to_owned())]);
+        client.ask("DELETE FROM changing").await;
+        client.send(&together(&run("s"))).await;
+        client.expect("2 C Z").await;
+    }
+    table.change();
+    client.ask("BEGIN").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
+    client.ask("ROLLBACK").await;
+    client.ask("BEGIN").await;
+    client.send(&together(&run("s"))).await;
+    client.expect("2 C Z").await;
+    client.ask("COMMIT").await;
+}
+
+/// A change that passes pgsidecar is known before PostgreSQL has to refuse anything, in a block too.
+#[tokio::test]
+async fn trap_31_after_a_change_that_passed_statements_are_parsed_again_before_their_use() {
+    let table = ChangingTable::new().await;
+    let sidecar = two_backends(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    first.ask("CREATE TABLE own (x int)").await;
+    first.send(&together(&[parse("s", "SELECT * FROM own"), sync()])).await;
+    first.expect("1 Z").await;
+    second.ask("ALTER TABLE own ADD y int").await;
+    first.ask("BEGIN").await;
+    assert_eq!(columns(&mut first, "s").await, 2);
+    // By its own change as well.
+    first.ask("COMMIT").await;
+    first.ask("BEGIN").await;
+    first.ask("ALTER TABLE own ADD z int").await;
+    is_refused(&mut first, "s").await;
+    first.ask("ROLLBACK").await;
+    assert_eq!(columns(&mut first, "s").await, 2);
+    second.send(&together(&[parse("t", "SELECT * FROM own"), sync()])).await;
+    second.expect("1 Z").await;
+    assert_eq!(columns(&mut second, "t").await, 2);
+}
+
+/// Many backends, each of which held the statement before.
+#[tokio::test]
+async fn trap_31_one_refusal_renews_the_statement_on_every_backend() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = two_backends(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    for client in [&mut first, &mut second] {
+        client.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+        client.expect("1 Z").await;
+        client.ask("BEGIN").await;
+        client.send(&together(&run("s"))).await;
+        client.expect("2 C Z").await;
+    }
+    for client in [&mut first, &mut second] {
+        client.ask("COMMIT").await;
+    }
+    table.change();
+    first.ask("BEGIN").await;
+    first.send(&together(&run("s"))).await;
+    assert_eq!(first.expect("E Z").await[0].sqlstate(), "0A000");
+    // The other backend, inside a block, where nothing could be tried again.
+    second.ask("BEGIN").await;
+    assert_eq!(columns(&mut second, "s").await, 2);
 }
 
 #[tokio::test]
