@@ -809,6 +809,86 @@ async fn trap_26_27_32_a_small_cache_forgets_no_statement() {
     );
 }
 
+/// A text that two clients prepare, and execute eight times between them. Returns how many custom and generic plans the
+/// backend has made of each statement of that text so far, the oldest first.
+async fn plans(sidecar: &Sidecar, database: &Database, settings: &[(&str, &str)]) -> String {
+    let mut one = client_with(sidecar, database, settings).await;
+    let mut two = client_with(sidecar, database, settings).await;
+    for client in [&mut one, &mut two] {
+        client.send(&together(&[parse("s", PLANNED), sync()])).await;
+        client.expect("1 Z").await;
+    }
+    for _ in 0..4 {
+        execute_planned(&mut one).await;
+        execute_planned(&mut two).await;
+    }
+    plans_so_far(&mut one).await
+}
+
+const PLANNED: &str = "SELECT $1::int + 33";
+
+async fn execute_planned(client: &mut RawClient) {
+    client
+        .send(&together(&[bind("", "s", &["1"]), execute("", 0), sync()]))
+        .await;
+    client.expect("2 D C Z").await;
+}
+
+async fn plans_so_far(client: &mut RawClient) -> String {
+    let sql = format!(
+        "SELECT string_agg(custom_plans || '+' || generic_plans, ', ' ORDER BY prepare_time) \
+         FROM pg_prepared_statements WHERE statement = '{PLANNED}'"
+    );
+    client.value(&sql).await
+}
+
+/// Five executions on one backend, whoever's, are what PostgreSQL waits for before it weighs a generic plan. Who wants
+/// none, or wants it at once, says so in PostgreSQL's own word; that is of these clients alone.
+#[tokio::test]
+async fn trap_33_a_plan_cache_mode_is_honoured_for_shared_statements() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let custom = [("options", "-c plan_cache_mode=force_custom_plan")];
+    let generic = [("plan_cache_mode", "force_generic_plan")];
+    assert_eq!(plans(&sidecar, &database, &[]).await, "5+3");
+    assert_eq!(plans(&sidecar, &database, &custom).await, "5+3, 8+0");
+    assert_eq!(plans(&sidecar, &database, &generic).await, "5+3, 8+0, 0+8");
+    assert_eq!(plans(&sidecar, &database, &[]).await, "5+11, 8+0, 0+8");
+    assert_eq!(plans(&sidecar, &database, &custom).await, "5+11, 16+0, 0+8");
+}
+
+#[tokio::test]
+async fn trap_33_a_plan_cache_mode_that_is_set_holds_for_its_client() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    assert_eq!(plans(&sidecar, &database, &[]).await, "5+3");
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.ask("SET plan_cache_mode = force_custom_plan").await;
+    client.send(&together(&[parse("s", PLANNED), sync()])).await;
+    client.expect("1 Z").await;
+    for _ in 0..8 {
+        execute_planned(&mut client).await;
+    }
+    assert_eq!(plans_so_far(&mut client).await, "5+3, 8+0");
+    // One that was prepared before too.
+    client.ask("SET plan_cache_mode = auto").await;
+    for _ in 0..8 {
+        execute_planned(&mut client).await;
+    }
+    assert_eq!(plans_so_far(&mut client).await, "5+3, 8+8");
+}
+
+#[tokio::test]
+async fn trap_33_the_upstreams_options_set_it_for_all() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .variable("PGOPTIONS", "-c plan_cache_mode=force_custom_plan")
+        .start_ready()
+        .await;
+    assert_eq!(plans(&sidecar, &database, &[]).await, "8+0");
+}
+
 /// A pooler that had to ask a backend for it would keep a driver waiting that prepares before it runs anything.
 #[tokio::test]
 async fn a_parse_that_postgresql_has_proven_needs_no_backend() {
