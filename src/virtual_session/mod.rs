@@ -11,6 +11,7 @@ pub mod effects_cache;
 pub mod fingerprint;
 mod keywords;
 mod ordinary_statement;
+mod own_names;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
@@ -29,6 +30,7 @@ mod word_table;
 
 use std::sync::{Arc, Weak};
 
+use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
 use result_shape::ResultShape;
@@ -252,6 +254,8 @@ pub struct VirtualSession {
     /// What the client's settings are, as far as they follow it.
     wanted: Arc<Settings>,
     statements: ClientStatements,
+    /// Of statements that the backend knows as the client says them.
+    own_names: OwnNames,
     unnamed: Option<Box<Unnamed>>,
     /// Of the last change of the unnamed statement.
     unnamed_serial: u64,
@@ -297,6 +301,7 @@ impl VirtualSession {
             neutral_lexing: neutral,
             shared,
             statements: ClientStatements::default(),
+            own_names: OwnNames::default(),
             unnamed: None,
             unnamed_serial: 0,
             serial: 0,
@@ -472,7 +477,10 @@ impl VirtualSession {
             match &step.action {
                 Action::Setting(change) => self.apply_setting(change, backend, &follows),
                 Action::Listen(_) => self.pins.insert(PinReason::Listen),
-                Action::Prepare(_) | Action::Execute(_) => self.pins.insert(PinReason::Prepare),
+                Action::Prepare(name) | Action::Execute(name) => {
+                    self.own_names.insert(name.as_deref());
+                    self.pins.insert(PinReason::Prepare);
+                }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
                 _ => {}
             }
@@ -815,9 +823,23 @@ impl VirtualSession {
         Some(Note::Closed(Box::new((name.into(), named))))
     }
 
+    /// A statement goes to the backend under the client's own name, which only this backend knows from now on.
+    pub fn hand_over(&mut self, name: &[u8]) -> Option<Note> {
+        let note = self.close(name)?;
+        self.own_names.insert(Some(name));
+        self.pins.insert(PinReason::Prepare);
+        Some(note)
+    }
+
+    /// Whether the backend may know a name as the client says it, so that PostgreSQL decides about it.
+    pub fn may_be_own(&self, name: &[u8]) -> bool {
+        self.own_names.contains(name)
+    }
+
     /// DEALLOCATE ALL ran: no name is left, on this backend either. The unnamed statement has no name.
     pub fn deallocated_all(&mut self, backend: &mut BackendState) {
         self.statements.clear();
+        self.own_names.clear();
         backend.statements.clear();
     }
 
