@@ -190,6 +190,10 @@ impl Session {
                     if let Some(lease) = exchange.detach() {
                         lease.park();
                     }
+                    if exchange.is_drained() {
+                        self.context.give_back_exchange(exchange);
+                        return Then::Idle;
+                    }
                     None
                 }
                 Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),

@@ -33,6 +33,8 @@ use flow::Flow;
 
 /// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
 const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
+/// Buffers that one direction may move in a row before the other is looked at.
+const TURN_LEN: usize = 16;
 
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
@@ -229,10 +231,23 @@ impl Unsure {
     }
 }
 
+/// How far one direction has come.
 enum Step {
+    /// It went on, and may or may not have to wait now.
     Moved,
+    /// It had to wait at once.
     Waiting,
     Stop(Outcome),
+}
+
+impl Step {
+    /// The same, behind what happened before it.
+    fn behind(self, before: Self) -> Self {
+        match self {
+            Self::Waiting => before,
+            step => step,
+        }
+    }
 }
 
 impl Exchange {
@@ -377,25 +392,57 @@ impl Exchange {
     }
 
     /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
+    ///
+    /// PostgreSQL's side comes first: a reply that settles the exchange spares a look at the client's socket.
     pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+        // A backend that was sent nothing yet is listened to when the client's message is with it.
+        let mut down = match self.sent_to_backend == 0 && self.down.is_empty() {
+            true => Step::Moved,
+            false => self.poll_down(cx, parties),
+        };
         loop {
-            let up = self.poll_up(cx, parties);
-            if let Step::Stop(outcome) = up {
+            let down_waits = match down {
+                Step::Stop(outcome) => return Poll::Ready(outcome),
+                Step::Waiting => true,
+                Step::Moved => false,
+            };
+            if !down_waits
+                && self.all_is_answered()
+                && let Some(outcome) = self.resting_place(parties)
+            {
                 return Poll::Ready(outcome);
             }
-            let owed = self.pipeline.len();
-            let down = self.poll_down(cx, parties);
-            if let Step::Stop(outcome) = down {
-                return Poll::Ready(outcome);
-            }
+            let up_waits = match self.poll_up(cx, parties) {
+                Step::Stop(outcome) => return Poll::Ready(outcome),
+                Step::Waiting => true,
+                Step::Moved => false,
+            };
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
-            // A reply may be what the client's next message was held for.
-            if matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed {
+            if down_waits && up_waits && self.down.is_written() {
+                return Poll::Pending;
+            }
+            down = self.poll_down(cx, parties);
+            // The client's side has waited: only what PostgreSQL said since could bring it further.
+            if matches!(down, Step::Waiting) {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Something was sent, and all of it is answered.
+    fn all_is_answered(&self) -> bool {
+        self.sent_to_backend > 0 && self.pipeline.owes_nothing()
+    }
+
+    /// Nothing waits and no backend is held: the exchange can be dropped.
+    pub fn is_drained(&self) -> bool {
+        self.lease.is_none()
+            && self.up.is_empty()
+            && self.down.is_empty()
+            && self.pipeline.owes_nothing()
+            && self.lost.is_none()
     }
 
     /// Where the exchange may stop between two messages.
@@ -404,9 +451,7 @@ impl Exchange {
             return Some(Outcome::Noted);
         }
         if self.lease.is_none() {
-            let drained =
-                self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
-            return drained.then_some(Outcome::Drained);
+            return self.is_drained().then_some(Outcome::Drained);
         }
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
             return None;
@@ -428,30 +473,40 @@ impl Exchange {
         self.down.undecided().is_empty() && !self.down.is_amid_message()
     }
 
+    /// Decides on what the client has said, sends it, and reads more, until something must be waited for.
     fn poll_up(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        if !self.up.is_written() {
-            return self.poll_write_up(cx);
+        let mut step = Step::Waiting;
+        for _ in 0..TURN_LEN {
+            if !self.up.is_written() {
+                match self.poll_write_up(cx) {
+                    Step::Moved => step = Step::Moved,
+                    stopped => return stopped.behind(step),
+                }
+            }
+            let whole = match self.scan_client(parties) {
+                Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
+                Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
+                // An answer is awaited first, of what may not have been sent yet.
+                Ok(to_backend::Scan::Held) if self.up.is_written() => return step,
+                Ok(to_backend::Scan::Held) => return self.poll_write_up(cx).behind(step),
+                Ok(to_backend::Scan::Wants(whole)) => whole,
+                Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
+            };
+            if !self.up.is_written() {
+                continue;
+            }
+            if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
+                return step;
+            }
+            match self.up.poll_read(cx, parties.client, whole) {
+                Poll::Pending => return step,
+                Poll::Ready(Ok(1..)) => step = Step::Moved,
+                Poll::Ready(_) => return Step::Stop(Outcome::ClientGone),
+            }
         }
-        let whole = match self.scan_client(parties) {
-            Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
-            Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
-            // An answer is awaited first, of what may not have been sent yet.
-            Ok(to_backend::Scan::Held) if self.up.is_written() => return Step::Waiting,
-            Ok(to_backend::Scan::Held) => return self.poll_write_up(cx),
-            Ok(to_backend::Scan::Wants(whole)) => whole,
-            Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
-        };
-        if !self.up.is_written() {
-            return self.poll_write_up(cx);
-        }
-        if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
-            return Step::Waiting;
-        }
-        match self.up.poll_read(cx, parties.client, whole) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(1..)) => Step::Moved,
-            Poll::Ready(_) => Step::Stop(Outcome::ClientGone),
-        }
+        // The other direction and other clients have their turn.
+        cx.waker().wake_by_ref();
+        Step::Moved
     }
 
     fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
@@ -488,26 +543,39 @@ impl Exchange {
         }
     }
 
+    /// Tells the client what PostgreSQL has said, and reads more, until something must be waited for or all that was
+    /// asked is answered.
     fn poll_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        if !self.down.is_written() {
-            return self.poll_write_down(cx, parties);
+        let mut step = Step::Waiting;
+        for _ in 0..TURN_LEN {
+            if !self.down.is_written() {
+                match self.poll_write_down(cx, parties) {
+                    Step::Moved => step = Step::Moved,
+                    stopped => return stopped.behind(step),
+                }
+            }
+            let whole = match self.scan_backend(parties) {
+                Ok(whole) => whole,
+                Err(outcome) => return Step::Stop(outcome),
+            };
+            if !self.down.is_written() {
+                continue;
+            }
+            if matches!(step, Step::Moved) && self.all_is_answered() {
+                return step;
+            }
+            let Some(lease) = self.lease.as_mut() else {
+                return step;
+            };
+            match self.down.poll_read(cx, &mut lease.stream, whole) {
+                Poll::Pending => return step,
+                Poll::Ready(Ok(1..)) => step = Step::Moved,
+                Poll::Ready(Ok(0)) => return Step::Stop(self.lost_backend("it closed the connection")),
+                Poll::Ready(Err(error)) => return Step::Stop(self.lost_backend(&error.to_string())),
+            }
         }
-        let whole = match self.scan_backend(parties) {
-            Ok(whole) => whole,
-            Err(outcome) => return Step::Stop(outcome),
-        };
-        if !self.down.is_written() {
-            return self.poll_write_down(cx, parties);
-        }
-        let Some(lease) = self.lease.as_mut() else {
-            return Step::Waiting;
-        };
-        match self.down.poll_read(cx, &mut lease.stream, whole) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(1..)) => Step::Moved,
-            Poll::Ready(Ok(0)) => Step::Stop(self.lost_backend("it closed the connection")),
-            Poll::Ready(Err(error)) => Step::Stop(self.lost_backend(&error.to_string())),
-        }
+        cx.waker().wake_by_ref();
+        Step::Moved
     }
 
     fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {

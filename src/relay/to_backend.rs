@@ -184,6 +184,10 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let sql = Query::parse(body).map_err(|cause| invalid_message(header, cause))?.sql;
+        if self.lease.is_none() && parties.session.statement_bytes() == 0 {
+            // Nothing could be answered without a backend: the text is read when there is one.
+            return Ok(Next::NeedsBackend);
+        }
         let effects = self.classify(sql, parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
@@ -347,6 +351,9 @@ impl Exchange {
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
+        }
+        if self.lease.is_none() {
+            return Ok(Next::NeedsBackend);
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),

@@ -117,6 +117,7 @@ impl Exchange {
                 return Err(Outcome::TransactionRefused);
             }
         }
+        let (completed, failed) = (verdict.completed.is_some(), self.pipeline.has_dropped());
         if let Some((_, note)) = &verdict.completed {
             self.unsure.end(note);
             note.confirm();
@@ -133,7 +134,9 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("an error in a COPY that a Sync was sent into")));
         }
         self.undo_dropped(parties);
-        self.say_due();
+        if completed || failed {
+            self.say_due();
+        }
         Ok(())
     }
 
