@@ -135,9 +135,7 @@ impl Ticket<'_> {
 
     /// The limit, once it has passed.
     pub(crate) fn overdue(&self, now: Instant) -> Option<Duration> {
-        self.deadline
-            .filter(|deadline| *deadline <= now)
-            .and_then(|_| self.limit)
+        self.deadline.filter(|deadline| *deadline <= now).and(self.limit)
     }
 }
 

@@ -765,27 +765,30 @@ impl Exchange {
 }
 
 impl Exchange {
-    /// What is to be known of routines and triggers now. Behind a change of the client's own, which the catalog may not
-    /// show to others yet, nothing is.
-    fn suspects(&self, parties: &Parties<'_>) -> Arc<Suspects> {
+    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
+        self.with_suspects(parties, |suspects| Effects {
+            suspects: suspects.fingerprint(),
+            ..classify(sql, parties.session.lexing(), suspects)
+        })
+    }
+
+    /// Looks at what is to be known of routines and triggers now. Behind a change of the client's own, which the catalog
+    /// may not show to others yet, nothing is.
+    fn with_suspects<T>(&self, parties: &Parties<'_>, look: impl FnOnce(&Suspects) -> T) -> T {
         if self.catalog_changed {
-            Arc::new(Suspects::every_mention())
+            look(&Suspects::every_mention())
         } else {
-            parties.rules.pool.knowledge().suspects()
+            look(&parties.rules.pool.knowledge().suspects())
         }
     }
 
-    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
-        let suspects = self.suspects(parties);
-        Effects {
-            suspects: suspects.fingerprint(),
-            ..classify(sql, parties.session.lexing(), &suspects)
-        }
+    fn is_about_suspects_of_now(&self, effects: &Effects, parties: &Parties<'_>) -> bool {
+        self.with_suspects(parties, |suspects| effects.suspects == suspects.fingerprint())
     }
 
     /// The effects of a statement that was prepared earlier: a routine that it calls may be another one by now (trap 57).
     fn effects_now<'a>(&self, kept: &'a Effects, sql: &[u8], parties: &Parties<'_>) -> Cow<'a, Effects> {
-        if kept.suspects == self.suspects(parties).fingerprint() {
+        if self.is_about_suspects_of_now(kept, parties) {
             Cow::Borrowed(kept)
         } else {
             Cow::Owned(self.classify(sql, parties))

@@ -617,7 +617,7 @@ impl Exchange {
             UnnamedStep::Unknown => Effects::NONE,
         };
         let effects = match parties.session.unnamed_sql() {
-            Some(sql) if effects.suspects != self.suspects(parties).fingerprint() => self.classify(sql, parties),
+            Some(sql) if !self.is_about_suspects_of_now(&effects, parties) => self.classify(sql, parties),
             _ => effects,
         };
         if self.prelude_owed && effects.exits_failed_block {

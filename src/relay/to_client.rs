@@ -27,8 +27,8 @@ impl Exchange {
                     }));
                 }
             };
-            // Rows and copy data are most of all bytes: they pass with the run before them.
-            if matches!(header.tag, b'D' | b'd') && self.pipeline.head_is_forwarded() {
+            // Most of all messages: they pass with the run before them.
+            if self.pipeline.passes(header.tag, |note| matches!(note, Note::None)) {
                 self.down.pass(header);
                 continue;
             }
