@@ -470,9 +470,9 @@ impl<N> Pipeline<N> {
     }
 
     /// Whether a frame passes without anything but this queue being concerned: a row, or the reply to a request whose
-    /// note is plain. The request is completed then. Any other frame is for [`Self::on_frame`], which knows all rules.
+    /// note `settles`. The request is completed then. Any other frame is for [`Self::on_frame`], which knows all rules.
     #[inline]
-    pub fn passes(&mut self, tag: u8, is_plain: impl FnOnce(&N) -> bool) -> bool {
+    pub fn passes(&mut self, tag: u8, settles: impl FnOnce(&N) -> bool) -> bool {
         let Some(Item::Entry(Entry {
             request,
             fate: Fate::Forward | Fate::Substitute(..),
@@ -485,15 +485,25 @@ impl<N> Pipeline<N> {
             (b'D' | b'd', _) | (b'T', Request::Query) => return true,
             (b'1', Request::Parse) | (b'2', Request::Bind) | (b'3', Request::Close) => true,
             (b'T' | b'n', Request::DescribePortal) => true,
+            (b'C', Request::Query) if !self.copies() => {
+                self.completed_since_ready = true;
+                return true;
+            }
+            (b'C', Request::Execute) => !self.copies(),
             _ => false,
         };
         // The next reply must be PostgreSQL's, too.
         let next_is_sent = matches!(self.items.get(1), Some(Item::Entry(next)) if !next.fate.is_answer());
-        let passes = completes && next_is_sent && is_plain(note);
+        let passes = completes && next_is_sent && settles(note);
         if passes {
+            self.completed_since_ready |= tag == b'C';
             self.items.pop_front();
         }
         passes
+    }
+
+    fn copies(&self) -> bool {
+        self.copy_both || self.copy_in != CopyIn::None
     }
 
     /// A frame came from the backend. The body is looked at for ReadyForQuery and ErrorResponse only.

@@ -554,9 +554,12 @@ impl Exchange {
                     stopped => return stopped.behind(step),
                 }
             }
-            let whole = match self.scan_backend(parties) {
-                Ok(whole) => whole,
-                Err(outcome) => return Step::Stop(outcome),
+            let whole = match self.down.undecided().is_empty() {
+                true => 0,
+                false => match self.scan_backend(parties) {
+                    Ok(whole) => whole,
+                    Err(outcome) => return Step::Stop(outcome),
+                },
             };
             if !self.down.is_written() {
                 continue;

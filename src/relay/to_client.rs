@@ -28,7 +28,7 @@ impl Exchange {
                 }
             };
             // Most of all messages: they pass with the run before them.
-            if self.pipeline.passes(header.tag, |note| matches!(note, Note::None)) {
+            if !self.is_telling_tag(header) && self.passes(header) {
                 self.down.pass(header);
                 continue;
             }
@@ -44,6 +44,23 @@ impl Exchange {
             }
             self.on_backend_message(tag, header, parties)?;
         }
+    }
+
+    fn passes(&mut self, header: Header) -> bool {
+        let unsure = &mut self.unsure;
+        self.pipeline.passes(header.tag, |note| match note {
+            Note::None => true,
+            Note::ChangedUnnamed(_) => {
+                unsure.end(note);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// It is, or may be, the tag of one of the commands that [`Self::on_command_tag`] knows.
+    fn is_telling_tag(&self, header: Header) -> bool {
+        header.tag == b'C' && matches!(self.down.body_prefix(header).first(), None | Some(b'D' | b'R'))
     }
 
     fn must_be_whole(&self, tag: BackendTag, header: Header) -> bool {
