@@ -275,6 +275,26 @@ impl<N> Pipeline<N> {
         }
     }
 
+    /// The note of the request whose reply comes next.
+    pub fn head_note(&self) -> Option<&N> {
+        match self.items.front()? {
+            Item::Entry(entry) => Some(&entry.note),
+            Item::CopyEnd => None,
+        }
+    }
+
+    /// If the request at the head fails, nothing of its group has run, and nothing was sent behind that. Says whether
+    /// the group's Sync was sent.
+    pub fn fails_alone(&self) -> Option<bool> {
+        let (last, others) = match self.items.back()? {
+            Item::Entry(entry) => (entry.request, self.items.len() - 1),
+            Item::CopyEnd => return None,
+        };
+        let extended = |item: &Item<N>| matches!(item, Item::Entry(entry) if entry.request.is_extended());
+        let synced = last == Request::Sync;
+        ((synced || last.is_extended()) && self.items.iter().take(others).all(extended)).then_some(synced)
+    }
+
     /// Records a request that was sent, or that is answered by us. While PostgreSQL skips to Sync the note is dropped
     /// at once and the request need not be sent: returns whether it must be.
     pub fn expect(&mut self, request: Request, fate: Fate, note: N) -> bool {

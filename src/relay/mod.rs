@@ -6,6 +6,7 @@
 
 pub mod flow;
 mod lost_transaction;
+mod stale_plan;
 mod to_backend;
 mod to_client;
 
@@ -135,6 +136,12 @@ pub struct Exchange {
     unsure: Unsure,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
+    /// A RESET, or what includes one, has run in the transaction at hand.
+    reset_ran: bool,
+    /// Whether the group at hand can begin again when PostgreSQL calls its first statement stale.
+    second_try: stale_plan::SecondTry,
+    /// The last portal that was bound to a statement whose rows the client was not told of yet.
+    untold_portal: Option<stale_plan::UntoldPortal>,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
@@ -208,7 +215,7 @@ impl Unsure {
         match note {
             Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
-            Note::None | Note::SequencesForgotten => None,
+            Note::None | Note::Reports(_) | Note::SequencesForgotten | Note::Bound(_) | Note::Described(_) => None,
         }
     }
 
@@ -268,6 +275,9 @@ impl Exchange {
             forgetting,
             unsure,
             undone,
+            reset_ran,
+            second_try,
+            untold_portal,
             last_words,
             new_pins,
             catalog_changed,
@@ -299,6 +309,9 @@ impl Exchange {
         *forgetting = Default::default();
         *unsure = Default::default();
         *undone = Default::default();
+        *reset_ran = Default::default();
+        *second_try = Default::default();
+        *untold_portal = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
         *catalog_changed = Default::default();
@@ -322,6 +335,7 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.forget_second_try();
         self.up.mark();
         self.lease = Some(lease);
     }
@@ -420,12 +434,12 @@ impl Exchange {
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
-            if down_waits && up_waits && self.down.is_written() {
+            if down_waits && up_waits && self.down.is_written() && !self.take_second_try() {
                 return Poll::Pending;
             }
             down = self.poll_down(cx, parties);
             // The client's side has waited: only what PostgreSQL said since could bring it further.
-            if matches!(down, Step::Waiting) {
+            if matches!(down, Step::Waiting) && !self.take_second_try() {
                 return Poll::Pending;
             }
         }
@@ -638,6 +652,7 @@ impl Exchange {
         let told = self.pipeline.is_skipping();
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
+        self.forget_second_try();
         self.up.forget_pieces();
         self.down.forget_undecided();
         if in_block {
