@@ -474,7 +474,11 @@ async fn trap_80_after_a_failover_backends_of_the_demoted_server_retire_and_new_
     until("the used one too", || stage.server.sessions() == 0).await;
     moved.park();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!((pool.status().idle, other.sessions()), (1, 1), "those of the new server stay");
+    assert_eq!(
+        (pool.status().idle, other.sessions()),
+        (1, 1),
+        "those of the new server stay"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -483,7 +487,10 @@ async fn trap_80_a_server_that_goes_away_is_followed_to_where_its_name_leads() {
     pool.lease(&client(1)).await.unwrap().park();
     *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
     let mut farewell = BytesMut::new();
-    let report = Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection due to administrator command");
+    let report = Report::fatal(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    );
     compose::report(&mut farewell, &report);
     stage.server.say_to_all(&farewell);
     until("the idle one is closed", || pool.status().open == 0).await;
