@@ -290,10 +290,9 @@ impl PoolCore {
         self.coarse_now.load(Ordering::Relaxed)
     }
 
-    /// Moves the coarse clock on. Says how far.
-    pub(crate) fn tick(&self) -> Duration {
-        let now = millis(self.epoch.elapsed());
-        Duration::from_millis(now.saturating_sub(self.coarse_now.swap(now, Ordering::Relaxed)))
+    /// Moves the coarse clock on.
+    pub(crate) fn tick(&self) {
+        self.coarse_now.store(millis(self.epoch.elapsed()), Ordering::Relaxed);
     }
 }
 

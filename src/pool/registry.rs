@@ -199,7 +199,11 @@ impl Registry {
         let core = PoolCore::new(key.clone(), settings, connector, options, metrics, total_cap);
         let pool = Pool::new(core);
         pools.insert(key.clone(), Arc::clone(&pool));
-        tokio::spawn(keeper::keep(Arc::downgrade(&pool), Arc::downgrade(self)));
+        tokio::spawn(keeper::keep(
+            Arc::downgrade(&pool),
+            Arc::downgrade(self),
+            keeper::since_boot,
+        ));
         Ok(pool)
     }
 

@@ -4,7 +4,8 @@ mod fake_server;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -496,6 +497,41 @@ async fn trap_80_a_server_that_goes_away_is_followed_to_where_its_name_leads() {
     until("the idle one is closed", || pool.status().open == 0).await;
     pool.lease(&client(1)).await.unwrap().park();
     assert_eq!((stage.server.logins(), other.logins()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_95_after_a_long_pause_idle_backends_are_closed_and_used_ones_stay() {
+    let stage = Stage::new(&[]).await;
+    let pool = stage.pool();
+    let paused_for = Arc::new(AtomicU64::new(0));
+    let (clock, began) = (Arc::clone(&paused_for), Instant::now());
+    let clock = move || began.elapsed() + Duration::from_secs(clock.load(Ordering::Relaxed));
+    let keeping = tokio::spawn(keeper::keep(Arc::downgrade(&pool), Weak::new(), clock));
+    let (idle, used) = (
+        pool.lease(&client(1)).await.unwrap(),
+        pool.lease(&client(2)).await.unwrap(),
+    );
+    idle.park();
+    paused_for.store(29, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(
+        (pool.status().open, pool.status().idle),
+        (2, 1),
+        "a short pause is none"
+    );
+    paused_for.store(61, Ordering::Relaxed);
+    until("the idle one is closed", || pool.status().open == 1).await;
+    assert_eq!(stage.closed(CloseReason::Broken), 1);
+    used.park();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pool.status().idle, 1, "it has just shown that it lives");
+    keeping.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_95_the_clock_that_tells_a_pause_moves_with_time() {
+    let before = keeper::since_boot();
+    assert!(before > Duration::ZERO && keeper::since_boot() >= before);
 }
 
 #[tokio::test(start_paused = true)]
