@@ -551,13 +551,27 @@ impl Session {
     fn announce_pins(&mut self, exchange: &mut Exchange) {
         exchange.new_pins = false;
         let pins = self.ledger.pins();
+        let statement = exchange.take_pinned_by();
+        let application_name = self.ledger.settings().value("application_name").unwrap_or_default();
+        let mut any = false;
         for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
+            any = true;
             self.context.metrics.pinned(reason.label());
-            tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
+            tracing::info!(
+                pool = %self.pool.key(),
+                client = %self.stream.peer(),
+                application_name,
+                reason = reason.label(),
+                statement = statement.as_deref(),
+                "a client is pinned to its backend"
+            );
         }
         self.announced = pins;
         if let Some(lease) = exchange.lease() {
             lease.set_pin(pins.iter().next());
+            if any && !lease.is_dedicated() && self.settings.mode != PoolMode::Session {
+                self.pool.warn_if_all_are_pinned();
+            }
         }
     }
 

@@ -137,6 +137,8 @@ pub struct Exchange {
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
     pub new_pins: bool,
+    /// The fingerprint of the statement that did so.
+    pinned_by: Option<String>,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
     /// PostgreSQL refused to write (25006): a primary may have become a standby.
@@ -255,6 +257,7 @@ impl Exchange {
             undone,
             last_words,
             new_pins,
+            pinned_by,
             catalog_changed,
             read_only_refused,
             catalog_touched,
@@ -286,6 +289,7 @@ impl Exchange {
         *undone = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
+        *pinned_by = Default::default();
         *catalog_changed = Default::default();
         *read_only_refused = Default::default();
         *catalog_touched = Default::default();
@@ -314,6 +318,20 @@ impl Exchange {
     /// Takes the backend back: to give it up, to clean it, or to look at it.
     pub fn detach(&mut self) -> Option<Lease> {
         self.lease.take()
+    }
+
+    /// The statement, without its literals, that first tied the client since this was last asked. `None` where no text
+    /// did.
+    pub fn take_pinned_by(&mut self) -> Option<String> {
+        self.pinned_by.take()
+    }
+
+    /// Keeps what the log is to say of a pin, while the statement noted last is the one that pins.
+    fn note_pin(&mut self) {
+        self.new_pins = true;
+        if self.pinned_by.is_none() {
+            self.pinned_by = self.lease.as_ref().and_then(Lease::fingerprint);
+        }
     }
 
     /// The backend, while there is one.
@@ -656,6 +674,7 @@ impl Exchange {
                 parties.session.return_to(before);
             }
             self.new_pins = false;
+            self.pinned_by = None;
             self.commit_at_risk = false;
             self.ends_block = false;
             self.prelude_owed = false;

@@ -163,7 +163,10 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        if !LARGE_OBJECT_FUNCTIONS.contains(&oid) && !LARGE_OBJECT_FUNCTIONS_64.contains(&oid) {
+        let is_known = LARGE_OBJECT_FUNCTIONS.contains(&oid) || LARGE_OBJECT_FUNCTIONS_64.contains(&oid);
+        if let Some(lease) = self.lease.as_ref().filter(|_| !is_known) {
+            // It has no text.
+            lease.note_statement(b"", parties.session.lexing());
             self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
@@ -314,7 +317,7 @@ impl Exchange {
                 continue;
             };
             parties.session.pin(PinReason::Prepare);
-            self.new_pins = true;
+            self.note_pin();
             self.up.say(|out| compose::parse(out, name, &statement.definition));
             self.expect(Request::Parse, fate.clone(), note);
             any = true;
@@ -629,6 +632,13 @@ impl Exchange {
                     return Next::Done;
                 }
             }
+            if let (false, Some(lease), Some(sql)) = (
+                effects.pins.is_empty(),
+                self.lease.as_ref(),
+                parties.session.unnamed_sql(),
+            ) {
+                lease.note_statement(sql, parties.session.lexing());
+            }
             self.materialise_named(&effects, Fate::Swallow, parties);
             self.apply(&effects, request, parties);
         }
@@ -733,7 +743,9 @@ impl Exchange {
             let follows = |name: &str| reported.contains(name) && is_settable(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }
-        self.new_pins |= parties.session.pins() != pinned;
+        if parties.session.pins() != pinned {
+            self.note_pin();
+        }
         if effects.catalog_change {
             self.catalog_changed = true;
             self.catalog_touched = true;
@@ -785,7 +797,7 @@ impl Exchange {
     fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {
         self.remember_ledger(parties);
         parties.session.pin(reason);
-        self.new_pins = true;
+        self.note_pin();
     }
 
     /// While nothing was sent, the request may yet go to another backend as if it had never been read.
