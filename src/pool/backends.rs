@@ -293,6 +293,11 @@ impl Pool {
         }
     }
 
+    /// Milliseconds since the pool began, as of a moment ago. One load.
+    pub fn coarse_now(&self) -> u64 {
+        self.core.now()
+    }
+
     /// Waits in line, then for a backend. Whoever is dropped in between gives the place back.
     async fn wait_for_backend(self: &Arc<Self>, client_id: u64) -> Result<(Pooled, Admitted), LeaseError> {
         let mut failures = self.core.failures.subscribe();

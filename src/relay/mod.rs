@@ -34,6 +34,11 @@ use flow::Flow;
 /// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
 const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
 
+/// Bytes of a transfer that is still under way, of which the metrics are told at once.
+const UNCOUNTED_BYTES_MAX: u64 = 1024 * 1024;
+/// How long fewer of them may go untold, in milliseconds.
+const UNCOUNTED_MS_MAX: u64 = 2000;
+
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -157,6 +162,8 @@ pub struct Exchange {
     lost: Option<lost_transaction::LostTransaction>,
     /// What was counted since the last release.
     pub tally: SessionTally,
+    /// When the metrics were last told of it, or when the lease was first waited for, in the pool's coarse milliseconds.
+    tallied_at: Option<u64>,
     /// When the request at hand was sent; `None` while nothing is owed.
     pub query_since: Option<Instant>,
     /// When the transaction at hand began.
@@ -267,6 +274,7 @@ impl Exchange {
             sent_to_backend,
             lost,
             tally,
+            tallied_at,
             query_since,
             transaction_since,
             answered_at,
@@ -299,6 +307,7 @@ impl Exchange {
         *sent_to_backend = Default::default();
         *lost = Default::default();
         *tally = Default::default();
+        *tallied_at = Default::default();
         *query_since = Default::default();
         *transaction_since = Default::default();
         *answered_at = Default::default();
@@ -311,6 +320,7 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.tallied_at = None;
         self.up.mark();
         self.lease = Some(lease);
     }
@@ -417,7 +427,7 @@ impl Exchange {
     }
 
     /// Where the exchange may stop between two messages.
-    fn resting_place(&self, parties: &Parties<'_>) -> Option<Outcome> {
+    fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
         if self.new_pins || self.catalog_touched {
             return Some(Outcome::Noted);
         }
@@ -427,7 +437,7 @@ impl Exchange {
             return drained.then_some(Outcome::Drained);
         }
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
-            return None;
+            return self.is_tally_due(parties).then_some(Outcome::Noted);
         }
         if self.pipeline.status() != TransactionStatus::Idle || !self.up.next_is_incomplete() {
             return None;
@@ -440,6 +450,19 @@ impl Exchange {
             return Some(Outcome::Noted);
         }
         (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
+    }
+
+    /// A long transfer shows in the metrics while it runs: two comparisons and a load each time that the sockets are
+    /// waited for, nothing per message.
+    fn is_tally_due(&mut self, parties: &Parties<'_>) -> bool {
+        let bytes = self.tally.bytes_to_backend + self.tally.bytes_to_client;
+        let now = parties.rules.pool.coarse_now();
+        let since = *self.tallied_at.get_or_insert(now);
+        let is_due = bytes >= UNCOUNTED_BYTES_MAX || (bytes > 0 && now.saturating_sub(since) >= UNCOUNTED_MS_MAX);
+        if is_due {
+            self.tallied_at = Some(now);
+        }
+        is_due
     }
 
     fn down_is_decided(&self) -> bool {
