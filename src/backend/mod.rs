@@ -149,9 +149,10 @@ impl Backend {
 
     /// Takes note of a ParameterStatus that came at any time (trap 63). Says whether the value is a new one.
     pub fn learn_parameter(&mut self, status: &ParameterStatus<'_>) -> bool {
-        let name = String::from_utf8_lossy(status.name);
-        let value = String::from_utf8_lossy(status.value);
-        let changed = self.parameters.set(&name, &value);
+        let Ok(name) = std::str::from_utf8(status.name) else {
+            return false;
+        };
+        let changed = self.parameters.set(name, status.value);
         if changed && name == "in_hot_standby" {
             self.role_changed = true;
         }

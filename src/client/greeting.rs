@@ -88,7 +88,7 @@ pub async fn greet(
     }
     let mut words = opening_words(&authenticated);
     for (name, value) in neutral.iter() {
-        compose::parameter_status(&mut words, name, startup.value(name).unwrap_or(value));
+        compose::parameter_status(&mut words, name, startup.value(name).map_or(value, str::as_bytes));
     }
     closing_words(&mut words, &cancel);
     // Also what equals the server's own value: a reload of its configuration must not change what the client asked for.
@@ -185,8 +185,8 @@ fn closing_words(words: &mut BytesMut, cancel: &ClientCancel) {
 fn neutral_lexing(neutral: &ServerParameters) -> Lexing {
     lexing_of(
         Lexing::default(),
-        neutral.get("standard_conforming_strings"),
-        neutral.get("client_encoding"),
+        neutral.text("standard_conforming_strings"),
+        neutral.text("client_encoding"),
     )
 }
 

@@ -6,6 +6,7 @@ use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
 use crate::virtual_session::Note;
+use crate::virtual_session::pins::PinReason;
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
 use crate::wire::{BackendTag, Header, Report, compose};
 
@@ -202,27 +203,29 @@ impl Exchange {
     /// own doing. What our prelude makes PostgreSQL report is no news to the client.
     fn on_parameter_status(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<(), Outcome> {
         let body = self.down.whole_body(header).unwrap_or_default();
-        let parsed = ParameterStatus::parse(body).ok().and_then(|status| {
-            Some((
-                std::str::from_utf8(status.name).ok()?.to_owned(),
-                String::from_utf8_lossy(status.value).into_owned(),
-            ))
-        });
-        let Some((name, value)) = parsed else {
+        let Ok(status) = ParameterStatus::parse(body) else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
         let mut is_news = !self.prelude_owed;
+        let mut is_beyond_us = false;
         if let Some(lease) = self.lease.as_mut() {
-            lease.learn_parameter(&ParameterStatus {
-                name: name.as_bytes(),
-                value: value.as_bytes(),
-            });
-            if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
-                let neutral = parties.neutral.get(&name).map(str::to_owned);
-                is_news = parties
-                    .session
-                    .reported(&mut lease.state, &name, &value, neutral.as_deref());
+            lease.learn_parameter(&status);
+            let name = std::str::from_utf8(status.name).ok().filter(|name| is_settable(name));
+            let is_utf8 = lease.parameters.get("client_encoding").is_none_or(|it| it == b"UTF8");
+            if let Some(name) = name.filter(|_| !self.prelude_owed && !self.pipeline.is_quiet()) {
+                match std::str::from_utf8(status.value) {
+                    Ok(value) if value.is_ascii() || is_utf8 => {
+                        let neutral = parties.neutral.text(name);
+                        is_news = parties.session.reported(&mut lease.state, name, value, neutral);
+                    }
+                    // In an encoding in which no statement of ours can say it again: it stays where it was made.
+                    _ => is_beyond_us = parties.neutral.get(name) != Some(status.value),
+                }
             }
+        }
+        if is_beyond_us && !parties.session.pins().contains(PinReason::Setting) {
+            parties.session.reported_beyond_us();
+            self.note_pin();
         }
         if is_news {
             self.down.pass(header);

@@ -390,7 +390,7 @@ impl VirtualSession {
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
     /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
-    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a str)>) -> Vec<(String, String)> {
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a [u8])>) -> Vec<(String, Vec<u8>)> {
         if Arc::ptr_eq(&self.told, &self.wanted) {
             return Vec::new();
         }
@@ -402,8 +402,8 @@ impl VirtualSession {
         let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
         let changed = names.filter_map(|name| {
             let (name, neutral) = neutral(name)?;
-            let now = self.wanted.value(name).unwrap_or(neutral);
-            (told.value(name).unwrap_or(neutral) != now).then(|| (name.to_owned(), now.to_owned()))
+            let now = self.wanted.value(name).map_or(neutral, str::as_bytes);
+            (told.value(name).map_or(neutral, str::as_bytes) != now).then(|| (name.to_owned(), now.to_owned()))
         });
         changed.collect()
     }
@@ -568,6 +568,13 @@ impl VirtualSession {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
         }
         is_news
+    }
+
+    /// PostgreSQL reported a value that no statement of ours could say again, because of its encoding: the client stays
+    /// where it was made.
+    pub fn reported_beyond_us(&mut self) {
+        self.pins.insert(PinReason::Setting);
+        self.see_not(Until::Discard);
     }
 
     /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.

@@ -7,7 +7,7 @@ use pgsidecar::wire::compose;
 
 use crate::support::fake_backend::FakeBackend;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
-use crate::support::raw_client::{RawClient, bind, execute, parse, query, sync, tags, together};
+use crate::support::raw_client::{Message, RawClient, bind, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
 async fn one_backend(database: &Database) -> Sidecar {
@@ -303,4 +303,76 @@ async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwar
         );
     }
     assert_eq!(fake.sessions().len(), 1, "the backend is kept");
+}
+
+/// A body of a ParameterStatus.
+fn reports(messages: &[Message], body: &[u8]) -> bool {
+    messages
+        .iter()
+        .any(|message| message.tag == b'S' && &message.body[..] == body)
+}
+
+#[tokio::test]
+async fn a_greeting_and_a_report_say_the_very_bytes_that_the_server_said() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login_with(&[("TimeZone", b"Caf\xe9")]).await?;
+        session.until_query("SELECT 1").await?;
+        let mut out = bytes::BytesMut::new();
+        compose::parameter_status(&mut out, "odd", b"\xff\xfe");
+        compose::frame(&mut out, b'S', &[b"\xe9\0x\0"]);
+        session.send(&out).await?;
+        session.complete("SELECT 0", TransactionStatus::Idle).await?;
+        session.serve().await
+    })
+    .await;
+    let sidecar = fake.sidecar().start().await;
+    let mut client = RawClient::connect(sidecar.port).await;
+    client
+        .startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER), ("database", "fake")])
+        .await;
+    let first = client.message().await;
+    client.prove(PASSWORD, &first).await;
+    let greeting = client.until_ready().await;
+    assert!(reports(&greeting, b"TimeZone\0Caf\xe9\0"), "{greeting:?}");
+    let answer = client.ask("SELECT 1").await;
+    assert!(
+        reports(&answer, b"odd\0\xff\xfe\0") && reports(&answer, b"\xe9\0x\0"),
+        "{answer:?}"
+    );
+    assert_eq!(client.value("SELECT 2").await, "ok");
+}
+
+#[tokio::test]
+async fn a_reported_value_in_an_encoding_that_is_not_utf8_stays_as_it_is_with_its_client() {
+    let database = Postgres::shared_18().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
+    // é in LATIN1; and é in UTF-8, which are two characters there.
+    for (name, hex) in [(&b"caf\xe9"[..], "e9"), (b"caf\xc3\xa9", "c3a9")] {
+        let sql = [b"SET search_path = \"", name, b"\""].concat();
+        let mut set = bytes::BytesMut::new();
+        compose::frame(&mut set, b'Q', &[&sql, b"\0"]);
+        let reported = [b"search_path\0\"", name, b"\"\0"].concat();
+        for port in [database.port, sidecar.port] {
+            let mut client = RawClient::login(port, USER, PASSWORD, &database.name).await;
+            client.ask("SET client_encoding = 'LATIN1'").await;
+            client.send(&set).await;
+            let answer = client.until_ready().await;
+            assert!(reports(&answer, &reported), "{answer:?}");
+            if port == sidecar.port {
+                sidecar
+                    .wait_metric("pgsidecar_backends", &[("state", "pinned")], |pinned| pinned == 1.0)
+                    .await;
+                let mut other = RawClient::login(port, USER, PASSWORD, &database.name).await;
+                assert_eq!(other.value("SHOW search_path").await, "\"$user\", public");
+            }
+            let shown = "SELECT substr(convert_to(current_setting('search_path'), 'LATIN1')::text, 11)";
+            assert_eq!(client.value(shown).await, format!("{hex}22"));
+        }
+        sidecar
+            .wait_metric("pgsidecar_backends", &[("state", "pinned")], |pinned| pinned == 0.0)
+            .await;
+    }
 }

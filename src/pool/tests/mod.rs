@@ -385,7 +385,7 @@ async fn trap_63_a_setting_reported_while_idle_is_learned() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
     pool.lease(&client(1)).await.unwrap().park();
-    assert_eq!(pool.learn().await.unwrap().get("server_version"), Some("15.7"));
+    assert_eq!(pool.learn().await.unwrap().text("server_version"), Some("15.7"));
     let mut status = BytesMut::new();
     compose::parameter_status(&mut status, "TimeZone", "Asia/Shanghai");
     stage.server.say_to_all(&status);
@@ -394,7 +394,7 @@ async fn trap_63_a_setting_reported_while_idle_is_learned() {
     })
     .await;
     let lease = pool.lease(&client(1)).await.unwrap();
-    assert_eq!(lease.parameters.get("TimeZone"), Some("Asia/Shanghai"));
+    assert_eq!(lease.parameters.text("TimeZone"), Some("Asia/Shanghai"));
     assert_eq!(stage.server.logins(), 1);
     lease.park();
 }
