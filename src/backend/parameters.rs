@@ -1,9 +1,26 @@
 //! The settings that PostgreSQL reports by itself (manual: protocol-async, "ParameterStatus").
 
+use crate::virtual_session::lexing_of;
+use crate::virtual_session::sql_lexer::Lexing;
+
 /// More names than any PostgreSQL reports; what a peer sends beyond is dropped.
 const PARAMETERS_MAX: usize = 64;
 /// A longer value is no setting that a client's greeting can carry.
 const VALUE_LEN_MAX: usize = 8 * 1024;
+
+/// Whether a SET can make this reported value, which then belongs to a client; the others belong to the server, or to who
+/// one is there.
+pub fn is_settable(name: &str) -> bool {
+    const OF_THE_SERVER: [&str; 6] = [
+        "server_version",
+        "server_encoding",
+        "integer_datetimes",
+        "is_superuser",
+        "session_authorization",
+        "in_hot_standby",
+    ];
+    !OF_THE_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
 
 /// Reported names and their values, in the order of their first report. Values are bytes: they come in whatever encoding
 /// the server takes for the client's.
@@ -63,6 +80,15 @@ impl ServerParameters {
     /// Every name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.entries.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// How texts are read under these values.
+    pub fn lexing(&self) -> Lexing {
+        lexing_of(
+            Lexing::default(),
+            self.text("standard_conforming_strings"),
+            self.text("client_encoding"),
+        )
     }
 
     /// Whether nothing was reported.

@@ -208,6 +208,7 @@ impl Session {
     fn parts_without_a_word(&self, exchange: &Exchange) -> bool {
         !exchange.catalog_changed
             && !exchange.read_only_refused
+            && exchange.unexplained.is_empty()
             && self.announced.is_empty()
             && self.drain.phase() == Phase::Serving
     }
@@ -268,7 +269,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
@@ -332,7 +333,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         exchange.refuse_next(&report, &mut parties);
     }
@@ -347,6 +348,10 @@ impl Session {
         }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
+        }
+        let unexplained = std::mem::take(&mut exchange.unexplained);
+        if !unexplained.is_empty() && !self.explain(&mut lease, &unexplained).await {
+            return None;
         }
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
@@ -370,6 +375,25 @@ impl Session {
             return self.leave(exchange, &error::shutting_down()).await;
         }
         None
+    }
+
+    /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
+    async fn explain(&mut self, lease: &mut Lease, unexplained: &[Box<str>]) -> bool {
+        let limit = self.settings.reset_timeout;
+        let asked = tokio::time::timeout(limit, self.pool.knowledge().servers_own(lease, unexplained)).await;
+        let Ok(Ok(own)) = asked else {
+            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was asked for its settings");
+            return false;
+        };
+        for name in own {
+            let Some(value) = lease.parameters.get(&name).map(<[u8]>::to_vec) else {
+                continue;
+            };
+            self.ledger.report_was_the_servers(&mut lease.state, &name);
+            Arc::make_mut(&mut self.neutral).set(&name, &value);
+        }
+        self.ledger.set_neutral_lexing(self.neutral.lexing());
+        true
     }
 
     /// The client is gone: what it left running is ended, and what it left behind is cleaned.
@@ -426,7 +450,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             return None;
@@ -454,7 +478,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         match exchange.tell_prelude_failure(&report, &mut parties) {
             Aftermath::GoesOn => None,

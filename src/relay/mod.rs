@@ -63,8 +63,8 @@ pub struct Parties<'a> {
     pub session: &'a mut VirtualSession,
     /// Bounds and mode.
     pub rules: &'a Rules,
-    /// What a backend of the pool reports by itself.
-    pub neutral: &'a ServerParameters,
+    /// What a backend of the pool reports by itself, as far as the client was told.
+    pub neutral: &'a mut Arc<ServerParameters>,
 }
 
 /// Why the relay stopped.
@@ -146,10 +146,13 @@ pub struct Exchange {
     pinned_by: Option<String>,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
-    /// PostgreSQL refused to write (25006): a primary may have become a standby.
-    pub read_only_refused: bool,
     /// The same, and nobody was told yet.
     pub catalog_touched: bool,
+    /// PostgreSQL refused to write (25006): a primary may have become a standby.
+    pub read_only_refused: bool,
+    /// Settings that were reported while nothing of the client's should have changed them. They are taken for its own, until
+    /// PostgreSQL is asked where they come from.
+    pub unexplained: Vec<Box<str>>,
     /// The drain waits for the end of the client's transaction: [`Outcome::Boundary`] is told there.
     pub ends_at_boundary: bool,
     /// What the ledger was before the first statement for this lease that changed it.
@@ -267,6 +270,7 @@ impl Exchange {
             pinned_by,
             catalog_changed,
             read_only_refused,
+            unexplained,
             catalog_touched,
             ends_at_boundary,
             before_effects,
@@ -300,6 +304,7 @@ impl Exchange {
         *pinned_by = Default::default();
         *catalog_changed = Default::default();
         *read_only_refused = Default::default();
+        *unexplained = Default::default();
         *catalog_touched = Default::default();
         *ends_at_boundary = Default::default();
         *before_effects = Default::default();

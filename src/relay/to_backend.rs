@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::to_client::is_settable;
 use super::{Exchange, Parties};
+use crate::backend::parameters::is_settable;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
@@ -739,7 +739,7 @@ impl Exchange {
         self.remember_ledger(parties);
         self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
-            let reported = parties.neutral;
+            let reported = &**parties.neutral;
             let follows = |name: &str| reported.contains(name) && is_settable(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }

@@ -1,6 +1,10 @@
 //! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
 
+use std::sync::Arc;
+
 use super::{Exchange, Outcome, Parties};
+use crate::backend::ServerParameters;
+use crate::backend::parameters::is_settable;
 use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::protocol::Violation;
@@ -173,11 +177,48 @@ impl Exchange {
         if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
             return;
         }
-        let neutral = parties.neutral;
+        self.tell_neutral(parties);
+        let neutral = &**parties.neutral;
         let find = |name: &str| neutral.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
         for (name, value) in parties.session.news(find) {
             self.down.say(|out| compose::parameter_status(out, &name, &value));
         }
+    }
+
+    /// The server's configuration may have changed since the client was told what it reports: a client that never set
+    /// something sees the new value, and is told of it, as PostgreSQL has it (trap 63).
+    fn tell_neutral(&mut self, parties: &mut Parties<'_>) {
+        let Some(lease) = self.lease.as_ref() else {
+            return;
+        };
+        if Arc::ptr_eq(parties.neutral, lease.neutral_parameters()) && !lease.has_reported() {
+            return;
+        }
+        // Of its own settings the ledger does not know all; what PostgreSQL reported passed as it came.
+        if parties.session.pins().contains(PinReason::Setting) {
+            return;
+        }
+        let follows = |name: &str| {
+            let of_clients = [parties.session.settings(), &lease.state.applied];
+            of_clients.iter().all(|settings| settings.value(name).is_none())
+        };
+        let mut told = ServerParameters::clone(parties.neutral);
+        for (name, value) in lease.parameters.iter() {
+            if !follows(name) || !(is_settable(name) || name == "in_hot_standby") {
+                // The client has a value of its own, or can't see it change.
+                if let Some(own) = lease.neutral_parameters().get(name) {
+                    told.set(name, own);
+                }
+            } else if told.set(name, value) {
+                self.down.say(|out| compose::parameter_status(out, name, value));
+            }
+        }
+        if told == **lease.neutral_parameters() {
+            *parties.neutral = Arc::clone(lease.neutral_parameters());
+        } else if told != **parties.neutral {
+            *parties.neutral = Arc::new(told);
+        }
+        parties.session.set_neutral_lexing(parties.neutral.lexing());
     }
 
     /// Some commands are known by their tags better than by their texts, in either protocol.
@@ -217,6 +258,10 @@ impl Exchange {
                     Ok(value) if value.is_ascii() || is_utf8 => {
                         let neutral = parties.neutral.text(name);
                         is_news = parties.session.reported(&mut lease.state, name, value, neutral);
+                        let is_known = neutral.is_some() && !self.unexplained.iter().any(|known| **known == *name);
+                        if is_known && neutral != Some(value) && !parties.session.expects_reports() {
+                            self.unexplained.push(name.into());
+                        }
                     }
                     // In an encoding in which no statement of ours can say it again: it stays where it was made.
                     _ => is_beyond_us = parties.neutral.get(name) != Some(status.value),
@@ -284,17 +329,4 @@ fn parting_warning(body: &[u8]) -> Option<Report> {
 fn is_of_a_stale_plan(body: &[u8]) -> bool {
     const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
     body.windows(ROUTINE.len()).any(|window| window == ROUTINE)
-}
-
-/// Reported values that no SET makes, and that therefore belong to the backend and not to the client.
-pub(super) fn is_settable(name: &str) -> bool {
-    const OF_THE_SERVER: [&str; 6] = [
-        "server_version",
-        "server_encoding",
-        "integer_datetimes",
-        "is_superuser",
-        "session_authorization",
-        "in_hot_standby",
-    ];
-    !OF_THE_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name))
 }

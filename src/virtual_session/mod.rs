@@ -76,9 +76,9 @@ pub struct BackendState {
 }
 
 impl BackendState {
-    /// No client's settings are on it: what it reports is the server's own.
-    pub fn is_neutral(&self) -> bool {
-        self.applied.entries().is_empty() && !self.doubted
+    /// The clients' settings that are on it; what else it reports is the server's own. `None` while that is not known.
+    pub fn known_settings(&self) -> Option<&Settings> {
+        (!self.doubted).then_some(&self.applied)
     }
 
     /// A Query of ours runs: nobody's unnamed statement is left.
@@ -568,6 +568,29 @@ impl VirtualSession {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
         }
         is_news
+    }
+
+    /// Whether something of the client's is under way that may change settings.
+    pub const fn expects_reports(&self) -> bool {
+        self.reports_due
+    }
+
+    /// What was taken for the client's own doing was a change of the server's configuration, which the client was told of:
+    /// it goes on following that.
+    pub fn report_was_the_servers(&mut self, backend: &mut BackendState, name: &str) {
+        self.forget_setting(name, backend);
+        if self.told.value(name).is_some() {
+            self.told = Arc::new(self.told.with(name, None));
+        }
+        if self.told == self.wanted {
+            self.told = self.wanted.clone();
+        }
+    }
+
+    /// A fresh backend reads texts otherwise than before.
+    pub fn set_neutral_lexing(&mut self, neutral: Lexing) {
+        self.neutral_lexing = neutral;
+        self.relex();
     }
 
     /// PostgreSQL reported a value that no statement of ours could say again, because of its encoding: the client stays

@@ -6,7 +6,7 @@ use pgsidecar::wire::backend_message::TransactionStatus;
 use pgsidecar::wire::compose;
 
 use crate::support::fake_backend::FakeBackend;
-use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
+use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
 use crate::support::raw_client::{Message, RawClient, bind, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
@@ -278,7 +278,7 @@ async fn another_identity_never_reaches_another_client() {
 
 /// Trap 63: the server's configuration changed while a backend was idle.
 #[tokio::test]
-async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwarded() {
+async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_told_with_the_next_reply() {
     let fake = FakeBackend::start(|mut session| async move {
         session.login().await?;
         loop {
@@ -295,13 +295,11 @@ async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwar
     .await;
     let sidecar = fake.sidecar().set("POOL__MAX_SIZE", "1").start().await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, crate::support::fake_backend::DATABASE).await;
-    for _ in 0..2 {
-        assert_eq!(tags(&client.ask("SELECT 1").await), "CZ");
-        assert!(
-            client.silent_for(Duration::from_millis(300)).await,
-            "it is not the client's"
-        );
+    for told in ["CZ", "CSZ", "CZ"] {
+        assert_eq!(tags(&client.ask("SELECT 1").await), told);
+        assert!(client.silent_for(Duration::from_millis(300)).await);
     }
+    assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"));
     assert_eq!(fake.sessions().len(), 1, "the backend is kept");
 }
 
@@ -375,4 +373,94 @@ async fn a_reported_value_in_an_encoding_that_is_not_utf8_stays_as_it_is_with_it
             .wait_metric("pgsidecar_backends", &[("state", "pinned")], |pinned| pinned == 0.0)
             .await;
     }
+}
+
+/// The value of a setting, and what the client was told of it last.
+async fn seen(client: &mut RawClient, name: &str) -> (String, Option<String>) {
+    let value = client.value(&format!("SHOW {name}")).await;
+    (value, client.parameter(name).map(str::to_owned))
+}
+
+#[tokio::test]
+async fn trap_63_a_changed_default_of_the_server_reaches_clients_of_before_that_never_set_it() {
+    let cluster = Postgres::private(Version::Installed);
+    let database = cluster.create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
+    let mut direct = RawClient::login(database.port, USER, PASSWORD, &database.name).await;
+    let mut plain = client_with(&sidecar, &database, &[("application_name", "plain")]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    let mut starter = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    let mut setter = client_with(&sidecar, &database, &[]).await;
+    setter.ask("SET TimeZone = 'Asia/Tokyo'").await;
+    let mut holder = client_with(&sidecar, &database, &[]).await;
+    for zone in ["Europe/Berlin", "Asia/Shanghai", "America/Lima"] {
+        cluster.psql("postgres", &format!("ALTER SYSTEM SET timezone = '{zone}'"));
+        cluster.psql("postgres", "SELECT pg_reload_conf()");
+        let expected = (zone.to_owned(), Some(zone.to_owned()));
+        let own = ("Asia/Tokyo".to_owned(), Some("Asia/Tokyo".to_owned()));
+        crate::support::eventually("PostgreSQL's own client sees it", async || {
+            (seen(&mut direct, "TimeZone").await == expected).then_some(())
+        })
+        .await;
+        // Whichever backend each of them gets.
+        for _ in 0..2 {
+            assert_eq!(seen(&mut setter, "TimeZone").await, own);
+            assert_eq!(seen(&mut plain, "TimeZone").await, expected);
+            holder.ask("BEGIN").await;
+            assert_eq!(seen(&mut holder, "TimeZone").await, expected);
+            assert_eq!(seen(&mut other, "TimeZone").await, expected);
+            assert_eq!(seen(&mut starter, "TimeZone").await, own);
+            assert_eq!(seen(&mut plain, "TimeZone").await, expected);
+            holder.ask("COMMIT").await;
+        }
+        let mut fresh = client_with(&sidecar, &database, &[]).await;
+        assert_eq!(fresh.parameter("TimeZone"), Some(zone));
+        assert_eq!(seen(&mut fresh, "TimeZone").await, expected);
+    }
+    setter.ask("RESET TimeZone").await;
+    let last = ("America/Lima".to_owned(), Some("America/Lima".to_owned()));
+    assert_eq!(seen(&mut setter, "TimeZone").await, last);
+    assert_eq!(seen(&mut starter, "TimeZone").await.0, "Asia/Tokyo");
+}
+
+#[tokio::test]
+async fn trap_63_a_report_that_only_a_sessions_own_setting_explains_follows_its_client() {
+    let database = Postgres::shared().create_database();
+    let function = |body: &str| {
+        let sql = format!(
+            "CREATE OR REPLACE FUNCTION plain() RETURNS text LANGUAGE plpgsql AS $$ BEGIN {body} RETURN 'ran'; END $$"
+        );
+        Postgres::shared().psql(&database.name, &sql);
+    };
+    function("");
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    let mut holder = client_with(&sidecar, &database, &[]).await;
+    let neutral = seen(&mut other, "TimeZone").await;
+    assert_eq!(client.value("SELECT plain()").await, "ran");
+    // Past pgsidecar, which takes the function for a harmless one until it reads the catalog again.
+    function("PERFORM set_config('TimeZone', 'Asia/Tokyo', false);");
+    assert_eq!(client.value("SELECT plain()").await, "ran");
+    let own = ("Asia/Tokyo".to_owned(), Some("Asia/Tokyo".to_owned()));
+    for _ in 0..2 {
+        assert_eq!(seen(&mut client, "TimeZone").await, own);
+        assert_eq!(seen(&mut other, "TimeZone").await, neutral);
+        holder.ask("BEGIN").await;
+        assert_eq!(seen(&mut client, "TimeZone").await, own);
+        assert_eq!(seen(&mut other, "TimeZone").await, neutral);
+        holder.ask("COMMIT").await;
+    }
+    assert_eq!(
+        sidecar.metric("pgsidecar_backends", &[("state", "pinned")]).await,
+        Some(0.0)
+    );
+    let fresh = client_with(&sidecar, &database, &[]).await;
+    assert_eq!(fresh.parameter("TimeZone").map(str::to_owned), neutral.1);
 }
