@@ -220,6 +220,7 @@ impl Session {
     fn parts_without_a_word(&self, exchange: &Exchange) -> bool {
         !exchange.catalog_changed
             && !exchange.read_only_refused
+            && exchange.unexplained.is_empty()
             && self.announced.is_empty()
             && self.drain.phase() == Phase::Serving
     }
@@ -269,7 +270,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
@@ -333,7 +334,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         exchange.refuse_next(&report, &mut parties);
     }
@@ -348,6 +349,10 @@ impl Session {
         }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
+        }
+        let unexplained = std::mem::take(&mut exchange.unexplained);
+        if !unexplained.is_empty() && !self.explain(&mut lease, &unexplained).await {
+            return None;
         }
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
@@ -371,6 +376,25 @@ impl Session {
             return self.leave(exchange, &error::shutting_down()).await;
         }
         None
+    }
+
+    /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
+    async fn explain(&mut self, lease: &mut Lease, unexplained: &[Box<str>]) -> bool {
+        let limit = self.settings.reset_timeout;
+        let asked = tokio::time::timeout(limit, self.pool.knowledge().servers_own(lease, unexplained)).await;
+        let Ok(Ok(own)) = asked else {
+            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was asked for its settings");
+            return false;
+        };
+        for name in own {
+            let Some(value) = lease.parameters.get(&name).map(<[u8]>::to_vec) else {
+                continue;
+            };
+            self.ledger.report_was_the_servers(&mut lease.state, &name);
+            Arc::make_mut(&mut self.neutral).set(&name, &value);
+        }
+        self.ledger.set_neutral_lexing(self.neutral.lexing());
+        true
     }
 
     /// The client is gone: what it left running is ended, and what it left behind is cleaned.
@@ -427,7 +451,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             return None;
@@ -455,7 +479,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         match exchange.tell_prelude_failure(&report, &mut parties) {
             Aftermath::GoesOn => None,
@@ -552,13 +576,27 @@ impl Session {
     fn announce_pins(&mut self, exchange: &mut Exchange) {
         exchange.new_pins = false;
         let pins = self.ledger.pins();
+        let statement = exchange.take_pinned_by();
+        let application_name = self.ledger.settings().value("application_name").unwrap_or_default();
+        let mut any = false;
         for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
+            any = true;
             self.context.metrics.pinned(reason.label());
-            tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
+            tracing::info!(
+                pool = %self.pool.key(),
+                client = %self.stream.peer(),
+                application_name,
+                reason = reason.label(),
+                statement = statement.as_deref(),
+                "a client is pinned to its backend"
+            );
         }
         self.announced = pins;
         if let Some(lease) = exchange.lease() {
             lease.set_pin(pins.iter().next());
+            if any && !lease.is_dedicated() && self.settings.mode != PoolMode::Session {
+                self.pool.warn_if_all_are_pinned();
+            }
         }
     }
 

@@ -177,6 +177,11 @@ impl Lease {
         self.open().record.note_statement(sql, lexing);
     }
 
+    /// What the holder sent last, as a log may show it. `None` before it sent anything.
+    pub fn fingerprint(&self) -> Option<String> {
+        self.open().record.fingerprint()
+    }
+
     /// Whether the backend was opened for this holder alone: it is closed when the lease ends.
     pub fn is_dedicated(&self) -> bool {
         matches!(self.held, Held::Dedicated(_))

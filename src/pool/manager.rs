@@ -168,8 +168,8 @@ impl PoolCore {
         let started = Instant::now();
         match connector.connect(&options).await {
             _ if self.is_closed() => Err(ConnectError::Closed),
-            Ok(backend) => {
-                self.connected(&backend, started);
+            Ok(mut backend) => {
+                self.connected(&mut backend, started);
                 let open = self.admit(backend, place);
                 if self.generation.load(Ordering::Acquire) != generation {
                     open.record.retire(CloseReason::Reload);
@@ -185,7 +185,7 @@ impl PoolCore {
         }
     }
 
-    fn connected(&self, backend: &Backend, started: Instant) {
+    fn connected(&self, backend: &mut Backend, started: Instant) {
         if self.failures.succeeded() {
             tracing::info!(pool = %self.key, "backends can be opened again");
         }
@@ -193,12 +193,20 @@ impl PoolCore {
         self.metrics.readiness().upstream_login_succeeded();
         self.pool_metrics.backend_connected(started.elapsed());
         // Learned anew at each login: an upgrade or a failover changes server_version and in_hot_standby (trap 9).
-        let known = self.parameters.load();
-        if known.as_deref() != Some(&**backend.neutral_parameters()) {
-            self.parameters.store(Some(Arc::clone(backend.neutral_parameters())));
-            self.knowledge.forget_proven();
-        }
+        self.know_neutral(backend);
         tracing::debug!(pool = %self.key, process_id = ?backend.cancel_target().process_id(), "backend opened");
+    }
+
+    /// What a backend reports by itself is what the pool's next greetings say.
+    fn know_neutral(&self, backend: &mut Backend) {
+        if let Some(known) = &*self.parameters.load() {
+            backend.share_neutral(known);
+            if Arc::ptr_eq(known, backend.neutral_parameters()) {
+                return;
+            }
+        }
+        self.parameters.store(Some(Arc::clone(backend.neutral_parameters())));
+        self.knowledge.forget_what_follows_from_settings();
     }
 
     pub(crate) fn connect_failed(&self, failure: &ConnectFailure) {
@@ -294,10 +302,9 @@ impl PoolCore {
         self.coarse_now.load(Ordering::Relaxed)
     }
 
-    /// Moves the coarse clock on. Says how far.
-    pub(crate) fn tick(&self) -> Duration {
-        let now = millis(self.epoch.elapsed());
-        Duration::from_millis(now.saturating_sub(self.coarse_now.swap(now, Ordering::Relaxed)))
+    /// Moves the coarse clock on.
+    pub(crate) fn tick(&self) {
+        self.coarse_now.store(millis(self.epoch.elapsed()), Ordering::Relaxed);
     }
 }
 
@@ -372,9 +379,7 @@ impl OpenBackend {
     /// The server's own configuration changed: the next greetings show it (trap 9).
     pub(crate) fn learn_neutral_change(&mut self) {
         if self.backend.take_neutral_change() {
-            let neutral = Arc::clone(self.backend.neutral_parameters());
-            self.core.parameters.store(Some(neutral));
-            self.core.knowledge.forget_proven();
+            self.core.know_neutral(&mut self.backend);
         }
     }
 

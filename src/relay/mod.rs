@@ -37,6 +37,11 @@ const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
 /// Buffers that one direction may move in a row before the other is looked at.
 const TURN_LEN: usize = 16;
 
+/// Bytes of a transfer that is still under way, of which the metrics are told at once.
+const UNCOUNTED_BYTES_MAX: u64 = 1024 * 1024;
+/// How long fewer of them may go untold, in milliseconds.
+const UNCOUNTED_MS_MAX: u64 = 2000;
+
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -61,8 +66,8 @@ pub struct Parties<'a> {
     pub session: &'a mut VirtualSession,
     /// Bounds and mode.
     pub rules: &'a Rules,
-    /// What a backend of the pool reports by itself.
-    pub neutral: &'a ServerParameters,
+    /// What a backend of the pool reports by itself, as far as the client was told.
+    pub neutral: &'a mut Arc<ServerParameters>,
 }
 
 /// Why the relay stopped.
@@ -146,12 +151,17 @@ pub struct Exchange {
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
     pub new_pins: bool,
+    /// The fingerprint of the statement that did so.
+    pinned_by: Option<String>,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
-    /// PostgreSQL refused to write (25006): a primary may have become a standby.
-    pub read_only_refused: bool,
     /// The same, and nobody was told yet.
     pub catalog_touched: bool,
+    /// PostgreSQL refused to write (25006): a primary may have become a standby.
+    pub read_only_refused: bool,
+    /// Settings that were reported while nothing of the client's should have changed them. They are taken for its own, until
+    /// PostgreSQL is asked where they come from.
+    pub unexplained: Vec<Box<str>>,
     /// The drain waits for the end of the client's transaction: [`Outcome::Boundary`] is told there.
     pub ends_at_boundary: bool,
     /// What the ledger was before the first statement for this lease that changed it.
@@ -164,6 +174,8 @@ pub struct Exchange {
     lost: Option<lost_transaction::LostTransaction>,
     /// What was counted since the last release.
     pub tally: SessionTally,
+    /// When the metrics were last told of it, or when the lease was first waited for, in the pool's coarse milliseconds.
+    tallied_at: Option<u64>,
     /// When the request at hand was sent; `None` while nothing is owed.
     pub query_since: Option<Instant>,
     /// When the transaction at hand began.
@@ -280,8 +292,10 @@ impl Exchange {
             untold_portal,
             last_words,
             new_pins,
+            pinned_by,
             catalog_changed,
             read_only_refused,
+            unexplained,
             catalog_touched,
             ends_at_boundary,
             before_effects,
@@ -289,6 +303,7 @@ impl Exchange {
             sent_to_backend,
             lost,
             tally,
+            tallied_at,
             query_since,
             transaction_since,
             answered_at,
@@ -314,8 +329,10 @@ impl Exchange {
         *untold_portal = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
+        *pinned_by = Default::default();
         *catalog_changed = Default::default();
         *read_only_refused = Default::default();
+        *unexplained = Default::default();
         *catalog_touched = Default::default();
         *ends_at_boundary = Default::default();
         *before_effects = Default::default();
@@ -323,6 +340,7 @@ impl Exchange {
         *sent_to_backend = Default::default();
         *lost = Default::default();
         *tally = Default::default();
+        *tallied_at = Default::default();
         *query_since = Default::default();
         *transaction_since = Default::default();
         *answered_at = Default::default();
@@ -336,6 +354,7 @@ impl Exchange {
         self.sent_to_backend = 0;
         self.before_effects = None;
         self.forget_second_try();
+        self.tallied_at = None;
         self.up.mark();
         self.lease = Some(lease);
     }
@@ -343,6 +362,20 @@ impl Exchange {
     /// Takes the backend back: to give it up, to clean it, or to look at it.
     pub fn detach(&mut self) -> Option<Lease> {
         self.lease.take()
+    }
+
+    /// The statement, without its literals, that first tied the client since this was last asked. `None` where no text
+    /// did.
+    pub fn take_pinned_by(&mut self) -> Option<String> {
+        self.pinned_by.take()
+    }
+
+    /// Keeps what the log is to say of a pin, while the statement noted last is the one that pins.
+    fn note_pin(&mut self) {
+        self.new_pins = true;
+        if self.pinned_by.is_none() {
+            self.pinned_by = self.lease.as_ref().and_then(Lease::fingerprint);
+        }
     }
 
     /// The backend, while there is one.
@@ -460,7 +493,7 @@ impl Exchange {
     }
 
     /// Where the exchange may stop between two messages.
-    fn resting_place(&self, parties: &Parties<'_>) -> Option<Outcome> {
+    fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
         if self.new_pins || self.catalog_touched {
             return Some(Outcome::Noted);
         }
@@ -468,7 +501,7 @@ impl Exchange {
             return self.is_drained().then_some(Outcome::Drained);
         }
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
-            return None;
+            return self.is_tally_due(parties).then_some(Outcome::Noted);
         }
         if self.pipeline.status() != TransactionStatus::Idle || !self.up.next_is_incomplete() {
             return None;
@@ -481,6 +514,19 @@ impl Exchange {
             return Some(Outcome::Noted);
         }
         (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
+    }
+
+    /// A long transfer shows in the metrics while it runs: two comparisons and a load each time that the sockets are
+    /// waited for, nothing per message.
+    fn is_tally_due(&mut self, parties: &Parties<'_>) -> bool {
+        let bytes = self.tally.bytes_to_backend + self.tally.bytes_to_client;
+        let now = parties.rules.pool.coarse_now();
+        let since = *self.tallied_at.get_or_insert(now);
+        let is_due = bytes >= UNCOUNTED_BYTES_MAX || (bytes > 0 && now.saturating_sub(since) >= UNCOUNTED_MS_MAX);
+        if is_due {
+            self.tallied_at = Some(now);
+        }
+        is_due
     }
 
     fn down_is_decided(&self) -> bool {
@@ -742,6 +788,7 @@ impl Exchange {
                 parties.session.return_to(before);
             }
             self.new_pins = false;
+            self.pinned_by = None;
             self.commit_at_risk = false;
             self.ends_block = false;
             self.prelude_owed = false;

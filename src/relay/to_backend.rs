@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::stale_plan::Columns;
-use super::to_client::is_settable;
 use super::{Exchange, Parties};
+use crate::backend::parameters::is_settable;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
@@ -165,7 +165,10 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        if !LARGE_OBJECT_FUNCTIONS.contains(&oid) && !LARGE_OBJECT_FUNCTIONS_64.contains(&oid) {
+        let is_known = LARGE_OBJECT_FUNCTIONS.contains(&oid) || LARGE_OBJECT_FUNCTIONS_64.contains(&oid);
+        if let Some(lease) = self.lease.as_ref().filter(|_| !is_known) {
+            // It has no text.
+            lease.note_statement(b"", parties.session.lexing());
             self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
@@ -339,7 +342,7 @@ impl Exchange {
                 continue;
             };
             parties.session.pin(PinReason::Prepare);
-            self.new_pins = true;
+            self.note_pin();
             self.up.say(|out| compose::parse(out, name, &statement.definition));
             self.expect(Request::Parse, fate.clone(), note);
             any = true;
@@ -737,6 +740,13 @@ impl Exchange {
                     return Next::Done;
                 }
             }
+            if let (false, Some(lease), Some(sql)) = (
+                effects.pins.is_empty(),
+                self.lease.as_ref(),
+                parties.session.unnamed_sql(),
+            ) {
+                lease.note_statement(sql, parties.session.lexing());
+            }
             self.materialise_named(&effects, Fate::Swallow, parties);
             self.apply(&effects, request, parties);
         }
@@ -837,11 +847,13 @@ impl Exchange {
         self.remember_ledger(parties);
         self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
-            let reported = parties.neutral;
+            let reported = &**parties.neutral;
             let follows = |name: &str| reported.contains(name) && is_settable(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }
-        self.new_pins |= parties.session.pins() != pinned;
+        if parties.session.pins() != pinned {
+            self.note_pin();
+        }
         if effects.catalog_change {
             self.catalog_changed = true;
             self.catalog_touched = true;
@@ -893,7 +905,7 @@ impl Exchange {
     fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {
         self.remember_ledger(parties);
         parties.session.pin(reason);
-        self.new_pins = true;
+        self.note_pin();
     }
 
     /// While nothing was sent, the request may yet go to another backend as if it had never been read.

@@ -78,9 +78,9 @@ pub struct BackendState {
 }
 
 impl BackendState {
-    /// No client's settings are on it: what it reports is the server's own.
-    pub fn is_neutral(&self) -> bool {
-        self.applied.entries().is_empty() && !self.doubted
+    /// The clients' settings that are on it; what else it reports is the server's own. `None` while that is not known.
+    pub fn known_settings(&self) -> Option<&Settings> {
+        (!self.doubted).then_some(&self.applied)
     }
 
     /// A Query of ours runs: nobody's unnamed statement is left.
@@ -434,7 +434,7 @@ impl VirtualSession {
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
     /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
-    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a str)>) -> Vec<(String, String)> {
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a [u8])>) -> Vec<(String, Vec<u8>)> {
         if Arc::ptr_eq(&self.told, &self.wanted) {
             return Vec::new();
         }
@@ -446,8 +446,8 @@ impl VirtualSession {
         let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
         let changed = names.filter_map(|name| {
             let (name, neutral) = neutral(name)?;
-            let now = self.wanted.value(name).unwrap_or(neutral);
-            (told.value(name).unwrap_or(neutral) != now).then(|| (name.to_owned(), now.to_owned()))
+            let now = self.wanted.value(name).map_or(neutral, str::as_bytes);
+            (told.value(name).map_or(neutral, str::as_bytes) != now).then(|| (name.to_owned(), now.to_owned()))
         });
         changed.collect()
     }
@@ -623,6 +623,36 @@ impl VirtualSession {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
         }
         is_news
+    }
+
+    /// Whether something of the client's is under way that may change settings.
+    pub const fn expects_reports(&self) -> bool {
+        self.reports_due
+    }
+
+    /// What was taken for the client's own doing was a change of the server's configuration, which the client was told of:
+    /// it goes on following that.
+    pub fn report_was_the_servers(&mut self, backend: &mut BackendState, name: &str) {
+        self.forget_setting(name, backend);
+        if self.told.value(name).is_some() {
+            self.told = Arc::new(self.told.with(name, None));
+        }
+        if self.told == self.wanted {
+            self.told = self.wanted.clone();
+        }
+    }
+
+    /// A fresh backend reads texts otherwise than before.
+    pub fn set_neutral_lexing(&mut self, neutral: Lexing) {
+        self.neutral_lexing = neutral;
+        self.relex();
+    }
+
+    /// PostgreSQL reported a value that no statement of ours could say again, because of its encoding: the client stays
+    /// where it was made.
+    pub fn reported_beyond_us(&mut self) {
+        self.pins.insert(PinReason::Setting);
+        self.see_not(Until::Discard);
     }
 
     /// The number of the settings that a SET under way has made, to be reported with its reply; 0 when there are none.
