@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Host, UpstreamConfig};
-use crate::net::dial::{Transport, dial};
+use crate::net::dial::{Names, Transport, dial};
 use crate::net::tls::UpstreamTls;
 use crate::wire::compose;
 use crate::wire::startup_packet::CancelKey;
@@ -119,7 +119,8 @@ impl CancelTarget {
         let Some(key) = &self.key else {
             return CancelSent::NotSent;
         };
-        let dialing = dial(&self.host, &self.upstream, &self.tls, self.transport);
+        // Its host has the address that the session is on.
+        let dialing = dial(&self.host, &self.upstream, &self.tls, &Names::System, self.transport);
         let mut stream = match timeout_at(deadline, dialing).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(_)) | Err(_) => return CancelSent::NotSent,

@@ -71,9 +71,9 @@ impl Backend {
                     self.learn_parameter(&status);
                     // Nobody's SET can have done it: the server's configuration changed, and a session's own settings
                     // outrank that. So it is the neutral value.
-                    let name = String::from_utf8_lossy(status.name);
-                    self.neutral_changed |=
-                        Arc::make_mut(&mut self.neutral).set(&name, &String::from_utf8_lossy(status.value));
+                    if let Ok(name) = std::str::from_utf8(status.name) {
+                        self.neutral_changed |= Arc::make_mut(&mut self.neutral).set(name, status.value);
+                    }
                     IdleVerdict::Usable
                 }
                 Err(_) => IdleVerdict::Gone(None),

@@ -12,7 +12,7 @@ use super::exchange::{cut_frame, fill};
 use super::password::{self, Login};
 use super::{Backend, BackendError, CancelTarget, ServerParameters, session_attributes};
 use crate::config::{Host, PasswordSource, TargetSessionAttrs, UpstreamConfig};
-use crate::net::dial::{Transport, dial, transports};
+use crate::net::dial::{Names, Transport, dial, transports};
 use crate::net::tls::UpstreamTls;
 use crate::net::{PeerAddress, Stream};
 use crate::protocol::backend_login::{
@@ -32,6 +32,8 @@ pub struct Connector {
     pub upstream: Arc<UpstreamConfig>,
     /// Its TLS, loaded.
     pub tls: Arc<UpstreamTls>,
+    /// Who knows the addresses of its hosts.
+    pub names: Names,
     /// The user's name on the server.
     pub user: String,
     /// The database's name on the server.
@@ -308,7 +310,7 @@ impl Connector {
         secret: LoginSecret,
         options: &LoginOptions,
     ) -> Result<Backend, Attempt> {
-        let mut stream = dial(host, &self.upstream, &self.tls, transport)
+        let mut stream = dial(host, &self.upstream, &self.tls, &self.names, transport)
             .await
             .map_err(|error| {
                 if error.is_unavailable() {

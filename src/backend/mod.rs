@@ -62,6 +62,8 @@ pub struct Backend {
     pub transaction_status: TransactionStatus,
     neutral: Arc<ServerParameters>,
     neutral_changed: bool,
+    /// Something was reported since it was last given back.
+    has_reported: bool,
     condition: Condition,
     cancel: Arc<CancelTarget>,
     born: Instant,
@@ -82,6 +84,7 @@ impl Backend {
             read_buffer,
             neutral: Arc::new(parameters.clone()),
             neutral_changed: false,
+            has_reported: false,
             parameters,
             state: BackendState::default(),
             transaction_status: TransactionStatus::Idle,
@@ -114,10 +117,37 @@ impl Backend {
             _ if neutral => Condition::Clean,
             _ => Condition::Broken,
         };
-        // PostgreSQL takes a changed configuration over, and reports it, with the next statement (trap 9).
-        if self.condition == Condition::Clean && self.state.is_neutral() && *self.neutral != self.parameters {
-            self.neutral = Arc::new(self.parameters.clone());
-            self.neutral_changed = true;
+        if self.has_reported && self.condition == Condition::Clean {
+            self.learn_neutral();
+        }
+    }
+
+    /// PostgreSQL takes a changed configuration over, and reports it, with the next statement (trap 9). What differs and
+    /// was not set for a client is its own.
+    fn learn_neutral(&mut self) {
+        let Some(applied) = self.state.known_settings() else {
+            return;
+        };
+        self.has_reported = false;
+        let is_neutral = applied.entries().is_empty();
+        let is_own = |name: &str| is_neutral || (parameters::is_settable(name) && applied.value(name).is_none());
+        for (name, value) in self.parameters.iter().filter(|(name, _)| is_own(name)) {
+            if self.neutral.get(name) != Some(value) {
+                Arc::make_mut(&mut self.neutral).set(name, value);
+                self.neutral_changed = true;
+            }
+        }
+    }
+
+    /// Whether anything was reported since it was last given back.
+    pub fn has_reported(&self) -> bool {
+        self.has_reported
+    }
+
+    /// Makes its neutral values the same allocation as equal ones, so that comparing them costs a pointer.
+    pub fn share_neutral(&mut self, known: &Arc<ServerParameters>) {
+        if **known == *self.neutral {
+            self.neutral = Arc::clone(known);
         }
     }
 
@@ -149,9 +179,11 @@ impl Backend {
 
     /// Takes note of a ParameterStatus that came at any time (trap 63). Says whether the value is a new one.
     pub fn learn_parameter(&mut self, status: &ParameterStatus<'_>) -> bool {
-        let name = String::from_utf8_lossy(status.name);
-        let value = String::from_utf8_lossy(status.value);
-        let changed = self.parameters.set(&name, &value);
+        let Ok(name) = std::str::from_utf8(status.name) else {
+            return false;
+        };
+        let changed = self.parameters.set(name, status.value);
+        self.has_reported |= changed;
         if changed && name == "in_hot_standby" {
             self.role_changed = true;
         }

@@ -1,19 +1,37 @@
 //! The settings that PostgreSQL reports by itself (manual: protocol-async, "ParameterStatus").
 
+use crate::virtual_session::lexing_of;
+use crate::virtual_session::sql_lexer::Lexing;
+
 /// More names than any PostgreSQL reports; what a peer sends beyond is dropped.
 const PARAMETERS_MAX: usize = 64;
 /// A longer value is no setting that a client's greeting can carry.
 const VALUE_LEN_MAX: usize = 8 * 1024;
 
-/// Reported names and their values, in the order of their first report.
+/// Whether a SET can make this reported value, which then belongs to a client; the others belong to the server, or to who
+/// one is there.
+pub fn is_settable(name: &str) -> bool {
+    const OF_THE_SERVER: [&str; 6] = [
+        "server_version",
+        "server_encoding",
+        "integer_datetimes",
+        "is_superuser",
+        "session_authorization",
+        "in_hot_standby",
+    ];
+    !OF_THE_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
+
+/// Reported names and their values, in the order of their first report. Values are bytes: they come in whatever encoding
+/// the server takes for the client's.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerParameters {
-    entries: Vec<(Box<str>, Box<str>)>,
+    entries: Vec<(Box<str>, Box<[u8]>)>,
 }
 
 impl ServerParameters {
     /// What was reported at a login.
-    pub fn new(reported: impl IntoIterator<Item = (String, String)>) -> Self {
+    pub fn new(reported: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let mut parameters = Self::default();
         for (name, value) in reported {
             parameters.set(&name, &value);
@@ -22,11 +40,16 @@ impl ServerParameters {
     }
 
     /// The value of a parameter. Names are as PostgreSQL reports them (`TimeZone`).
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.entries
             .iter()
             .find(|(key, _)| &**key == name)
             .map(|(_, value)| &**value)
+    }
+
+    /// The same, where it is UTF-8.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.get(name)?).ok()
     }
 
     /// Whether PostgreSQL reports this setting, whatever the capitals of the name.
@@ -35,7 +58,7 @@ impl ServerParameters {
     }
 
     /// Keeps a report. Says whether it was news.
-    pub fn set(&mut self, name: &str, value: &str) -> bool {
+    pub fn set(&mut self, name: &str, value: &[u8]) -> bool {
         if value.len() > VALUE_LEN_MAX {
             return false;
         }
@@ -55,8 +78,17 @@ impl ServerParameters {
     }
 
     /// Every name and value.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.entries.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// How texts are read under these values.
+    pub fn lexing(&self) -> Lexing {
+        lexing_of(
+            Lexing::default(),
+            self.text("standard_conforming_strings"),
+            self.text("client_encoding"),
+        )
     }
 
     /// Whether nothing was reported.
@@ -66,7 +98,7 @@ impl ServerParameters {
 
     /// The major version that `server_version` names; 0 where it names none.
     pub fn server_major_version(&self) -> u32 {
-        let version = self.get("server_version").unwrap_or_default();
+        let version = self.text("server_version").unwrap_or_default();
         let digits = version
             .split(|character: char| !character.is_ascii_digit())
             .next()
@@ -76,7 +108,7 @@ impl ServerParameters {
 
     /// A server that replays another's changes (PostgreSQL 14 and later report it).
     pub fn in_hot_standby(&self) -> Option<bool> {
-        self.get("in_hot_standby").map(|value| value == "on")
+        self.get("in_hot_standby").map(|value| value == b"on")
     }
 }
 
@@ -86,10 +118,10 @@ mod tests {
 
     #[test]
     fn a_report_is_news_only_when_it_differs() {
-        let mut parameters = ServerParameters::new([("TimeZone".to_owned(), "UTC".to_owned())]);
-        assert!(!parameters.set("TimeZone", "UTC"));
-        assert!(parameters.set("TimeZone", "Asia/Shanghai"));
-        assert_eq!(parameters.get("TimeZone"), Some("Asia/Shanghai"));
+        let mut parameters = ServerParameters::new([("TimeZone".to_owned(), b"UTC".to_vec())]);
+        assert!(!parameters.set("TimeZone", b"UTC"));
+        assert!(parameters.set("TimeZone", b"Asia/Shanghai"));
+        assert_eq!(parameters.text("TimeZone"), Some("Asia/Shanghai"));
         assert_eq!(parameters.iter().count(), 1);
     }
 
@@ -97,10 +129,10 @@ mod tests {
     fn a_peer_cannot_fill_the_memory_with_parameters() {
         let mut parameters = ServerParameters::default();
         for number in 0..1000 {
-            parameters.set(&format!("p{number}"), "x");
+            parameters.set(&format!("p{number}"), b"x");
         }
         assert_eq!(parameters.iter().count(), PARAMETERS_MAX);
-        assert!(!parameters.set("p0", &"x".repeat(VALUE_LEN_MAX + 1)));
+        assert!(!parameters.set("p0", &vec![b'x'; VALUE_LEN_MAX + 1]));
     }
 
     #[test]
@@ -111,7 +143,7 @@ mod tests {
             ("9.6.24", 9),
             ("", 0),
         ] {
-            let parameters = ServerParameters::new([("server_version".to_owned(), text.to_owned())]);
+            let parameters = ServerParameters::new([("server_version".to_owned(), text.into())]);
             assert_eq!(parameters.server_major_version(), major, "{text}");
         }
     }

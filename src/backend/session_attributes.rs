@@ -18,7 +18,7 @@ async fn is_read_only(backend: &mut Backend) -> Result<bool, BackendError> {
     let default = backend
         .parameters
         .get("default_transaction_read_only")
-        .map(|value| value == "on");
+        .map(|value| value == b"on");
     match (default, backend.parameters.in_hot_standby()) {
         (Some(default), Some(standby)) => Ok(default || standby),
         _ => is_true(backend, "SHOW transaction_read_only").await,

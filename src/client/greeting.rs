@@ -10,10 +10,9 @@ use super::context::ClientContext;
 use crate::backend::ServerParameters;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, PoolKey, SecretLength, StartupSettings};
 use crate::protocol::handshake::{Login, Replication};
+use crate::virtual_session::VirtualSession;
 use crate::virtual_session::parameters::Settings;
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::sql_lexer::Lexing;
-use crate::virtual_session::{VirtualSession, lexing_of};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{PROTOCOL_3_2, Report, Severity, SqlState, compose};
 
@@ -88,16 +87,11 @@ pub async fn greet(
     }
     let mut words = opening_words(&authenticated);
     for (name, value) in neutral.iter() {
-        compose::parameter_status(&mut words, name, startup.value(name).unwrap_or(value));
+        compose::parameter_status(&mut words, name, startup.value(name).map_or(value, str::as_bytes));
     }
     closing_words(&mut words, &cancel);
     // Also what equals the server's own value: a reload of its configuration must not change what the client asked for.
-    let session = VirtualSession::new(
-        number,
-        pool.knowledge().ledger().clone(),
-        startup,
-        neutral_lexing(&neutral),
-    );
+    let session = VirtualSession::new(number, pool.knowledge().ledger().clone(), startup, neutral.lexing());
     Ok(Greeted {
         pool,
         session,
@@ -152,12 +146,7 @@ async fn with_own_backend(
         holder.set_application_name(name);
     }
     let ledger = pool.knowledge().ledger().clone();
-    let mut session = VirtualSession::new(
-        holder.client_id(),
-        ledger,
-        Settings::default(),
-        neutral_lexing(&neutral),
-    );
+    let mut session = VirtualSession::new(holder.client_id(), ledger, Settings::default(), neutral.lexing());
     session.pin(PinReason::Replication);
     Ok(Greeted {
         pool,
@@ -180,14 +169,6 @@ fn opening_words(authenticated: &Authenticated) -> BytesMut {
 fn closing_words(words: &mut BytesMut, cancel: &ClientCancel) {
     compose::backend_key_data(words, &cancel.key);
     compose::ready_for_query(words, TransactionStatus::Idle);
-}
-
-fn neutral_lexing(neutral: &ServerParameters) -> Lexing {
-    lexing_of(
-        Lexing::default(),
-        neutral.get("standard_conforming_strings"),
-        neutral.get("client_encoding"),
-    )
 }
 
 /// At a login every refusal ends the connection.

@@ -37,6 +37,8 @@ pub struct Session {
     ledger: VirtualSession,
     pool: Arc<Pool>,
     settings: Arc<PoolConfig>,
+    /// The relay's share of the configuration, made anew when that changes.
+    rules: Arc<Rules>,
     neutral: Arc<ServerParameters>,
     holder: Arc<Holder>,
     _cancel: ClientCancel,
@@ -85,11 +87,13 @@ impl Session {
             words: _,
         } = greeted;
         let settings = pool.settings();
+        let rules = Arc::new(rules(&snapshot, &settings, &pool));
         let session = Self {
             stream,
             ledger: session,
             pool,
             settings,
+            rules,
             neutral,
             holder,
             _cancel: cancel,
@@ -156,8 +160,12 @@ impl Session {
 
     /// A reload's limits and pool settings hold for a client from its next request on.
     fn catch_up(&mut self) {
-        self.snapshot = self.context.snapshot();
-        self.settings = self.pool.settings();
+        let is_old = !self.context.is_current(&self.snapshot) || !self.pool.has_settings(&self.settings);
+        if is_old {
+            self.snapshot = self.context.snapshot();
+            self.settings = self.pool.settings();
+            self.rules = Arc::new(rules(&self.snapshot, &self.settings, &self.pool));
+        }
     }
 
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
@@ -169,7 +177,7 @@ impl Session {
             self.announce_pins(&mut exchange);
         }
         self.gauge.set(ClientState::Active);
-        let rules = self.rules();
+        let rules = Arc::clone(&self.rules);
         let mut unseen_retries = 0;
         loop {
             let then = match self.next_interruption(&mut exchange, &rules).await {
@@ -190,6 +198,10 @@ impl Session {
                     if let Some(lease) = exchange.detach() {
                         lease.park();
                     }
+                    if exchange.is_drained() {
+                        self.context.give_back_exchange(exchange);
+                        return Then::Idle;
+                    }
                     None
                 }
                 Interruption::Outcome(Outcome::Drained) => Some(Then::Idle),
@@ -208,6 +220,7 @@ impl Session {
     fn parts_without_a_word(&self, exchange: &Exchange) -> bool {
         !exchange.catalog_changed
             && !exchange.read_only_refused
+            && exchange.unexplained.is_empty()
             && self.announced.is_empty()
             && self.drain.phase() == Phase::Serving
     }
@@ -245,17 +258,6 @@ impl Session {
         }
     }
 
-    fn rules(&self) -> Rules {
-        let limits = &self.snapshot.config.limits;
-        Rules {
-            mode: self.settings.mode,
-            statement_bytes: limits.statement_bytes,
-            client_statement_bytes: limits.client_statement_bytes,
-            backend_statement_bytes: self.settings.statement_cache_bytes,
-            pool: self.pool.clone(),
-        }
-    }
-
     async fn next_interruption(&mut self, exchange: &mut Exchange, rules: &Rules) -> Interruption {
         let leave_at = if exchange.ends_at_boundary {
             Phase::ClosingAll
@@ -268,7 +270,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
@@ -332,7 +334,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         exchange.refuse_next(&report, &mut parties);
     }
@@ -347,6 +349,10 @@ impl Session {
         }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
+        }
+        let unexplained = std::mem::take(&mut exchange.unexplained);
+        if !unexplained.is_empty() && !self.explain(&mut lease, &unexplained).await {
+            return None;
         }
         if std::mem::take(&mut exchange.catalog_changed) {
             let knowledge = self.pool.knowledge();
@@ -370,6 +376,25 @@ impl Session {
             return self.leave(exchange, &error::shutting_down()).await;
         }
         None
+    }
+
+    /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
+    async fn explain(&mut self, lease: &mut Lease, unexplained: &[Box<str>]) -> bool {
+        let limit = self.settings.reset_timeout;
+        let asked = tokio::time::timeout(limit, self.pool.knowledge().servers_own(lease, unexplained)).await;
+        let Ok(Ok(own)) = asked else {
+            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was asked for its settings");
+            return false;
+        };
+        for name in own {
+            let Some(value) = lease.parameters.get(&name).map(<[u8]>::to_vec) else {
+                continue;
+            };
+            self.ledger.report_was_the_servers(&mut lease.state, &name);
+            Arc::make_mut(&mut self.neutral).set(&name, &value);
+        }
+        self.ledger.set_neutral_lexing(self.neutral.lexing());
+        true
     }
 
     /// The client is gone: what it left running is ended, and what it left behind is cleaned.
@@ -426,7 +451,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             return None;
@@ -454,7 +479,7 @@ impl Session {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
-            neutral: &self.neutral,
+            neutral: &mut self.neutral,
         };
         match exchange.tell_prelude_failure(&report, &mut parties) {
             Aftermath::GoesOn => None,
@@ -551,13 +576,27 @@ impl Session {
     fn announce_pins(&mut self, exchange: &mut Exchange) {
         exchange.new_pins = false;
         let pins = self.ledger.pins();
+        let statement = exchange.take_pinned_by();
+        let application_name = self.ledger.settings().value("application_name").unwrap_or_default();
+        let mut any = false;
         for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
+            any = true;
             self.context.metrics.pinned(reason.label());
-            tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), reason = reason.label(), "a client is pinned to its backend");
+            tracing::info!(
+                pool = %self.pool.key(),
+                client = %self.stream.peer(),
+                application_name,
+                reason = reason.label(),
+                statement = statement.as_deref(),
+                "a client is pinned to its backend"
+            );
         }
         self.announced = pins;
         if let Some(lease) = exchange.lease() {
             lease.set_pin(pins.iter().next());
+            if any && !lease.is_dedicated() && self.settings.mode != PoolMode::Session {
+                self.pool.warn_if_all_are_pinned();
+            }
         }
     }
 
@@ -578,6 +617,17 @@ impl Session {
     fn read_catalog_aside(&self) {
         let pool = self.pool.clone();
         tokio::spawn(async move { pool.know_catalog().await });
+    }
+}
+
+fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules {
+    let limits = &snapshot.config.limits;
+    Rules {
+        mode: settings.mode,
+        statement_bytes: limits.statement_bytes,
+        client_statement_bytes: limits.client_statement_bytes,
+        backend_statement_bytes: settings.statement_cache_bytes,
+        pool: pool.clone(),
     }
 }
 

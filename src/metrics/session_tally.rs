@@ -3,8 +3,8 @@
 use super::Metrics;
 use super::labels::Direction;
 
-/// Counts of one client since the last flush. The relay adds to its fields; a release flushes them. A long transfer
-/// should flush now and then, so that a scrape sees it move.
+/// Counts of one client since the last flush. The relay adds to its fields; a release flushes them, and a long
+/// transfer now and then, so that a scrape sees it move.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SessionTally {
     /// ReadyForQuery messages that clients were sent for requests of theirs.

@@ -106,6 +106,30 @@ impl DialError {
     }
 }
 
+/// Who says what addresses a name has. Nothing is remembered: each connect asks (trap 81).
+#[derive(Debug, Clone, Default)]
+pub enum Names {
+    /// The system: its files, its name service.
+    #[default]
+    System,
+    /// A test, which may change its mind at any time.
+    #[cfg(test)]
+    Scripted(std::sync::Arc<std::sync::Mutex<Vec<std::net::IpAddr>>>),
+}
+
+impl Names {
+    async fn look_up(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::System => Ok(lookup_host((name, port)).await?.take(ADDRESSES_MAX).collect()),
+            #[cfg(test)]
+            Self::Scripted(answer) => {
+                let answer = answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                Ok(answer.iter().map(|address| (*address, port).into()).collect())
+            }
+        }
+    }
+}
+
 /// Connects to one host within `connect_timeout`, ready for the StartupMessage. A caller that bounds login as well puts
 /// its own deadline around this; dropping the future closes everything. Unix sockets never get TLS, whatever is asked
 /// for, as with libpq.
@@ -113,9 +137,10 @@ pub async fn dial(
     host: &Host,
     upstream: &UpstreamConfig,
     tls: &UpstreamTls,
+    names: &Names,
     transport: Transport,
 ) -> Result<Stream, DialError> {
-    let connect = connect(host, upstream, tls, transport);
+    let connect = connect(host, upstream, tls, names, transport);
     let Some(limit) = upstream.connect_timeout else {
         return connect.await;
     };
@@ -129,30 +154,30 @@ async fn connect(
     host: &Host,
     upstream: &UpstreamConfig,
     tls: &UpstreamTls,
+    names: &Names,
     transport: Transport,
 ) -> Result<Stream, DialError> {
     match host {
         Host::Unix { directory, port } => connect_unix(&unix_socket::path(directory, *port)).await,
         Host::Tcp { host: name, .. } => {
-            let addresses = addresses(host, upstream).await?;
+            let addresses = addresses(host, upstream, names).await?;
             let stream = connect_tcp(host, addresses, SocketOptions::from(upstream)).await?;
             secure(stream, host, name, tls, transport).await
         }
     }
 }
 
-async fn addresses(host: &Host, upstream: &UpstreamConfig) -> Result<Vec<SocketAddr>, DialError> {
+async fn addresses(host: &Host, upstream: &UpstreamConfig, names: &Names) -> Result<Vec<SocketAddr>, DialError> {
     let mut addresses: Vec<SocketAddr> = match host {
         Host::Tcp {
             hostaddr: Some(address),
             port,
             ..
         } => vec![(*address, *port).into()],
-        Host::Tcp { host: name, port, .. } => lookup_host((name.as_str(), *port))
+        Host::Tcp { host: name, port, .. } => names
+            .look_up(name, *port)
             .await
-            .map_err(|error| unknown_host(host, &error.to_string()))?
-            .take(ADDRESSES_MAX)
-            .collect(),
+            .map_err(|error| unknown_host(host, &error.to_string()))?,
         Host::Unix { .. } => Vec::new(),
     };
     if addresses.is_empty() {
@@ -411,7 +436,7 @@ mod tests {
 
     async fn dial_to(host: &Host, tls: UpstreamTlsConfig, transport: Transport) -> Result<Stream, DialError> {
         let connector = UpstreamTls::new(&tls).unwrap();
-        dial(host, &upstream(tls), &connector, transport).await
+        dial(host, &upstream(tls), &connector, &Names::System, transport).await
     }
 
     /// A server that reads the SSLRequest and answers with these bytes.
@@ -605,7 +630,9 @@ mod tests {
         let mut upstream = upstream(config.clone());
         upstream.connect_timeout = Some(Duration::from_millis(50));
         let tls = UpstreamTls::new(&config).unwrap();
-        let error = dial(&host, &upstream, &tls, Transport::TlsRequired).await.unwrap_err();
+        let error = dial(&host, &upstream, &tls, &Names::System, Transport::TlsRequired)
+            .await
+            .unwrap_err();
         assert_eq!(
             (error.kind, error.is_unavailable()),
             (DialErrorKind::TimedOut, true),

@@ -18,9 +18,15 @@ const OPENED_PER_TICK: usize = 8;
 /// A tick that comes this late means that the process or the machine slept; peers may have forgotten us (trap 95).
 const LATE: Duration = Duration::from_secs(30);
 
-/// Runs until the pool is closed or dropped.
-pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>) {
+/// A clock that goes on while the machine is suspended, as the one that everything else is timed by does not.
+pub(super) fn since_boot() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Runs until the pool is closed or dropped. `clock` is [`since_boot`], or what a test says.
+pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, clock: impl Fn() -> Duration + Send) {
     let mut was_unused_since = Instant::now();
+    let mut last_look = clock();
     // Whoever the pool was made for asks first: its backend is one of those that stay idle afterwards.
     sleep(MIN_PAUSE).await;
     loop {
@@ -31,16 +37,14 @@ pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>) {
                 let stays_warm = registry
                     .as_ref()
                     .is_some_and(|registry| registry.is_default(pool.key()));
-                tick(&pool, stays_warm);
+                let look = clock();
+                let has_slept = look.saturating_sub(std::mem::replace(&mut last_look, look)) > LATE;
+                tick(&pool, stays_warm, has_slept);
                 if Arc::strong_count(&pool) > 2 || pool.core.open_count() > idle_count(&pool) {
                     was_unused_since = Instant::now();
                 }
                 let unused = was_unused_since.elapsed();
-                let pause = if pool.has_parked() {
-                    pool.core.settings.load().park.clamp(MIN_PAUSE, TICK)
-                } else {
-                    TICK
-                };
+                let pause = pause(&pool);
                 if let Some(registry) = registry.filter(|_| !stays_warm && is_over(&pool, unused)) {
                     registry.remove_unused(&pool);
                 }
@@ -53,6 +57,24 @@ pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>) {
 }
 
 const MIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// Until somebody's time in line is over, or who joins it now could have waited too long.
+fn pause(pool: &Pool) -> Duration {
+    let settings = pool.core.settings.load();
+    let pause = if pool.has_parked() {
+        settings.park.clamp(MIN_PAUSE, TICK)
+    } else {
+        TICK
+    };
+    let now = Instant::now();
+    let overdue_next = pool.core.line.ring_overdue(now);
+    let overdue_next = overdue_next.map(|at| at.saturating_duration_since(now));
+    let newcomers = settings.acquire_timeout.map(|limit| limit.max(MIN_PAUSE));
+    [overdue_next, newcomers]
+        .into_iter()
+        .flatten()
+        .fold(pause, Duration::min)
+}
 
 /// A pool that no client refers to goes: after `idle_timeout`, or soon where no login ever succeeded.
 fn is_over(pool: &Pool, unused: Duration) -> bool {
@@ -67,17 +89,17 @@ fn is_over(pool: &Pool, unused: Duration) -> bool {
     }
 }
 
-fn tick(pool: &Arc<Pool>, stays_warm: bool) {
-    let late = pool.core.tick() > LATE;
+fn tick(pool: &Arc<Pool>, stays_warm: bool, has_slept: bool) {
+    pool.core.tick();
     pool.sweep_parked();
     let now = pool.core.now();
     let records = pool.core.records();
-    let mut unfit = late;
+    let mut unfit = has_slept;
     for record in &records {
         if record.lifetime_end <= now {
             record.retire(CloseReason::Lifetime);
         }
-        if late && record.is_idle() {
+        if has_slept && record.is_idle() {
             record.retire(CloseReason::Broken);
         }
         unfit |= record.is_idle() && (record.retired().is_some() || record.speaks_while_idle());

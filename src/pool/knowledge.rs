@@ -13,6 +13,7 @@ use super::{Holder, Pool, lock};
 use crate::backend::{Backend, BackendError, Row};
 use crate::metrics::CloseReason;
 use crate::virtual_session::SharedLedger;
+use crate::virtual_session::parameters::literal;
 use crate::virtual_session::suspects::{SuspectKind, Suspects, suspects_query};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity, SqlState};
@@ -80,8 +81,8 @@ impl Knowledge {
     }
 
     /// What the catalog says of routines and triggers; before it was read, that anything may be suspicious.
-    pub fn suspects(&self) -> Arc<Suspects> {
-        self.suspects.load_full()
+    pub fn suspects(&self) -> arc_swap::Guard<Arc<Suspects>> {
+        self.suspects.load()
     }
 
     /// A statement that may change routines or triggers was seen: until the catalog is read again nothing is trusted.
@@ -90,9 +91,25 @@ impl Knowledge {
         self.suspects.store(Arc::new(Suspects::every_mention()));
     }
 
-    /// The server is another one than before, or configured otherwise: what it made of startup parameters may differ.
-    pub(crate) fn forget_proven(&self) {
+    /// The server is another one than before, or configured otherwise: what it made of startup parameters may differ, and
+    /// what it parsed before would not be parsed so again.
+    pub(crate) fn forget_what_follows_from_settings(&self) {
         lock(&self.proven).clear();
+        self.ledger.statements.forget();
+    }
+
+    /// Which of these reported settings have the server's own value, and not one that was set in the session.
+    pub async fn servers_own(&self, backend: &mut Backend, names: &[Box<str>]) -> Result<Vec<Box<str>>, BackendError> {
+        let literals: Vec<String> = names.iter().map(|name| literal(name)).collect();
+        let sql = format!(
+            "SELECT name FROM pg_catalog.pg_settings WHERE source <> 'session' AND name IN ({})",
+            literals.join(",")
+        );
+        let outcome = backend.query(&sql).await?;
+        let own = outcome.first_column.iter().flatten();
+        let own: Vec<&[u8]> = own.map(|name| &name[..]).collect();
+        let names = names.iter().filter(|name| own.contains(&name.as_bytes()));
+        Ok(names.cloned().collect())
     }
 
     /// What is known of a pair; nothing is asked.
@@ -367,7 +384,7 @@ mod tests {
             Some(Proven::Value(_))
         ));
         assert!(knowledge.proof(&pair("timezone", "UTC")).is_none());
-        knowledge.forget_proven();
+        knowledge.forget_what_follows_from_settings();
         assert!(knowledge.proof(&pair("app.tenant", "2")).is_none());
     }
 }

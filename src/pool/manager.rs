@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::connect_failures::ConnectFailures;
 use super::demand::Demand;
 use super::knowledge::Knowledge;
+use super::line::Line;
 use super::lock;
 use super::record::{NEVER, Record};
 use super::registry::PoolKey;
@@ -48,6 +49,7 @@ pub(crate) struct PoolCore {
     pub(crate) pool_metrics: Arc<PoolMetrics>,
     pub(crate) failures: Arc<ConnectFailures>,
     pub(crate) demand: Arc<Demand>,
+    pub(crate) line: Arc<Line>,
     pub(crate) total_cap: Arc<TotalCap>,
     pub(crate) parameters: ArcSwapOption<ServerParameters>,
     pub(crate) knowledge: Knowledge,
@@ -132,6 +134,7 @@ impl PoolCore {
     ) -> Arc<Self> {
         let pool_metrics = metrics.pool(&key.database, &key.user);
         pool_metrics.set_max_size(settings.max_size);
+        let line = Arc::<Line>::default();
         Arc::new(Self {
             settings: ArcSwap::from_pointee(settings),
             connector: ArcSwap::from_pointee(connector),
@@ -139,7 +142,8 @@ impl PoolCore {
             metrics,
             pool_metrics,
             number: total_cap.next_pool_number(),
-            failures: ConnectFailures::new(),
+            failures: ConnectFailures::new(Arc::clone(&line)),
+            line,
             demand: Arc::default(),
             total_cap,
             parameters: ArcSwapOption::empty(),
@@ -164,8 +168,8 @@ impl PoolCore {
         let started = Instant::now();
         match connector.connect(&options).await {
             _ if self.is_closed() => Err(ConnectError::Closed),
-            Ok(backend) => {
-                self.connected(&backend, started);
+            Ok(mut backend) => {
+                self.connected(&mut backend, started);
                 let open = self.admit(backend, place);
                 if self.generation.load(Ordering::Acquire) != generation {
                     open.record.retire(CloseReason::Reload);
@@ -181,7 +185,7 @@ impl PoolCore {
         }
     }
 
-    fn connected(&self, backend: &Backend, started: Instant) {
+    fn connected(&self, backend: &mut Backend, started: Instant) {
         if self.failures.succeeded() {
             tracing::info!(pool = %self.key, "backends can be opened again");
         }
@@ -189,12 +193,20 @@ impl PoolCore {
         self.metrics.readiness().upstream_login_succeeded();
         self.pool_metrics.backend_connected(started.elapsed());
         // Learned anew at each login: an upgrade or a failover changes server_version and in_hot_standby (trap 9).
-        let known = self.parameters.load();
-        if known.as_deref() != Some(&**backend.neutral_parameters()) {
-            self.parameters.store(Some(Arc::clone(backend.neutral_parameters())));
-            self.knowledge.forget_proven();
-        }
+        self.know_neutral(backend);
         tracing::debug!(pool = %self.key, process_id = ?backend.cancel_target().process_id(), "backend opened");
+    }
+
+    /// What a backend reports by itself is what the pool's next greetings say.
+    fn know_neutral(&self, backend: &mut Backend) {
+        if let Some(known) = &*self.parameters.load() {
+            backend.share_neutral(known);
+            if Arc::ptr_eq(known, backend.neutral_parameters()) {
+                return;
+            }
+        }
+        self.parameters.store(Some(Arc::clone(backend.neutral_parameters())));
+        self.knowledge.forget_what_follows_from_settings();
     }
 
     pub(crate) fn connect_failed(&self, failure: &ConnectFailure) {
@@ -290,10 +302,9 @@ impl PoolCore {
         self.coarse_now.load(Ordering::Relaxed)
     }
 
-    /// Moves the coarse clock on. Says how far.
-    pub(crate) fn tick(&self) -> Duration {
-        let now = millis(self.epoch.elapsed());
-        Duration::from_millis(now.saturating_sub(self.coarse_now.swap(now, Ordering::Relaxed)))
+    /// Moves the coarse clock on.
+    pub(crate) fn tick(&self) {
+        self.coarse_now.store(millis(self.epoch.elapsed()), Ordering::Relaxed);
     }
 }
 
@@ -368,9 +379,7 @@ impl OpenBackend {
     /// The server's own configuration changed: the next greetings show it (trap 9).
     pub(crate) fn learn_neutral_change(&mut self) {
         if self.backend.take_neutral_change() {
-            let neutral = Arc::clone(self.backend.neutral_parameters());
-            self.core.parameters.store(Some(neutral));
-            self.core.knowledge.forget_proven();
+            self.core.know_neutral(&mut self.backend);
         }
     }
 

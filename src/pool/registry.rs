@@ -17,6 +17,7 @@ use crate::config::{
     Config, Credential, DatabaseConfig, PasswordSource, PoolConfig, UpstreamConfig, UpstreamTlsConfig, UserConfig,
 };
 use crate::metrics::{CloseReason, Metrics};
+use crate::net::dial::Names;
 use crate::net::tls::{TlsConfigError, UpstreamTls};
 use crate::protocol::backend_login::LoginSecret;
 use crate::wire::{Report, SqlState};
@@ -198,7 +199,11 @@ impl Registry {
         let core = PoolCore::new(key.clone(), settings, connector, options, metrics, total_cap);
         let pool = Pool::new(core);
         pools.insert(key.clone(), Arc::clone(&pool));
-        tokio::spawn(keeper::keep(Arc::downgrade(&pool), Arc::downgrade(self)));
+        tokio::spawn(keeper::keep(
+            Arc::downgrade(&pool),
+            Arc::downgrade(self),
+            keeper::since_boot,
+        ));
         Ok(pool)
     }
 
@@ -241,6 +246,7 @@ impl Registry {
         let connector = Connector {
             upstream: Arc::new(upstream.clone()),
             tls: self.tls_of(upstream)?,
+            names: Names::System,
             user: database.user.clone().unwrap_or_else(|| key.user.clone()),
             database: database.dbname.clone().unwrap_or_else(|| key.database.clone()),
             password: password_of(upstream, database, user, key),

@@ -105,6 +105,9 @@ fn hint(pool: &Pool) -> String {
     } else if status.open < usize::try_from(status.max_size).unwrap_or(0) && full > 0 {
         "All backends of pool.max_total may be in use by other pools: raise it, or lower pool.max_size elsewhere."
             .to_owned()
+    } else if pool.is_all_pinned() {
+        "Every backend is kept by one client because of what it left in its session; the log names the statements. Do without what pins, or raise pool.max_size."
+            .to_owned()
     } else {
         "End transactions sooner, or raise pool.max_size or pool.acquire_timeout.".to_owned()
     }

@@ -114,8 +114,9 @@ pub struct LoginRequest {
 /// A logged-in connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Established {
-    /// The settings that the server reports, in the order in which they first came. Values that are not UTF-8 are made so.
-    pub parameters: Vec<(String, String)>,
+    /// The settings that the server reports, in the order in which they first came. A value is the bytes that came; one
+    /// whose name is not UTF-8 is left out.
+    pub parameters: Vec<(String, Vec<u8>)>,
     /// `None` where the server sends none (trap 10): its queries can't be cancelled.
     pub cancel_key: Option<CancelKey>,
     /// What both sides speak from now on.
@@ -436,12 +437,15 @@ impl ExpectReadyForQuery {
         let status = ParameterStatus::parse(body).map_err(|cause| malformed("ParameterStatus", cause))?;
         // Counted even where a value replaces another, so that repetition is bounded too.
         self.parameters_len += body.len();
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        let (name, value) = (text(status.name), text(status.value));
         let parameters = &mut self.established.parameters;
-        match parameters.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => *known = value,
-            None => parameters.push((name, value)),
+        let value = status.value.to_vec();
+        match (
+            std::str::from_utf8(status.name),
+            parameters.iter_mut().find(|(known, _)| known.as_bytes() == status.name),
+        ) {
+            (_, Some((_, known))) => *known = value,
+            (Ok(name), None) => parameters.push((name.to_owned(), value)),
+            (Err(_), None) => {}
         }
         if parameters.len() > PARAMETERS_MAX || self.parameters_len > PARAMETERS_LEN_MAX {
             return Err(Violation::Rule("the server reports too many settings").into());

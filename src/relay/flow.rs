@@ -332,20 +332,10 @@ impl Flow {
         if self.is_written() {
             return Poll::Ready(Ok(()));
         }
-        while !self.pieces.is_empty() {
-            let count = {
-                let (read, own) = (&self.read, &self.own);
-                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-                let mut used = 0;
-                for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
-                    let bytes = match piece {
-                        Piece::Read(range) => read.get(range.clone()),
-                        Piece::Own(range) => own.get(range.clone()),
-                    };
-                    *slot = IoSlice::new(bytes.unwrap_or_default());
-                    used += 1;
-                }
-                ready!(to.poll_write_vectored(cx, slices.get(..used).unwrap_or_default()))?
+        while let Some(first) = self.pieces.front() {
+            let count = match self.pieces.len() {
+                1 => ready!(to.poll_write(cx, self.bytes_of(first)))?,
+                _ => ready!(self.poll_write_pieces(cx, to))?,
             };
             if count == 0 {
                 return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
@@ -357,6 +347,24 @@ impl Flow {
         ready!(to.poll_flush(cx))?;
         self.unflushed = false;
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_pieces(&self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<std::io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut used = 0;
+        for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slot = IoSlice::new(self.bytes_of(piece));
+            used += 1;
+        }
+        to.poll_write_vectored(cx, slices.get(..used).unwrap_or_default())
+    }
+
+    fn bytes_of(&self, piece: &Piece) -> &[u8] {
+        let bytes = match piece {
+            Piece::Read(range) => self.read.get(range.start..range.end),
+            Piece::Own(range) => self.own.get(range.start..range.end),
+        };
+        bytes.unwrap_or_default()
     }
 
     fn advance(&mut self, mut count: usize) {

@@ -34,6 +34,13 @@ use flow::Flow;
 
 /// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
 const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
+/// Buffers that one direction may move in a row before the other is looked at.
+const TURN_LEN: usize = 16;
+
+/// Bytes of a transfer that is still under way, of which the metrics are told at once.
+const UNCOUNTED_BYTES_MAX: u64 = 1024 * 1024;
+/// How long fewer of them may go untold, in milliseconds.
+const UNCOUNTED_MS_MAX: u64 = 2000;
 
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
@@ -59,8 +66,8 @@ pub struct Parties<'a> {
     pub session: &'a mut VirtualSession,
     /// Bounds and mode.
     pub rules: &'a Rules,
-    /// What a backend of the pool reports by itself.
-    pub neutral: &'a ServerParameters,
+    /// What a backend of the pool reports by itself, as far as the client was told.
+    pub neutral: &'a mut Arc<ServerParameters>,
 }
 
 /// Why the relay stopped.
@@ -144,12 +151,17 @@ pub struct Exchange {
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
     pub new_pins: bool,
+    /// The fingerprint of the statement that did so.
+    pinned_by: Option<String>,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
-    /// PostgreSQL refused to write (25006): a primary may have become a standby.
-    pub read_only_refused: bool,
     /// The same, and nobody was told yet.
     pub catalog_touched: bool,
+    /// PostgreSQL refused to write (25006): a primary may have become a standby.
+    pub read_only_refused: bool,
+    /// Settings that were reported while nothing of the client's should have changed them. They are taken for its own, until
+    /// PostgreSQL is asked where they come from.
+    pub unexplained: Vec<Box<str>>,
     /// The drain waits for the end of the client's transaction: [`Outcome::Boundary`] is told there.
     pub ends_at_boundary: bool,
     /// What the ledger was before the first statement for this lease that changed it.
@@ -162,6 +174,8 @@ pub struct Exchange {
     lost: Option<lost_transaction::LostTransaction>,
     /// What was counted since the last release.
     pub tally: SessionTally,
+    /// When the metrics were last told of it, or when the lease was first waited for, in the pool's coarse milliseconds.
+    tallied_at: Option<u64>,
     /// When the request at hand was sent; `None` while nothing is owed.
     pub query_since: Option<Instant>,
     /// When the transaction at hand began.
@@ -236,10 +250,23 @@ impl Unsure {
     }
 }
 
+/// How far one direction has come.
 enum Step {
+    /// It went on, and may or may not have to wait now.
     Moved,
+    /// It had to wait at once.
     Waiting,
     Stop(Outcome),
+}
+
+impl Step {
+    /// The same, behind what happened before it.
+    fn behind(self, before: Self) -> Self {
+        match self {
+            Self::Waiting => before,
+            step => step,
+        }
+    }
 }
 
 impl Exchange {
@@ -265,8 +292,10 @@ impl Exchange {
             untold_portal,
             last_words,
             new_pins,
+            pinned_by,
             catalog_changed,
             read_only_refused,
+            unexplained,
             catalog_touched,
             ends_at_boundary,
             before_effects,
@@ -274,6 +303,7 @@ impl Exchange {
             sent_to_backend,
             lost,
             tally,
+            tallied_at,
             query_since,
             transaction_since,
             answered_at,
@@ -299,8 +329,10 @@ impl Exchange {
         *untold_portal = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
+        *pinned_by = Default::default();
         *catalog_changed = Default::default();
         *read_only_refused = Default::default();
+        *unexplained = Default::default();
         *catalog_touched = Default::default();
         *ends_at_boundary = Default::default();
         *before_effects = Default::default();
@@ -308,6 +340,7 @@ impl Exchange {
         *sent_to_backend = Default::default();
         *lost = Default::default();
         *tally = Default::default();
+        *tallied_at = Default::default();
         *query_since = Default::default();
         *transaction_since = Default::default();
         *answered_at = Default::default();
@@ -321,6 +354,7 @@ impl Exchange {
         self.sent_to_backend = 0;
         self.before_effects = None;
         self.forget_second_try();
+        self.tallied_at = None;
         self.up.mark();
         self.lease = Some(lease);
     }
@@ -328,6 +362,20 @@ impl Exchange {
     /// Takes the backend back: to give it up, to clean it, or to look at it.
     pub fn detach(&mut self) -> Option<Lease> {
         self.lease.take()
+    }
+
+    /// The statement, without its literals, that first tied the client since this was last asked. `None` where no text
+    /// did.
+    pub fn take_pinned_by(&mut self) -> Option<String> {
+        self.pinned_by.take()
+    }
+
+    /// Keeps what the log is to say of a pin, while the statement noted last is the one that pins.
+    fn note_pin(&mut self) {
+        self.new_pins = true;
+        if self.pinned_by.is_none() {
+            self.pinned_by = self.lease.as_ref().and_then(Lease::fingerprint);
+        }
     }
 
     /// The backend, while there is one.
@@ -391,40 +439,69 @@ impl Exchange {
     }
 
     /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
+    ///
+    /// PostgreSQL's side comes first: a reply that settles the exchange spares a look at the client's socket.
     pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+        // A backend that was sent nothing yet is listened to when the client's message is with it.
+        let mut down = match self.sent_to_backend == 0 && self.down.is_empty() {
+            true => Step::Moved,
+            false => self.poll_down(cx, parties),
+        };
         loop {
-            let up = self.poll_up(cx, parties);
-            if let Step::Stop(outcome) = up {
+            let down_waits = match down {
+                Step::Stop(outcome) => return Poll::Ready(outcome),
+                Step::Waiting => true,
+                Step::Moved => false,
+            };
+            if !down_waits
+                && self.all_is_answered()
+                && let Some(outcome) = self.resting_place(parties)
+            {
                 return Poll::Ready(outcome);
             }
-            let owed = self.pipeline.len();
-            let down = self.poll_down(cx, parties);
-            if let Step::Stop(outcome) = down {
-                return Poll::Ready(outcome);
-            }
+            let up_waits = match self.poll_up(cx, parties) {
+                Step::Stop(outcome) => return Poll::Ready(outcome),
+                Step::Waiting => true,
+                Step::Moved => false,
+            };
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
-            // A reply may be what the client's next message was held for.
-            let is_still = matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed;
-            if !self.take_second_try() && is_still {
+            if down_waits && up_waits && self.down.is_written() && !self.take_second_try() {
+                return Poll::Pending;
+            }
+            down = self.poll_down(cx, parties);
+            // The client's side has waited: only what PostgreSQL said since could bring it further.
+            if matches!(down, Step::Waiting) && !self.take_second_try() {
                 return Poll::Pending;
             }
         }
     }
 
+    /// Something was sent, and all of it is answered.
+    fn all_is_answered(&self) -> bool {
+        self.sent_to_backend > 0 && self.pipeline.owes_nothing()
+    }
+
+    /// Nothing waits and no backend is held: the exchange can be dropped.
+    pub fn is_drained(&self) -> bool {
+        self.lease.is_none()
+            && self.up.is_empty()
+            && self.down.is_empty()
+            && self.pipeline.owes_nothing()
+            && self.lost.is_none()
+    }
+
     /// Where the exchange may stop between two messages.
-    fn resting_place(&self, parties: &Parties<'_>) -> Option<Outcome> {
+    fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
         if self.new_pins || self.catalog_touched {
             return Some(Outcome::Noted);
         }
         if self.lease.is_none() {
-            let drained =
-                self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
-            return drained.then_some(Outcome::Drained);
+            return self.is_drained().then_some(Outcome::Drained);
         }
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
-            return None;
+            return self.is_tally_due(parties).then_some(Outcome::Noted);
         }
         if self.pipeline.status() != TransactionStatus::Idle || !self.up.next_is_incomplete() {
             return None;
@@ -439,34 +516,57 @@ impl Exchange {
         (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
     }
 
+    /// A long transfer shows in the metrics while it runs: two comparisons and a load each time that the sockets are
+    /// waited for, nothing per message.
+    fn is_tally_due(&mut self, parties: &Parties<'_>) -> bool {
+        let bytes = self.tally.bytes_to_backend + self.tally.bytes_to_client;
+        let now = parties.rules.pool.coarse_now();
+        let since = *self.tallied_at.get_or_insert(now);
+        let is_due = bytes >= UNCOUNTED_BYTES_MAX || (bytes > 0 && now.saturating_sub(since) >= UNCOUNTED_MS_MAX);
+        if is_due {
+            self.tallied_at = Some(now);
+        }
+        is_due
+    }
+
     fn down_is_decided(&self) -> bool {
         self.down.undecided().is_empty() && !self.down.is_amid_message()
     }
 
+    /// Decides on what the client has said, sends it, and reads more, until something must be waited for.
     fn poll_up(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        if !self.up.is_written() {
-            return self.poll_write_up(cx);
+        let mut step = Step::Waiting;
+        for _ in 0..TURN_LEN {
+            if !self.up.is_written() {
+                match self.poll_write_up(cx) {
+                    Step::Moved => step = Step::Moved,
+                    stopped => return stopped.behind(step),
+                }
+            }
+            let whole = match self.scan_client(parties) {
+                Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
+                Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
+                // An answer is awaited first, of what may not have been sent yet.
+                Ok(to_backend::Scan::Held) if self.up.is_written() => return step,
+                Ok(to_backend::Scan::Held) => return self.poll_write_up(cx).behind(step),
+                Ok(to_backend::Scan::Wants(whole)) => whole,
+                Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
+            };
+            if !self.up.is_written() {
+                continue;
+            }
+            if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
+                return step;
+            }
+            match self.up.poll_read(cx, parties.client, whole) {
+                Poll::Pending => return step,
+                Poll::Ready(Ok(1..)) => step = Step::Moved,
+                Poll::Ready(_) => return Step::Stop(Outcome::ClientGone),
+            }
         }
-        let whole = match self.scan_client(parties) {
-            Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
-            Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
-            // An answer is awaited first, of what may not have been sent yet.
-            Ok(to_backend::Scan::Held) if self.up.is_written() => return Step::Waiting,
-            Ok(to_backend::Scan::Held) => return self.poll_write_up(cx),
-            Ok(to_backend::Scan::Wants(whole)) => whole,
-            Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
-        };
-        if !self.up.is_written() {
-            return self.poll_write_up(cx);
-        }
-        if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
-            return Step::Waiting;
-        }
-        match self.up.poll_read(cx, parties.client, whole) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(1..)) => Step::Moved,
-            Poll::Ready(_) => Step::Stop(Outcome::ClientGone),
-        }
+        // The other direction and other clients have their turn.
+        cx.waker().wake_by_ref();
+        Step::Moved
     }
 
     fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
@@ -503,26 +603,42 @@ impl Exchange {
         }
     }
 
+    /// Tells the client what PostgreSQL has said, and reads more, until something must be waited for or all that was
+    /// asked is answered.
     fn poll_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        if !self.down.is_written() {
-            return self.poll_write_down(cx, parties);
+        let mut step = Step::Waiting;
+        for _ in 0..TURN_LEN {
+            if !self.down.is_written() {
+                match self.poll_write_down(cx, parties) {
+                    Step::Moved => step = Step::Moved,
+                    stopped => return stopped.behind(step),
+                }
+            }
+            let whole = match self.down.undecided().is_empty() {
+                true => 0,
+                false => match self.scan_backend(parties) {
+                    Ok(whole) => whole,
+                    Err(outcome) => return Step::Stop(outcome),
+                },
+            };
+            if !self.down.is_written() {
+                continue;
+            }
+            if matches!(step, Step::Moved) && self.all_is_answered() {
+                return step;
+            }
+            let Some(lease) = self.lease.as_mut() else {
+                return step;
+            };
+            match self.down.poll_read(cx, &mut lease.stream, whole) {
+                Poll::Pending => return step,
+                Poll::Ready(Ok(1..)) => step = Step::Moved,
+                Poll::Ready(Ok(0)) => return Step::Stop(self.lost_backend("it closed the connection")),
+                Poll::Ready(Err(error)) => return Step::Stop(self.lost_backend(&error.to_string())),
+            }
         }
-        let whole = match self.scan_backend(parties) {
-            Ok(whole) => whole,
-            Err(outcome) => return Step::Stop(outcome),
-        };
-        if !self.down.is_written() {
-            return self.poll_write_down(cx, parties);
-        }
-        let Some(lease) = self.lease.as_mut() else {
-            return Step::Waiting;
-        };
-        match self.down.poll_read(cx, &mut lease.stream, whole) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(1..)) => Step::Moved,
-            Poll::Ready(Ok(0)) => Step::Stop(self.lost_backend("it closed the connection")),
-            Poll::Ready(Err(error)) => Step::Stop(self.lost_backend(&error.to_string())),
-        }
+        cx.waker().wake_by_ref();
+        Step::Moved
     }
 
     fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
@@ -672,6 +788,7 @@ impl Exchange {
                 parties.session.return_to(before);
             }
             self.new_pins = false;
+            self.pinned_by = None;
             self.commit_at_risk = false;
             self.ends_block = false;
             self.prelude_owed = false;
@@ -713,27 +830,30 @@ impl Exchange {
 }
 
 impl Exchange {
-    /// What is to be known of routines and triggers now. Behind a change of the client's own, which the catalog may not
-    /// show to others yet, nothing is.
-    fn suspects(&self, parties: &Parties<'_>) -> Arc<Suspects> {
+    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
+        self.with_suspects(parties, |suspects| Effects {
+            suspects: suspects.fingerprint(),
+            ..classify(sql, parties.session.lexing(), suspects)
+        })
+    }
+
+    /// Looks at what is to be known of routines and triggers now. Behind a change of the client's own, which the catalog
+    /// may not show to others yet, nothing is.
+    fn with_suspects<T>(&self, parties: &Parties<'_>, look: impl FnOnce(&Suspects) -> T) -> T {
         if self.catalog_changed {
-            Arc::new(Suspects::every_mention())
+            look(&Suspects::every_mention())
         } else {
-            parties.rules.pool.knowledge().suspects()
+            look(&parties.rules.pool.knowledge().suspects())
         }
     }
 
-    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
-        let suspects = self.suspects(parties);
-        Effects {
-            suspects: suspects.fingerprint(),
-            ..classify(sql, parties.session.lexing(), &suspects)
-        }
+    fn is_about_suspects_of_now(&self, effects: &Effects, parties: &Parties<'_>) -> bool {
+        self.with_suspects(parties, |suspects| effects.suspects == suspects.fingerprint())
     }
 
     /// The effects of a statement that was prepared earlier: a routine that it calls may be another one by now (trap 57).
     fn effects_now<'a>(&self, kept: &'a Effects, sql: &[u8], parties: &Parties<'_>) -> Cow<'a, Effects> {
-        if kept.suspects == self.suspects(parties).fingerprint() {
+        if self.is_about_suspects_of_now(kept, parties) {
             Cow::Borrowed(kept)
         } else {
             Cow::Owned(self.classify(sql, parties))

@@ -8,6 +8,7 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
+use super::flow::Flow;
 use super::to_client::READ_LEN_MAX;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Action, Fate, Request, Verdict};
@@ -29,6 +30,16 @@ pub(super) enum SecondTry {
     Possible,
     /// It begins again now.
     Due,
+}
+
+impl SecondTry {
+    /// The client has been told something: what was kept for a second try is not needed.
+    pub(super) fn first_was_answered(&mut self, up: &mut Flow) {
+        if *self == Self::Possible {
+            *self = Self::No;
+            up.keep_nothing();
+        }
+    }
 }
 
 /// A portal, and the statement that it was bound to.
@@ -65,8 +76,8 @@ impl Exchange {
     /// The same once the first of the client's own requests was answered.
     pub(super) fn note_first_answer(&mut self, verdict: &Verdict<Note>) {
         let first = matches!(verdict.completed, Some((Request::Bind | Request::DescribeStatement, _)));
-        if first && self.second_try == SecondTry::Possible && verdict.action == Action::Forward {
-            self.forget_second_try();
+        if first && verdict.action == Action::Forward {
+            self.second_try.first_was_answered(&mut self.up);
         }
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::stale_plan::Columns;
-use super::to_client::is_settable;
 use super::{Exchange, Parties};
+use crate::backend::parameters::is_settable;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
@@ -165,7 +165,10 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
-        if !LARGE_OBJECT_FUNCTIONS.contains(&oid) && !LARGE_OBJECT_FUNCTIONS_64.contains(&oid) {
+        let is_known = LARGE_OBJECT_FUNCTIONS.contains(&oid) || LARGE_OBJECT_FUNCTIONS_64.contains(&oid);
+        if let Some(lease) = self.lease.as_ref().filter(|_| !is_known) {
+            // It has no text.
+            lease.note_statement(b"", parties.session.lexing());
             self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
@@ -186,6 +189,10 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let sql = Query::parse(body).map_err(|cause| invalid_message(header, cause))?.sql;
+        if self.lease.is_none() && parties.session.statement_bytes() == 0 {
+            // Nothing could be answered without a backend: the text is read when there is one.
+            return Ok(Next::NeedsBackend);
+        }
         let effects = self.classify(sql, parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
@@ -334,7 +341,7 @@ impl Exchange {
             let Some(note) = parties.session.hand_over(name) else {
                 continue;
             };
-            self.new_pins = true;
+            self.note_pin();
             self.up.say(|out| compose::parse(out, name, &statement.definition));
             self.expect(Request::Parse, fate.clone(), note);
             any = true;
@@ -367,6 +374,9 @@ impl Exchange {
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
+        }
+        if self.lease.is_none() {
+            return Ok(Next::NeedsBackend);
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
@@ -716,7 +726,7 @@ impl Exchange {
             UnnamedStep::Unknown => Effects::NONE,
         };
         let effects = match parties.session.unnamed_sql() {
-            Some(sql) if effects.suspects != self.suspects(parties).fingerprint() => self.classify(sql, parties),
+            Some(sql) if !self.is_about_suspects_of_now(&effects, parties) => self.classify(sql, parties),
             _ => effects,
         };
         if self.prelude_owed && effects.exits_failed_block {
@@ -734,6 +744,13 @@ impl Exchange {
                 if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
                     return Next::Done;
                 }
+            }
+            if let (false, Some(lease), Some(sql)) = (
+                effects.pins.is_empty(),
+                self.lease.as_ref(),
+                parties.session.unnamed_sql(),
+            ) {
+                lease.note_statement(sql, parties.session.lexing());
             }
             self.materialise_named(&effects, Fate::Swallow, parties);
             self.apply(&effects, request, parties);
@@ -835,11 +852,13 @@ impl Exchange {
         self.remember_ledger(parties);
         self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
-            let reported = parties.neutral;
+            let reported = &**parties.neutral;
             let follows = |name: &str| reported.contains(name) && is_settable(name);
             parties.session.apply(effects, &mut lease.state, follows);
         }
-        self.new_pins |= parties.session.pins() != pinned;
+        if parties.session.pins() != pinned {
+            self.note_pin();
+        }
         if effects.catalog_change {
             self.catalog_changed = true;
             self.catalog_touched = true;
@@ -891,7 +910,7 @@ impl Exchange {
     fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {
         self.remember_ledger(parties);
         parties.session.pin(reason);
-        self.new_pins = true;
+        self.note_pin();
     }
 
     /// While nothing was sent, the request may yet go to another backend as if it had never been read.

@@ -1,11 +1,16 @@
 //! The rules for PostgreSQL's messages: nearly all of them pass as they are, in runs.
 
+use std::sync::Arc;
+
 use super::stale_plan::is_of_a_stale_plan;
 use super::{Exchange, Outcome, Parties};
+use crate::backend::ServerParameters;
+use crate::backend::parameters::is_settable;
 use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
+use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::result_shape::ResultShape;
 use crate::virtual_session::{Described, Note};
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
@@ -29,8 +34,8 @@ impl Exchange {
                     }));
                 }
             };
-            // Rows and copy data are most of all bytes: they pass with the run before them.
-            if matches!(header.tag, b'D' | b'd') && self.pipeline.head_is_forwarded() {
+            // Most of all messages: they pass with the run before them.
+            if !self.is_telling_tag(header) && self.passes(header) {
                 self.down.pass(header);
                 continue;
             }
@@ -54,6 +59,33 @@ impl Exchange {
             }
             self.on_backend_message(tag, header, parties)?;
         }
+    }
+
+    fn passes(&mut self, header: Header) -> bool {
+        let (unsure, second_try, up) = (&mut self.unsure, &mut self.second_try, &mut self.up);
+        self.pipeline.passes(header.tag, |note| match note {
+            Note::None => true,
+            Note::ChangedUnnamed(_) => {
+                unsure.end(note);
+                true
+            }
+            Note::Bound(_) => {
+                second_try.first_was_answered(up);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// It may be the tag of one of the commands that [`Self::on_command_tag`] knows: it is none of those that nearly all are.
+    fn is_telling_tag(&self, header: Header) -> bool {
+        const PLAIN: [&[u8]; 6] = [b"SEL", b"INS", b"UPD", b"DEL", b"BEG", b"COM"];
+        header.tag == b'C'
+            && !self
+                .down
+                .body_prefix(header)
+                .get(..3)
+                .is_some_and(|tag| PLAIN.contains(&tag))
     }
 
     fn must_be_whole(&self, tag: BackendTag, header: Header) -> bool {
@@ -133,6 +165,7 @@ impl Exchange {
                 return Err(Outcome::TransactionRefused);
             }
         }
+        let (completed, failed) = (verdict.completed.is_some(), self.pipeline.has_dropped());
         if let Some((_, note)) = &verdict.completed {
             self.unsure.end(note);
             note.confirm();
@@ -153,7 +186,9 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("an error in a COPY that a Sync was sent into")));
         }
         self.undo_dropped(parties);
-        self.say_due();
+        if completed || failed {
+            self.say_due();
+        }
         Ok(())
     }
 
@@ -229,11 +264,48 @@ impl Exchange {
         if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
             return;
         }
-        let neutral = parties.neutral;
+        self.tell_neutral(parties);
+        let neutral = &**parties.neutral;
         let find = |name: &str| neutral.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
         for (name, value) in parties.session.news(find) {
             self.down.say(|out| compose::parameter_status(out, &name, &value));
         }
+    }
+
+    /// The server's configuration may have changed since the client was told what it reports: a client that never set
+    /// something sees the new value, and is told of it, as PostgreSQL has it (trap 63).
+    fn tell_neutral(&mut self, parties: &mut Parties<'_>) {
+        let Some(lease) = self.lease.as_ref() else {
+            return;
+        };
+        if Arc::ptr_eq(parties.neutral, lease.neutral_parameters()) && !lease.has_reported() {
+            return;
+        }
+        // Of its own settings the ledger does not know all; what PostgreSQL reported passed as it came.
+        if parties.session.pins().contains(PinReason::Setting) {
+            return;
+        }
+        let follows = |name: &str| {
+            let of_clients = [parties.session.settings(), &lease.state.applied];
+            of_clients.iter().all(|settings| settings.value(name).is_none())
+        };
+        let mut told = ServerParameters::clone(parties.neutral);
+        for (name, value) in lease.parameters.iter() {
+            if !follows(name) || !(is_settable(name) || name == "in_hot_standby") {
+                // The client has a value of its own, or can't see it change.
+                if let Some(own) = lease.neutral_parameters().get(name) {
+                    told.set(name, own);
+                }
+            } else if told.set(name, value) {
+                self.down.say(|out| compose::parameter_status(out, name, value));
+            }
+        }
+        if told == **lease.neutral_parameters() {
+            *parties.neutral = Arc::clone(lease.neutral_parameters());
+        } else if told != **parties.neutral {
+            *parties.neutral = Arc::new(told);
+        }
+        parties.session.set_neutral_lexing(parties.neutral.lexing());
     }
 
     /// Some commands are known by their tags better than by their texts, in either protocol.
@@ -261,27 +333,33 @@ impl Exchange {
     /// own doing. What our prelude makes PostgreSQL report is no news to the client.
     fn on_parameter_status(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<(), Outcome> {
         let body = self.down.whole_body(header).unwrap_or_default();
-        let parsed = ParameterStatus::parse(body).ok().and_then(|status| {
-            Some((
-                std::str::from_utf8(status.name).ok()?.to_owned(),
-                String::from_utf8_lossy(status.value).into_owned(),
-            ))
-        });
-        let Some((name, value)) = parsed else {
+        let Ok(status) = ParameterStatus::parse(body) else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
         let mut is_news = !self.prelude_owed;
+        let mut is_beyond_us = false;
         if let Some(lease) = self.lease.as_mut() {
-            lease.learn_parameter(&ParameterStatus {
-                name: name.as_bytes(),
-                value: value.as_bytes(),
-            });
-            if !self.prelude_owed && !self.pipeline.is_quiet() && is_settable(&name) {
-                let neutral = parties.neutral.get(&name).map(str::to_owned);
-                is_news = parties
-                    .session
-                    .reported(&mut lease.state, &name, &value, neutral.as_deref());
+            lease.learn_parameter(&status);
+            let name = std::str::from_utf8(status.name).ok().filter(|name| is_settable(name));
+            let is_utf8 = lease.parameters.get("client_encoding").is_none_or(|it| it == b"UTF8");
+            if let Some(name) = name.filter(|_| !self.prelude_owed && !self.pipeline.is_quiet()) {
+                match std::str::from_utf8(status.value) {
+                    Ok(value) if value.is_ascii() || is_utf8 => {
+                        let neutral = parties.neutral.text(name);
+                        is_news = parties.session.reported(&mut lease.state, name, value, neutral);
+                        let is_known = neutral.is_some() && !self.unexplained.iter().any(|known| **known == *name);
+                        if is_known && neutral != Some(value) && !parties.session.expects_reports() {
+                            self.unexplained.push(name.into());
+                        }
+                    }
+                    // In an encoding in which no statement of ours can say it again: it stays where it was made.
+                    _ => is_beyond_us = parties.neutral.get(name) != Some(status.value),
+                }
             }
+        }
+        if is_beyond_us && !parties.session.pins().contains(PinReason::Setting) {
+            parties.session.reported_beyond_us();
+            self.note_pin();
         }
         if is_news {
             self.down.pass(header);
@@ -334,17 +412,4 @@ impl Exchange {
 fn parting_warning(body: &[u8]) -> Option<Report> {
     let fields = ReportFields::parse(body).ok()?;
     matches!(fields.sqlstate, b"57P01" | b"57P02").then(|| fields.to_report())
-}
-
-/// Reported values that no SET makes, and that therefore belong to the backend and not to the client.
-pub(super) fn is_settable(name: &str) -> bool {
-    const OF_THE_SERVER: [&str; 6] = [
-        "server_version",
-        "server_encoding",
-        "integer_datetimes",
-        "is_superuser",
-        "session_authorization",
-        "in_hot_standby",
-    ];
-    !OF_THE_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name))
 }

@@ -25,9 +25,9 @@ pub struct BackendState {
 }
 
 impl BackendState {
-    /// No client's settings are on it: what it reports is the server's own.
-    pub fn is_neutral(&self) -> bool {
-        self.applied.entries().is_empty() && !self.doubted
+    /// The clients' settings that are on it; what else it reports is the server's own. `None` while that is not known.
+    pub fn known_settings(&self) -> Option<&Settings> {
+        (!self.doubted).then_some(&self.applied)
     }
 
     /// A Query of ours runs: nobody's unnamed statement is left.

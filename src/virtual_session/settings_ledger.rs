@@ -96,7 +96,7 @@ impl VirtualSession {
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
     /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
-    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a str)>) -> Vec<(String, String)> {
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a [u8])>) -> Vec<(String, Vec<u8>)> {
         if Arc::ptr_eq(&self.told, &self.wanted) {
             return Vec::new();
         }
@@ -108,8 +108,8 @@ impl VirtualSession {
         let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
         let changed = names.filter_map(|name| {
             let (name, neutral) = neutral(name)?;
-            let now = self.wanted.value(name).unwrap_or(neutral);
-            (told.value(name).unwrap_or(neutral) != now).then(|| (name.to_owned(), now.to_owned()))
+            let now = self.wanted.value(name).map_or(neutral, str::as_bytes);
+            (told.value(name).map_or(neutral, str::as_bytes) != now).then(|| (name.to_owned(), now.to_owned()))
         });
         changed.collect()
     }
@@ -241,6 +241,36 @@ impl VirtualSession {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
         }
         is_news
+    }
+
+    /// Whether something of the client's is under way that may change settings.
+    pub const fn expects_reports(&self) -> bool {
+        self.reports_due
+    }
+
+    /// What was taken for the client's own doing was a change of the server's configuration, which the client was told of:
+    /// it goes on following that.
+    pub fn report_was_the_servers(&mut self, backend: &mut BackendState, name: &str) {
+        self.forget_setting(name, backend);
+        if self.told.value(name).is_some() {
+            self.told = Arc::new(self.told.with(name, None));
+        }
+        if self.told == self.wanted {
+            self.told = self.wanted.clone();
+        }
+    }
+
+    /// A fresh backend reads texts otherwise than before.
+    pub fn set_neutral_lexing(&mut self, neutral: Lexing) {
+        self.neutral_lexing = neutral;
+        self.relex();
+    }
+
+    /// PostgreSQL reported a value that no statement of ours could say again, because of its encoding: the client stays
+    /// where it was made.
+    pub fn reported_beyond_us(&mut self) {
+        self.pins.insert(PinReason::Setting);
+        self.see_not(Until::Discard);
     }
 
     /// The number of the settings that a SET under way has made, to be reported with its reply; 0 when there are none.

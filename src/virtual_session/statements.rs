@@ -5,7 +5,7 @@
 //! remembers what it holds, bounded in bytes, least recently used first out. The unnamed statement is not shared: the
 //! client's ledger keeps its definition, because it outlives its Sync (trap 29).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -23,6 +23,7 @@ pub struct Statement {
     pub name: Box<[u8]>,
     /// Everything behind the name in its Parse: text, count, types.
     pub definition: Box<[u8]>,
+    sql_len: usize,
     /// What executing it may do to the session.
     pub effects: Effects,
     /// The settings that it was parsed under.
@@ -63,7 +64,7 @@ impl Statement {
 
     /// Its text.
     pub fn sql(&self) -> &[u8] {
-        self.definition.split(|&byte| byte == 0).next().unwrap_or_default()
+        self.definition.get(..self.sql_len).unwrap_or_default()
     }
 }
 
@@ -190,6 +191,7 @@ impl SharedStatements {
             id,
             name,
             definition: definition.into(),
+            sql_len: memchr::memchr(0, definition).unwrap_or(definition.len()),
             effects: effects(),
             key: key.parse_key.clone(),
             proven: AtomicBool::new(false),
@@ -235,8 +237,8 @@ pub struct NamedStatement {
     pub number: u64,
 }
 
-/// A client's names for its statements.
-type Names = HashMap<Box<[u8]>, NamedStatement>;
+/// A client's names for its statements. A tree: a few comparisons are less than a hash that nobody can aim at.
+type Names = BTreeMap<Box<[u8]>, NamedStatement>;
 
 /// The statements that one client believes it holds, by its own names.
 #[derive(Debug, Default)]
@@ -306,7 +308,7 @@ impl ClientStatements {
 /// The statements that one backend holds.
 #[derive(Debug, Default)]
 pub struct BackendStatements {
-    held: HashMap<u64, Held>,
+    held: BTreeMap<u64, Held>,
     bytes: usize,
     tick: u64,
 }

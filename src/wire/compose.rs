@@ -5,8 +5,8 @@ use pgwire::messages::Message;
 use pgwire::messages::cancel::CancelRequest;
 use pgwire::messages::response::{ErrorResponse, GssEncResponse, NoticeResponse, ReadyForQuery, SslResponse};
 use pgwire::messages::startup::{
-    Authentication, BackendKeyData, GssEncRequest, NegotiateProtocolVersion, ParameterStatus, SASLInitialResponse,
-    SASLResponse, SecretKey, SslRequest, Startup,
+    Authentication, BackendKeyData, GssEncRequest, NegotiateProtocolVersion, SASLInitialResponse, SASLResponse,
+    SecretKey, SslRequest, Startup,
 };
 
 use super::backend_message::TransactionStatus;
@@ -39,9 +39,14 @@ pub fn authentication_ok(out: &mut BytesMut) {
     encode(out, &Authentication::Ok);
 }
 
-/// Appends a ParameterStatus. The strings must hold no zero byte; bytes after one are left out.
-pub fn parameter_status(out: &mut BytesMut, name: &str, value: &str) {
-    encode(out, &ParameterStatus::new(without_zero(name), without_zero(value)));
+/// Appends a ParameterStatus, whose value need not be UTF-8. Neither may hold a zero byte; bytes after one are left out.
+pub fn parameter_status(out: &mut BytesMut, name: &str, value: impl AsRef<[u8]>) {
+    let value = value.as_ref().split(|&byte| byte == 0).next().unwrap_or_default();
+    frame(
+        out,
+        BackendTag::ParameterStatus.byte(),
+        &[without_zero(name).as_bytes(), b"\0", value, b"\0"],
+    );
 }
 
 /// Appends a BackendKeyData.

@@ -101,3 +101,33 @@ async fn a_large_copy_passes_whole() {
         .sum();
     assert_eq!(total, 20_000 * 1001);
 }
+
+#[tokio::test]
+async fn a_long_copy_moves_the_metrics_while_it_runs() {
+    let (sidecar, mut client) = client_with_table().await;
+    let counted = async |direction: &str| {
+        let labels = [("direction", direction)];
+        sidecar.metric("pgsidecar_bytes_total", &labels).await.unwrap_or(0.0)
+    };
+    let before = counted("to_client").await;
+    client
+        .query("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 20000)) TO STDOUT")
+        .await;
+    client.expect("H").await;
+    // Unread, it fills the buffers and stops there.
+    let is_seen = async || (counted("to_client").await - before > 1e6).then_some(());
+    crate::support::eventually("bytes of an unread COPY", is_seen).await;
+    assert!(counted("to_client").await - before < 19e6, "it still runs");
+    client.until_ready().await;
+    // A slow one is told of by time.
+    client.query("COPY numbers FROM STDIN").await;
+    client.expect("G").await;
+    let before = counted("to_backend").await;
+    crate::support::eventually("bytes of a slow COPY", async || {
+        client.send(&copy_data(b"1\n")).await;
+        (counted("to_backend").await > before).then_some(())
+    })
+    .await;
+    client.send(&copy_done()).await;
+    client.expect("C Z").await;
+}

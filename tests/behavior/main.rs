@@ -27,6 +27,7 @@ mod settings;
 mod startup;
 mod startup_parameters;
 mod support;
+mod threads;
 mod transaction_pooling;
 mod traps;
 mod twins;

@@ -1,9 +1,11 @@
 //! What a client leaves in its session ties its backend to it, is seen there and nowhere else, and is gone with it.
 
+use pgsidecar::wire::SqlState;
+
 use crate::support::eventually;
 use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER};
 use crate::support::process::psql;
-use crate::support::raw_client::{RawClient, bind, execute, parse, query, sync, tags, together};
+use crate::support::raw_client::{RawClient, bind, execute, function_call, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
 /// Who uses a sidecar, with how many backends.
@@ -486,4 +488,82 @@ async fn trap_57_a_routine_that_is_replaced_is_not_called_as_if_it_were_the_old_
         drop(first);
         assert_eq!(owner.value(TENANT).await, "neutral", "{how}");
     }
+}
+
+/// A login with a name of its own, for the log to tell.
+async fn named(sidecar: &Sidecar, database: &Database, name: &str) -> RawClient {
+    let mut client = RawClient::connect(sidecar.port).await;
+    let parameters = [("database", &*database.name), ("application_name", name)];
+    client.log_in(USER, PASSWORD, &parameters).await.unwrap();
+    client
+}
+
+#[tokio::test]
+async fn trap_69_the_log_names_who_is_pinned_and_by_which_statement_without_its_literals() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "9")
+        .start_ready()
+        .await;
+    let behind = together(&[query("SELECT 'behind it'"), query("SELECT 1")]);
+    let simple = query("SET work_mem = '7MB'");
+    let prepared = together(&[
+        parse("s", "SELECT pg_advisory_lock(4711), 'hidden'"),
+        sync(),
+        query("SELECT 2"),
+        bind("", "s", &[]),
+        execute("", 0),
+        sync(),
+    ]);
+    let unnamed = together(&[
+        parse("", "LISTEN channel_of_events"),
+        sync(),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ]);
+    let call = function_call(1397, &[]);
+    for (name, pinning, told) in [
+        ("simple one", simple, "SET work_mem = ?"),
+        ("prepared one", prepared, "SELECT pg_advisory_lock(?), ?"),
+        ("unnamed one", unnamed, "LISTEN channel_of_events"),
+        ("calling one", call, "reason=routine"),
+    ] {
+        let mut client = named(&sidecar, &database, name).await;
+        client.send(&together(&[pinning, behind.clone()])).await;
+        let line = sidecar.wait_for_log(&format!("application_name={name:?}")).await;
+        assert!(
+            line.contains("a client is pinned") && line.contains(told),
+            "{told} in {line}"
+        );
+        assert_eq!(name == "calling one", !line.contains("statement="), "{line}");
+    }
+    for secret in ["7MB", "4711", "hidden", "behind it"] {
+        assert!(!sidecar.log().contains(secret), "{secret} in the log");
+    }
+}
+
+#[tokio::test]
+async fn trap_69_a_pool_whose_backends_are_all_pinned_is_told_of_in_the_log_and_in_the_hint() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .set("POOL__ACQUIRE_TIMEOUT", "300ms")
+        .start_ready()
+        .await;
+    let warned = async || sidecar.log().matches("every backend of the pool is pinned").count();
+    let mut one = named(&sidecar, &database, "one").await;
+    one.ask("LISTEN a").await;
+    one.ask("SET work_mem = '7MB'").await;
+    assert_eq!(warned().await, 0);
+    let mut two = named(&sidecar, &database, "two").await;
+    two.ask("LISTEN b").await;
+    sidecar.wait_for_log("every backend of the pool is pinned").await;
+    let mut three = named(&sidecar, &database, "three").await;
+    let refused = three.ask("SELECT 1").await[0].report();
+    assert_eq!(refused.sqlstate, SqlState::TOO_MANY_CONNECTIONS);
+    assert!(refused.hint.is_some_and(|hint| hint.contains("pins")));
+    two.ask("DISCARD ALL").await;
+    assert_eq!(three.value("SELECT 3").await, "3");
+    assert_eq!(warned().await, 1);
 }

@@ -180,10 +180,6 @@ async fn trap_79_sixteen_waiters_open_sixteen_backends_at_once() {
                 all_there.wait().await;
             }
             session.login().await?;
-            session.until_query("taken").await?;
-            session
-                .complete("SELECT 0", pgsidecar::wire::backend_message::TransactionStatus::Idle)
-                .await?;
             session.serve().await
         }
     })

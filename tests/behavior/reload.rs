@@ -6,17 +6,17 @@ use pgsidecar::wire::SqlState;
 use crate::support::certificates;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
 use crate::support::raw_client::RawClient;
-use crate::support::sidecar::Sidecar;
+use crate::support::sidecar::{Builder, Sidecar};
 
 /// What every file here begins with.
 const HEAD: &str = "listen: 127.0.0.1:$PORT\nmetrics: {listen: '127.0.0.1:$METRICS_PORT'}\n";
 
 async fn start(database: &Database, yaml: &str) -> Sidecar {
-    Sidecar::builder(database)
-        .own_listen()
-        .config(format!("{HEAD}{yaml}"))
-        .start_ready()
-        .await
+    builder(database, yaml).start_ready().await
+}
+
+fn builder(database: &Database, yaml: &str) -> Builder {
+    Sidecar::builder(database).own_listen().config(format!("{HEAD}{yaml}"))
 }
 
 /// Writes the file anew, sends SIGHUP and waits for what the log says of it.
@@ -183,7 +183,7 @@ async fn a_new_certificate_is_shown_to_new_clients_and_old_ones_stay() {
 #[tokio::test]
 async fn what_only_a_start_can_change_is_named() {
     let database = Postgres::shared().create_database();
-    let sidecar = start(&database, "").await;
+    let sidecar = builder(&database, "").own_threads().start_ready().await;
     let line = reload(&sidecar, "runtime: {threads: 2}\nlog: {stats_interval: 5s}\n").await;
     assert!(
         line.contains("runtime.threads") && line.contains("log.stats_interval"),

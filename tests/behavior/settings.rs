@@ -6,8 +6,8 @@ use pgsidecar::wire::backend_message::TransactionStatus;
 use pgsidecar::wire::compose;
 
 use crate::support::fake_backend::FakeBackend;
-use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
-use crate::support::raw_client::{RawClient, bind, close, execute, parse, query, sync, tags, together};
+use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
+use crate::support::raw_client::{Message, RawClient, bind, close, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
 async fn one_backend(database: &Database) -> Sidecar {
@@ -278,7 +278,7 @@ async fn another_identity_never_reaches_another_client() {
 
 /// Trap 63: the server's configuration changed while a backend was idle.
 #[tokio::test]
-async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwarded() {
+async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_told_with_the_next_reply() {
     let fake = FakeBackend::start(|mut session| async move {
         session.login().await?;
         loop {
@@ -295,13 +295,11 @@ async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_not_forwar
     .await;
     let sidecar = fake.sidecar().set("POOL__MAX_SIZE", "1").start().await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, crate::support::fake_backend::DATABASE).await;
-    for _ in 0..2 {
-        assert_eq!(tags(&client.ask("SELECT 1").await), "CZ");
-        assert!(
-            client.silent_for(Duration::from_millis(300)).await,
-            "it is not the client's"
-        );
+    for told in ["CZ", "CSZ", "CZ"] {
+        assert_eq!(tags(&client.ask("SELECT 1").await), told);
+        assert!(client.silent_for(Duration::from_millis(300)).await);
     }
+    assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"));
     assert_eq!(fake.sessions().len(), 1, "the backend is kept");
 }
 
@@ -403,4 +401,166 @@ async fn a_setting_that_is_set_to_its_default_is_what_the_client_started_with() 
         assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo", "{reset}");
         assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"), "{reset}");
     }
+}
+
+/// A body of a ParameterStatus.
+fn reports(messages: &[Message], body: &[u8]) -> bool {
+    messages
+        .iter()
+        .any(|message| message.tag == b'S' && &message.body[..] == body)
+}
+
+#[tokio::test]
+async fn a_greeting_and_a_report_say_the_very_bytes_that_the_server_said() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login_with(&[("TimeZone", b"Caf\xe9")]).await?;
+        session.until_query("SELECT 1").await?;
+        let mut out = bytes::BytesMut::new();
+        compose::parameter_status(&mut out, "odd", b"\xff\xfe");
+        compose::frame(&mut out, b'S', &[b"\xe9\0x\0"]);
+        session.send(&out).await?;
+        session.complete("SELECT 0", TransactionStatus::Idle).await?;
+        session.serve().await
+    })
+    .await;
+    let sidecar = fake.sidecar().start().await;
+    let mut client = RawClient::connect(sidecar.port).await;
+    client
+        .startup(pgsidecar::wire::PROTOCOL_3_0, &[("user", USER), ("database", "fake")])
+        .await;
+    let first = client.message().await;
+    client.prove(PASSWORD, &first).await;
+    let greeting = client.until_ready().await;
+    assert!(reports(&greeting, b"TimeZone\0Caf\xe9\0"), "{greeting:?}");
+    let answer = client.ask("SELECT 1").await;
+    assert!(
+        reports(&answer, b"odd\0\xff\xfe\0") && reports(&answer, b"\xe9\0x\0"),
+        "{answer:?}"
+    );
+    assert_eq!(client.value("SELECT 2").await, "ok");
+}
+
+#[tokio::test]
+async fn a_reported_value_in_an_encoding_that_is_not_utf8_stays_as_it_is_with_its_client() {
+    let database = Postgres::shared_18().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
+    // é in LATIN1; and é in UTF-8, which are two characters there.
+    for (name, hex) in [(&b"caf\xe9"[..], "e9"), (b"caf\xc3\xa9", "c3a9")] {
+        let sql = [b"SET search_path = \"", name, b"\""].concat();
+        let mut set = bytes::BytesMut::new();
+        compose::frame(&mut set, b'Q', &[&sql, b"\0"]);
+        let reported = [b"search_path\0\"", name, b"\"\0"].concat();
+        for port in [database.port, sidecar.port] {
+            let mut client = RawClient::login(port, USER, PASSWORD, &database.name).await;
+            client.ask("SET client_encoding = 'LATIN1'").await;
+            client.send(&set).await;
+            let answer = client.until_ready().await;
+            assert!(reports(&answer, &reported), "{answer:?}");
+            if port == sidecar.port {
+                sidecar
+                    .wait_metric("pgsidecar_backends", &[("state", "pinned")], |pinned| pinned == 1.0)
+                    .await;
+                let mut other = RawClient::login(port, USER, PASSWORD, &database.name).await;
+                assert_eq!(other.value("SHOW search_path").await, "\"$user\", public");
+            }
+            let shown = "SELECT substr(convert_to(current_setting('search_path'), 'LATIN1')::text, 11)";
+            assert_eq!(client.value(shown).await, format!("{hex}22"));
+        }
+        sidecar
+            .wait_metric("pgsidecar_backends", &[("state", "pinned")], |pinned| pinned == 0.0)
+            .await;
+    }
+}
+
+/// The value of a setting, and what the client was told of it last.
+async fn seen(client: &mut RawClient, name: &str) -> (String, Option<String>) {
+    let value = client.value(&format!("SHOW {name}")).await;
+    (value, client.parameter(name).map(str::to_owned))
+}
+
+#[tokio::test]
+async fn trap_63_a_changed_default_of_the_server_reaches_clients_of_before_that_never_set_it() {
+    let cluster = Postgres::private(Version::Installed);
+    let database = cluster.create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
+    let mut direct = RawClient::login(database.port, USER, PASSWORD, &database.name).await;
+    let mut plain = client_with(&sidecar, &database, &[("application_name", "plain")]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    let mut starter = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    let mut setter = client_with(&sidecar, &database, &[]).await;
+    setter.ask("SET TimeZone = 'Asia/Tokyo'").await;
+    let mut holder = client_with(&sidecar, &database, &[]).await;
+    for zone in ["Europe/Berlin", "Asia/Shanghai", "America/Lima"] {
+        cluster.psql("postgres", &format!("ALTER SYSTEM SET timezone = '{zone}'"));
+        cluster.psql("postgres", "SELECT pg_reload_conf()");
+        let expected = (zone.to_owned(), Some(zone.to_owned()));
+        let own = ("Asia/Tokyo".to_owned(), Some("Asia/Tokyo".to_owned()));
+        crate::support::eventually("PostgreSQL's own client sees it", async || {
+            (seen(&mut direct, "TimeZone").await == expected).then_some(())
+        })
+        .await;
+        // Whichever backend each of them gets.
+        for _ in 0..2 {
+            assert_eq!(seen(&mut setter, "TimeZone").await, own);
+            assert_eq!(seen(&mut plain, "TimeZone").await, expected);
+            holder.ask("BEGIN").await;
+            assert_eq!(seen(&mut holder, "TimeZone").await, expected);
+            assert_eq!(seen(&mut other, "TimeZone").await, expected);
+            assert_eq!(seen(&mut starter, "TimeZone").await, own);
+            assert_eq!(seen(&mut plain, "TimeZone").await, expected);
+            holder.ask("COMMIT").await;
+        }
+        let mut fresh = client_with(&sidecar, &database, &[]).await;
+        assert_eq!(fresh.parameter("TimeZone"), Some(zone));
+        assert_eq!(seen(&mut fresh, "TimeZone").await, expected);
+    }
+    setter.ask("RESET TimeZone").await;
+    let last = ("America/Lima".to_owned(), Some("America/Lima".to_owned()));
+    assert_eq!(seen(&mut setter, "TimeZone").await, last);
+    assert_eq!(seen(&mut starter, "TimeZone").await.0, "Asia/Tokyo");
+}
+
+#[tokio::test]
+async fn trap_63_a_report_that_only_a_sessions_own_setting_explains_follows_its_client() {
+    let database = Postgres::shared().create_database();
+    let function = |body: &str| {
+        let sql = format!(
+            "CREATE OR REPLACE FUNCTION plain() RETURNS text LANGUAGE plpgsql AS $$ BEGIN {body} RETURN 'ran'; END $$"
+        );
+        Postgres::shared().psql(&database.name, &sql);
+    };
+    function("");
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "2")
+        .start_ready()
+        .await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    let mut holder = client_with(&sidecar, &database, &[]).await;
+    let neutral = seen(&mut other, "TimeZone").await;
+    assert_eq!(client.value("SELECT plain()").await, "ran");
+    // Past pgsidecar, which takes the function for a harmless one until it reads the catalog again.
+    function("PERFORM set_config('TimeZone', 'Asia/Tokyo', false);");
+    assert_eq!(client.value("SELECT plain()").await, "ran");
+    let own = ("Asia/Tokyo".to_owned(), Some("Asia/Tokyo".to_owned()));
+    for _ in 0..2 {
+        assert_eq!(seen(&mut client, "TimeZone").await, own);
+        assert_eq!(seen(&mut other, "TimeZone").await, neutral);
+        holder.ask("BEGIN").await;
+        assert_eq!(seen(&mut client, "TimeZone").await, own);
+        assert_eq!(seen(&mut other, "TimeZone").await, neutral);
+        holder.ask("COMMIT").await;
+    }
+    assert_eq!(
+        sidecar.metric("pgsidecar_backends", &[("state", "pinned")]).await,
+        Some(0.0)
+    );
+    let fresh = client_with(&sidecar, &database, &[]).await;
+    assert_eq!(fresh.parameter("TimeZone").map(str::to_owned), neutral.1);
 }

@@ -484,3 +484,37 @@ async fn trap_12_who_leaves_while_queued_is_not_served() {
     holder.ask("COMMIT").await;
     assert_eq!(holder.value("SELECT count(*) FROM seen").await, "0");
 }
+
+#[tokio::test]
+async fn trap_60_backends_log_in_with_the_upstreams_parameters_and_none_of_a_clients() {
+    let neutral = [("database", "fake"), ("user", "app")];
+    let configured = [("application_name", "sidecar"), ("options", "-c geqo=off")];
+    for (url, mut expected) in [
+        ("", neutral.to_vec()),
+        (
+            "&options=-c%20geqo%3Doff&application_name=sidecar",
+            [neutral, configured].concat(),
+        ),
+    ] {
+        expected.sort_unstable();
+        let fake = FakeBackend::obliging().await;
+        let upstream = format!("{}{url}", fake.url());
+        let sidecar = fake.sidecar().upstream(upstream).start().await;
+        let mut holders = Vec::new();
+        for (name, value) in [
+            ("application_name", "one"),
+            ("TimeZone", "Asia/Tokyo"),
+            ("options", "-c search_path=aside -c app.tenant=two"),
+        ] {
+            let mut client = log_in(sidecar.port, "fake", &[(name, value)]).await.expect("accepted");
+            client.ask("BEGIN").await;
+            holders.push(client);
+        }
+        for session in fake.wait_sessions(3).await {
+            let asked = session.parameters.iter();
+            let mut asked: Vec<_> = asked.map(|(name, value)| (&**name, &**value)).collect();
+            asked.sort_unstable();
+            assert_eq!(asked, expected);
+        }
+    }
+}

@@ -40,7 +40,11 @@ struct Script {
 
 impl FakeServer {
     pub(super) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    pub(super) async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let server = Self(Arc::new(Shared {
             port: listener.local_addr().unwrap().port(),
             script: Mutex::default(),

@@ -3,7 +3,9 @@
 mod fake_server;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,9 +13,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::backend::Owed;
-use crate::config::{Config, Flags, Sources};
+use crate::backend::{Connector, Owed};
+use crate::config::{Config, Flags, Host, Sources, UpstreamConfig};
 use crate::metrics::{BackendState, CancelOutcome, CloseReason, Metrics};
+use crate::net::dial::Names;
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::{Report, SqlState, compose};
 use fake_server::FakeServer;
@@ -382,7 +385,7 @@ async fn trap_63_a_setting_reported_while_idle_is_learned() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
     pool.lease(&client(1)).await.unwrap().park();
-    assert_eq!(pool.learn().await.unwrap().get("server_version"), Some("15.7"));
+    assert_eq!(pool.learn().await.unwrap().text("server_version"), Some("15.7"));
     let mut status = BytesMut::new();
     compose::parameter_status(&mut status, "TimeZone", "Asia/Shanghai");
     stage.server.say_to_all(&status);
@@ -391,7 +394,7 @@ async fn trap_63_a_setting_reported_while_idle_is_learned() {
     })
     .await;
     let lease = pool.lease(&client(1)).await.unwrap();
-    assert_eq!(lease.parameters.get("TimeZone"), Some("Asia/Shanghai"));
+    assert_eq!(lease.parameters.text("TimeZone"), Some("Asia/Shanghai"));
     assert_eq!(stage.server.logins(), 1);
     lease.park();
 }
@@ -411,6 +414,124 @@ async fn trap_80_a_server_that_changes_its_role_is_left() {
     until("the idle one is closed", || pool.status().open == 1).await;
     two.park();
     until("the used one too", || pool.status().open == 0).await;
+}
+
+/// A stage with a second server beside it, on the same port of another address, and a name that leads to the first.
+async fn failover() -> (Stage, FakeServer, Arc<Pool>, Arc<Mutex<Vec<IpAddr>>>) {
+    let stage = Stage::new(&[]).await;
+    let other = FakeServer::start_at(&format!("127.0.0.2:{}", stage.server.port())).await;
+    let pool = stage.pool();
+    let addresses = Arc::new(Mutex::new(vec![IpAddr::from([127, 0, 0, 1])]));
+    let mut connector = Connector::clone(&pool.core.connector.load());
+    let mut upstream = UpstreamConfig::clone(&connector.upstream);
+    upstream.hosts = vec![Host::Tcp {
+        host: "db.example".to_owned(),
+        hostaddr: None,
+        port: stage.server.port(),
+    }];
+    connector.upstream = Arc::new(upstream);
+    connector.names = Names::Scripted(Arc::clone(&addresses));
+    pool.core.connector.store(Arc::new(connector));
+    (stage, other, pool, addresses)
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_81_a_name_is_looked_up_at_each_connect_and_leads_new_backends_to_where_it_leads_now() {
+    let (stage, other, pool, addresses) = failover().await;
+    let one = pool.lease(&client(1)).await.unwrap();
+    *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
+    let two = pool.lease(&client(2)).await.unwrap();
+    assert_eq!((stage.server.logins(), other.logins()), (1, 1));
+    *lock(&addresses) = Vec::new();
+    let lost = asking(&pool, 3);
+    until("an attempt without an address", || pool.core.failures.is_unreached()).await;
+    *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 1])];
+    let three = lost.await.unwrap().unwrap();
+    assert_eq!((stage.server.logins(), other.logins()), (2, 1));
+    // The answer by itself closes nobody: a server that still serves is no reason.
+    for lease in [one, two, three] {
+        lease.park();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pool.status().idle, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_80_after_a_failover_backends_of_the_demoted_server_retire_and_new_ones_follow_the_name() {
+    let (stage, other, pool, addresses) = failover().await;
+    let (idle, used) = (
+        pool.lease(&client(1)).await.unwrap(),
+        pool.lease(&client(2)).await.unwrap(),
+    );
+    idle.park();
+    *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
+    let mut status = BytesMut::new();
+    compose::parameter_status(&mut status, "in_hot_standby", "on");
+    stage.server.say_to_all(&status);
+    until("the idle one is closed", || pool.status().open == 1).await;
+    let moved = pool.lease(&client(3)).await.unwrap();
+    assert_eq!((stage.server.logins(), other.logins()), (2, 1));
+    used.park();
+    until("the used one too", || stage.server.sessions() == 0).await;
+    moved.park();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(
+        (pool.status().idle, other.sessions()),
+        (1, 1),
+        "those of the new server stay"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_80_a_server_that_goes_away_is_followed_to_where_its_name_leads() {
+    let (stage, other, pool, addresses) = failover().await;
+    pool.lease(&client(1)).await.unwrap().park();
+    *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
+    let mut farewell = BytesMut::new();
+    let report = Report::fatal(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    );
+    compose::report(&mut farewell, &report);
+    stage.server.say_to_all(&farewell);
+    until("the idle one is closed", || pool.status().open == 0).await;
+    pool.lease(&client(1)).await.unwrap().park();
+    assert_eq!((stage.server.logins(), other.logins()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_95_after_a_long_pause_idle_backends_are_closed_and_used_ones_stay() {
+    let stage = Stage::new(&[]).await;
+    let pool = stage.pool();
+    let paused_for = Arc::new(AtomicU64::new(0));
+    let (clock, began) = (Arc::clone(&paused_for), Instant::now());
+    let clock = move || began.elapsed() + Duration::from_secs(clock.load(Ordering::Relaxed));
+    let keeping = tokio::spawn(keeper::keep(Arc::downgrade(&pool), Weak::new(), clock));
+    let (idle, used) = (
+        pool.lease(&client(1)).await.unwrap(),
+        pool.lease(&client(2)).await.unwrap(),
+    );
+    idle.park();
+    paused_for.store(29, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(
+        (pool.status().open, pool.status().idle),
+        (2, 1),
+        "a short pause is none"
+    );
+    paused_for.store(61, Ordering::Relaxed);
+    until("the idle one is closed", || pool.status().open == 1).await;
+    assert_eq!(stage.closed(CloseReason::Broken), 1);
+    used.park();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pool.status().idle, 1, "it has just shown that it lives");
+    keeping.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn trap_95_the_clock_that_tells_a_pause_moves_with_time() {
+    let before = keeper::since_boot();
+    assert!(before > Duration::ZERO && keeper::since_boot() >= before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -243,18 +243,18 @@ impl FakeSession {
 
     /// Lets the client in without a password and greets it as PostgreSQL 15 does.
     pub async fn login(&mut self) -> Outcome {
-        self.login_with(&[]).await
+        self.login_with::<&str>(&[]).await
     }
 
     /// The same with other values of some parameters.
-    pub async fn login_with(&mut self, other: &[(&str, &str)]) -> Outcome {
+    pub async fn login_with<V: AsRef<[u8]>>(&mut self, other: &[(&str, V)]) -> Outcome {
         let mut greeting = BytesMut::new();
         compose::frame(&mut greeting, b'R', &[&0u32.to_be_bytes()]);
         for (name, value) in PARAMETERS {
             let value = other
                 .iter()
                 .find(|(known, _)| *known == name)
-                .map_or(value, |(_, value)| *value);
+                .map_or(value.as_bytes(), |(_, value)| value.as_ref());
             compose::parameter_status(&mut greeting, name, value);
         }
         compose::backend_key_data(&mut greeting, &self.cancel_key());

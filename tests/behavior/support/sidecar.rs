@@ -15,6 +15,9 @@ use super::postgres::{Database, PASSWORD, USER};
 use super::process::mortal;
 use super::{DEADLINE, eventually};
 
+/// Where it is set, every sidecar that doesn't say otherwise has this many threads.
+const THREADS: &str = "PGSIDECAR_TEST_THREADS";
+
 /// How a sidecar is to be started.
 #[derive(Debug, Clone, Default)]
 pub struct Builder {
@@ -23,6 +26,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
     own_listen: bool,
+    own_threads: bool,
     descriptors: Option<u32>,
     files: Vec<(String, String)>,
 }
@@ -77,6 +81,12 @@ impl Builder {
         self
     }
 
+    /// The file says how many threads there are, so the environment doesn't.
+    pub fn own_threads(mut self) -> Self {
+        self.own_threads = true;
+        self
+    }
+
     /// Starts it and waits until it answers: bound, announced in the log, alive over HTTP.
     pub async fn start(self) -> Sidecar {
         let mut sidecar = self.spawn();
@@ -127,6 +137,9 @@ impl Builder {
                 "PGSIDECAR_LISTEN",
                 format!("127.0.0.1:{port},unix:{}:{port}", directory.path().display()),
             );
+        }
+        if let Some(threads) = std::env::var_os(THREADS).filter(|_| !self.own_threads) {
+            command.env("PGSIDECAR__RUNTIME__THREADS", threads);
         }
         if let Some(url) = &self.upstream {
             command.env("PGSIDECAR_UPSTREAM", url);
