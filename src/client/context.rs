@@ -186,6 +186,11 @@ impl ClientContext {
         self.snapshot.load_full()
     }
 
+    /// Whether it is still what is in force: no reference is taken for the answer.
+    pub fn is_current(&self, snapshot: &Arc<Snapshot>) -> bool {
+        Arc::ptr_eq(&self.snapshot.load(), snapshot)
+    }
+
     /// Loads and derives what another configuration needs, and changes nothing.
     pub fn prepare(&self, config: Arc<Config>) -> Result<Snapshot, BadSnapshot> {
         Snapshot::new(config, self.mock_key)

@@ -37,6 +37,8 @@ pub struct Session {
     ledger: VirtualSession,
     pool: Arc<Pool>,
     settings: Arc<PoolConfig>,
+    /// The relay's share of the configuration, made anew when that changes.
+    rules: Arc<Rules>,
     neutral: Arc<ServerParameters>,
     holder: Arc<Holder>,
     _cancel: ClientCancel,
@@ -85,11 +87,13 @@ impl Session {
             words: _,
         } = greeted;
         let settings = pool.settings();
+        let rules = Arc::new(rules(&snapshot, &settings, &pool));
         let session = Self {
             stream,
             ledger: session,
             pool,
             settings,
+            rules,
             neutral,
             holder,
             _cancel: cancel,
@@ -156,8 +160,12 @@ impl Session {
 
     /// A reload's limits and pool settings hold for a client from its next request on.
     fn catch_up(&mut self) {
-        self.snapshot = self.context.snapshot();
-        self.settings = self.pool.settings();
+        let is_old = !self.context.is_current(&self.snapshot) || !self.pool.has_settings(&self.settings);
+        if is_old {
+            self.snapshot = self.context.snapshot();
+            self.settings = self.pool.settings();
+            self.rules = Arc::new(rules(&self.snapshot, &self.settings, &self.pool));
+        }
     }
 
     async fn serve_busy(&mut self, early: BytesMut, dedicated: Option<Lease>) -> Then {
@@ -169,7 +177,7 @@ impl Session {
             self.announce_pins(&mut exchange);
         }
         self.gauge.set(ClientState::Active);
-        let rules = self.rules();
+        let rules = Arc::clone(&self.rules);
         let mut unseen_retries = 0;
         loop {
             let then = match self.next_interruption(&mut exchange, &rules).await {
@@ -189,6 +197,10 @@ impl Session {
                     self.observe(&mut exchange);
                     if let Some(lease) = exchange.detach() {
                         lease.park();
+                    }
+                    if exchange.is_drained() {
+                        self.context.give_back_exchange(exchange);
+                        return Then::Idle;
                     }
                     None
                 }
@@ -243,17 +255,6 @@ impl Session {
                 Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
                 Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
             },
-        }
-    }
-
-    fn rules(&self) -> Rules {
-        let limits = &self.snapshot.config.limits;
-        Rules {
-            mode: self.settings.mode,
-            statement_bytes: limits.statement_bytes,
-            client_statement_bytes: limits.client_statement_bytes,
-            backend_statement_bytes: self.settings.statement_cache_bytes,
-            pool: self.pool.clone(),
         }
     }
 
@@ -616,6 +617,17 @@ impl Session {
     fn read_catalog_aside(&self) {
         let pool = self.pool.clone();
         tokio::spawn(async move { pool.know_catalog().await });
+    }
+}
+
+fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules {
+    let limits = &snapshot.config.limits;
+    Rules {
+        mode: settings.mode,
+        statement_bytes: limits.statement_bytes,
+        client_statement_bytes: limits.client_statement_bytes,
+        backend_statement_bytes: settings.statement_cache_bytes,
+        pool: pool.clone(),
     }
 }
 

@@ -108,6 +108,17 @@ impl Stream {
         }
     }
 
+    /// Writes one slice. As [`poll_write_vectored`](Self::poll_write_vectored), but cheaper in the kernel, and tokio sees
+    /// from a short write that the socket is full.
+    #[inline]
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Tls(session) => session.poll_write_vectored(cx, &[IoSlice::new(bytes)]),
+        }
+    }
+
     /// Writes from several slices at once and tells how many bytes were taken. On TLS they may still be with us until
     /// [`poll_flush`](Self::poll_flush).
     #[inline]
@@ -154,7 +165,7 @@ impl Stream {
     /// Writes it all and flushes. Not cancel-safe: how much was written is lost if it is dropped.
     pub async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let taken = poll_fn(|cx| self.poll_write_vectored(cx, &[IoSlice::new(bytes)])).await?;
+            let taken = poll_fn(|cx| self.poll_write(cx, bytes)).await?;
             bytes = bytes
                 .get(taken..)
                 .filter(|_| taken > 0)
@@ -328,11 +339,7 @@ fn poll_write_slices(
     cx: &mut Context<'_>,
     slices: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
-    match slices {
-        // Cheaper in the kernel, and tokio sees from a short write that the socket is full.
-        [slice] => Pin::new(socket).poll_write(cx, slice),
-        slices => Pin::new(socket).poll_write_vectored(cx, slices),
-    }
+    Pin::new(socket).poll_write_vectored(cx, slices)
 }
 
 #[cfg(test)]

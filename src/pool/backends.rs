@@ -1,18 +1,18 @@
 //! One pool: the backends of one database and user, and the line of clients for them.
 
-use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::connect_failures::FailureSink;
 use super::holder::{Holder, HolderState};
 use super::lease::{Admitted, Lease, Pooled};
+use super::line::Ticket;
 use super::lock;
 use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
 use super::parked::Parked;
@@ -76,8 +76,6 @@ pub struct Pool {
     pub(crate) admission: Turnstile,
     bb8: bb8::Pool<BackendManager>,
     parked: Mutex<Parked>,
-    line: Mutex<BTreeMap<u64, Instant>>,
-    last_ticket: AtomicU64,
     /// Milliseconds of the coarse clock: when somebody last asked for a backend.
     last_asked: AtomicU64,
 }
@@ -100,8 +98,6 @@ impl Pool {
             admission: Turnstile::new(width),
             bb8,
             parked: Mutex::default(),
-            line: Mutex::default(),
-            last_ticket: AtomicU64::new(0),
             last_asked: AtomicU64::new(0),
             core,
         })
@@ -115,6 +111,11 @@ impl Pool {
     /// The settings as of the last reload.
     pub fn settings(&self) -> Arc<PoolConfig> {
         self.core.settings.load_full()
+    }
+
+    /// Whether these are still the settings: no reference is taken for the answer.
+    pub fn has_settings(&self, settings: &Arc<PoolConfig>) -> bool {
+        Arc::ptr_eq(&self.core.settings.load(), settings)
     }
 
     /// What the pool's clients share, and what was learned of its database.
@@ -151,18 +152,11 @@ impl Pool {
     /// See [`LeaseError`].
     pub async fn lease(self: &Arc<Self>, holder: &Arc<Holder>) -> Result<Lease, LeaseError> {
         let started = Instant::now();
-        let slot = holder.cancel_slot();
-        let _waiting = slot.begin_waiting();
-        let _ticket = Ticket::new(self, started);
+        let _waiting = holder.cancel_slot().begin_waiting();
+        let ticket = self.core.line.join(started, self.core.settings.load().acquire_timeout);
         self.last_asked.store(self.core.now(), Ordering::Relaxed);
-        let limit = self.core.settings.load().acquire_timeout;
-        let deadline = limit.and_then(|limit| started.checked_add(limit));
-        let waited = tokio::select! {
-            biased;
-            waited = self.wait_for_backend(holder.client_id()) => waited,
-            () = slot.cancelled() => Err(LeaseError::Cancelled),
-            () = at(deadline) => Err(LeaseError::TimedOut(timeout_report::timed_out(self, limit.unwrap_or_default()))),
-        };
+        let waited = self.wait_for_backend(holder, &ticket).await;
+        drop(ticket);
         self.core.pool_metrics.observe_acquire(started.elapsed());
         let (connection, admitted) = waited?;
         Lease::begin(connection, admitted, holder).ok_or(LeaseError::Cancelled)
@@ -185,7 +179,7 @@ impl Pool {
         let open = tokio::select! {
             biased;
             open = self.core.open_dedicated(parameters) => open?,
-            () = slot.cancelled() => return Err(LeaseError::Cancelled),
+            () = poll_fn(|cx| slot.poll_cancelled(cx)) => return Err(LeaseError::Cancelled),
             () = at(deadline) => {
                 return Err(LeaseError::TimedOut(timeout_report::timed_out(self, limit.unwrap_or_default())));
             }
@@ -253,15 +247,13 @@ impl Pool {
     /// Counts and durations of now.
     pub fn status(&self) -> PoolStatus {
         let records = self.core.records();
-        let line = lock(&self.line);
-        let oldest = line.values().next().map(|since| since.elapsed());
         PoolStatus {
             max_size: self.admission.width(),
             open: records.len(),
             idle: records.iter().filter(|record| record.is_idle()).count(),
             connecting: self.core.connecting_count(),
-            waiting: line.len(),
-            oldest_wait: oldest,
+            waiting: self.core.line.len(),
+            oldest_wait: self.core.line.oldest_wait(),
         }
     }
 
@@ -299,10 +291,24 @@ impl Pool {
     }
 
     /// Waits in line, then for a backend. Whoever is dropped in between gives the place back.
-    async fn wait_for_backend(self: &Arc<Self>, client_id: u64) -> Result<(Pooled, Admitted), LeaseError> {
-        let mut failures = self.core.failures.subscribe();
-        let admitted = self.admit(&mut failures).await?;
-        let connection = self.backend_for(client_id, &mut failures).await?;
+    async fn wait_for_backend(
+        self: &Arc<Self>,
+        holder: &Holder,
+        ticket: &Ticket<'_>,
+    ) -> Result<(Pooled, Admitted), LeaseError> {
+        let admitted = {
+            let mut passing = pin!(self.admission.pass());
+            poll_fn(|cx| match passing.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Ok(Admitted::new(Arc::clone(self)))),
+                Poll::Pending => self.poll_end_of_wait(holder, ticket, cx).map(Err),
+            })
+            .await?
+        };
+        let connection = match self.take_parked(holder.client_id()) {
+            Some(connection) => connection,
+            // Boxed: who finds one parked does not pay for the room.
+            None => Box::pin(self.backend_for(holder, ticket)).await?,
+        };
         Ok((connection, admitted))
     }
 
@@ -310,38 +316,30 @@ impl Pool {
         self.admission.try_pass().then(|| Admitted::new(Arc::clone(self)))
     }
 
-    async fn admit(
-        self: &Arc<Self>,
-        failures: &mut watch::Receiver<Option<ConnectError>>,
-    ) -> Result<Admitted, LeaseError> {
-        let passing = async {
-            self.admission.pass().await;
-            Admitted::new(Arc::clone(self))
-        };
-        let mut passing = pin!(passing);
-        loop {
-            tokio::select! {
-                biased;
-                admitted = &mut passing => return Ok(admitted),
-                changed = failures.changed() => {
-                    // With a backend open, the line moves on when it is released, whatever the next login's answer.
-                    let error = failures.borrow_and_update().clone();
-                    if (changed.is_ok() && self.core.open_count() == 0) || self.core.is_closed() {
-                        refusal(error)?;
-                    }
-                }
+    /// Ready when the wait is over without a backend: cancelled, too long, or refused for good.
+    fn poll_end_of_wait(&self, holder: &Holder, ticket: &Ticket<'_>, cx: &mut Context<'_>) -> Poll<LeaseError> {
+        if holder.cancel_slot().poll_cancelled(cx).is_ready() {
+            return Poll::Ready(LeaseError::Cancelled);
+        }
+        while ticket.poll_rung(cx).is_ready() {
+            if let Some(limit) = ticket.overdue(Instant::now()) {
+                return Poll::Ready(LeaseError::TimedOut(timeout_report::timed_out(self, limit)));
+            }
+            // With a backend open, the line moves on when it is released, whatever the next login's answer (trap 88).
+            if (self.core.open_count() == 0 || self.core.is_closed())
+                && let Err(refused) = refusal(self.core.failures.published())
+            {
+                return Poll::Ready(refused);
             }
         }
+        Poll::Pending
     }
 
-    async fn backend_for(
-        &self,
-        client_id: u64,
-        failures: &mut watch::Receiver<Option<ConnectError>>,
-    ) -> Result<Pooled, LeaseError> {
+    async fn backend_for(&self, holder: &Holder, ticket: &Ticket<'_>) -> Result<Pooled, LeaseError> {
         // Announced before looking: a release after this goes to bb8, which wakes us; one before it is found parked.
         let _wanting = self.core.demand.begin();
         loop {
+            let client_id = holder.client_id();
             if let Some(connection) = self.take_parked(client_id).or_else(|| self.take_idle()) {
                 return Ok(connection);
             }
@@ -360,13 +358,7 @@ impl Pool {
                         return Ok(connection);
                     }
                 }
-                changed = failures.changed() => {
-                    // As in the line: an open backend is worth waiting for (trap 88).
-                    let error = failures.borrow_and_update().clone();
-                    if changed.is_ok() && (self.core.open_count() == 0 || self.core.is_closed()) {
-                        refusal(error)?;
-                    }
-                }
+                error = poll_fn(|cx| self.poll_end_of_wait(holder, ticket, cx)) => return Err(error),
             }
         }
     }
@@ -412,11 +404,10 @@ impl Pool {
         connection.count_as(BackendState::Idle);
         connection.learn_neutral_change();
         connection.keeps_its_role();
-        if self
-            .core
-            .total_cap
-            .claims_released(self.core.number, self.core.demand.is_some() || self.has_line())
-        {
+        if self.core.total_cap.claims_released(
+            self.core.number,
+            self.core.demand.is_some() || !self.core.line.is_empty(),
+        ) {
             connection.condemn(CloseReason::Evicted);
         }
         if connection.is_condemned() {
@@ -429,10 +420,6 @@ impl Pool {
             return;
         }
         parked.put(connection, client_id);
-    }
-
-    fn has_line(&self) -> bool {
-        !lock(&self.line).is_empty()
     }
 
     /// Parked backends that nobody took since the last sweep go to bb8.
@@ -575,25 +562,5 @@ async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// One who waits, for the counts.
-struct Ticket<'a> {
-    pool: &'a Pool,
-    number: u64,
-}
-
-impl<'a> Ticket<'a> {
-    fn new(pool: &'a Pool, now: Instant) -> Self {
-        let number = pool.last_ticket.fetch_add(1, Ordering::Relaxed);
-        lock(&pool.line).insert(number, now);
-        Self { pool, number }
-    }
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        lock(&self.pool.line).remove(&self.number);
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::lock;
@@ -150,7 +151,6 @@ impl CancelKeys {
 #[derive(Debug, Default)]
 pub struct CancelSlot {
     running: Mutex<Running>,
-    noted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -159,7 +159,7 @@ enum Running {
     #[default]
     Idle,
     /// It stands in line for a backend.
-    Waiting { cancelled: bool },
+    Waiting { cancelled: bool, waker: Option<Waker> },
     /// Its request is with a backend.
     Leased(Arc<CancelTarget>),
     /// It has a backend on which only messages of ours run: a cancel is kept for the client's own.
@@ -188,9 +188,15 @@ impl CancelSlot {
     fn strike(&self) -> Strike {
         match &mut *lock(&self.running) {
             Running::Idle => Strike::Idle,
-            Running::Waiting { cancelled } | Running::Held { cancelled, .. } => {
+            Running::Waiting { cancelled, waker } => {
                 *cancelled = true;
-                self.noted.notify_one();
+                if let Some(waker) = waker.take() {
+                    waker.wake();
+                }
+                Strike::Noted
+            }
+            Running::Held { cancelled, .. } => {
+                *cancelled = true;
                 Strike::Noted
             }
             // Announced under the lock: the lease's end takes it too, and sees the cancel or precedes it.
@@ -204,14 +210,17 @@ impl CancelSlot {
 
     /// The client stands in line from now on, until the guard is dropped or it has its lease.
     pub(crate) fn begin_waiting(self: &Arc<Self>) -> Waiting {
-        *lock(&self.running) = Running::Waiting { cancelled: false };
+        *lock(&self.running) = Running::Waiting {
+            cancelled: false,
+            waker: None,
+        };
         Waiting(Arc::clone(self))
     }
 
     /// The client has its backend; or a cancel was faster and the lease must not be used.
     pub(crate) fn begin_lease(&self, target: &Arc<CancelTarget>) -> Cancelled {
         let mut running = lock(&self.running);
-        let cancelled = matches!(&*running, Running::Waiting { cancelled: true });
+        let cancelled = matches!(&*running, Running::Waiting { cancelled: true, .. });
         *running = if cancelled {
             Running::Idle
         } else {
@@ -249,17 +258,17 @@ impl CancelSlot {
         }
     }
 
-    /// Waits for a cancel that this slot only notes (waiting, held). Cancel-safe.
-    pub async fn cancelled(&self) {
-        loop {
-            let noted = self.noted.notified();
-            if matches!(
-                &*lock(&self.running),
-                Running::Waiting { cancelled: true } | Running::Held { cancelled: true, .. }
-            ) {
-                return;
+    /// Ready when a cancel came for the client while it waits.
+    pub(crate) fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *lock(&self.running) {
+            Running::Waiting { cancelled: true, .. } => Poll::Ready(()),
+            Running::Waiting { waker, .. } => {
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
             }
-            noted.await;
+            _ => Poll::Pending,
         }
     }
 }
@@ -319,15 +328,13 @@ mod tests {
         let client = keys.register(SecretLength::Short).unwrap();
         let waiting = client.slot.begin_waiting();
         assert_eq!(keys.cancel(&client.key, LIMIT).await, CancelOutcome::Dequeued);
-        client.slot.cancelled().await;
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(client.slot.poll_cancelled(&mut context).is_ready());
         drop(waiting);
         assert_eq!(keys.cancel(&client.key, LIMIT).await, CancelOutcome::Idle);
         let _waiting = client.slot.begin_waiting();
-        let cancelled = client.slot.cancelled();
-        tokio::pin!(cancelled);
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(
-            cancelled.as_mut().poll(&mut context).is_pending(),
+            client.slot.poll_cancelled(&mut context).is_pending(),
             "an old cancel does not hit the next request"
         );
     }

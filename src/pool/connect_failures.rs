@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{MutexGuard, watch};
+use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep_until};
 
 use super::demand::Demand;
+use super::line::Line;
 use super::lock;
 use super::manager::ConnectError;
 use crate::backend::ConnectFailure;
@@ -30,7 +31,9 @@ const LOGGED_AGAIN: Duration = Duration::from_secs(30);
 /// The failures of one pool's connects.
 #[derive(Debug)]
 pub(crate) struct ConnectFailures {
-    published: watch::Sender<Option<ConnectError>>,
+    published: Mutex<Option<ConnectError>>,
+    /// Those who are told.
+    line: Arc<Line>,
     state: Mutex<State>,
     /// Who may try while the server is not reached: one at a time, each after its pause.
     probing: tokio::sync::Mutex<()>,
@@ -52,24 +55,25 @@ struct State {
 }
 
 impl ConnectFailures {
-    pub(crate) fn new() -> Arc<Self> {
-        let (published, _) = watch::channel(None);
+    pub(crate) fn new(line: Arc<Line>) -> Arc<Self> {
         Arc::new(Self {
-            published,
+            published: Mutex::default(),
+            line,
             state: Mutex::default(),
             probing: tokio::sync::Mutex::const_new(()),
         })
     }
 
-    /// Every failure from now on. Subscribe before asking bb8, so that none is missed.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<ConnectError>> {
-        self.published.subscribe()
+    /// The failure that the line was told last.
+    pub(crate) fn published(&self) -> Option<ConnectError> {
+        lock(&self.published).clone()
     }
 
     /// Tells those who wait. Called from bb8's error sink, when bb8 has forgotten the connect: who asks again then gets
     /// a new one.
     pub(crate) fn publish(&self, error: ConnectError) {
-        self.published.send_replace(Some(error));
+        *lock(&self.published) = Some(error);
+        self.line.ring();
     }
 
     /// Waits for this connect's turn: none while all is well; one at a time, after a pause, while the server is not
@@ -220,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn trap_77_a_missing_database_is_not_asked_for_again_for_five_seconds() {
-        let failures = ConnectFailures::new();
+        let failures = ConnectFailures::new(Arc::default());
         let now = Instant::now();
         let report = Report::fatal(SqlState::INVALID_CATALOG_NAME, "database \"x\" does not exist");
         failures.failed(&ConnectFailure::Refused(report.clone()), now);
@@ -233,7 +237,7 @@ mod tests {
 
     #[tokio::test]
     async fn pauses_double_from_milliseconds_to_half_a_second() {
-        let failures = ConnectFailures::new();
+        let failures = ConnectFailures::new(Arc::default());
         let now = Instant::now();
         let unavailable = ConnectFailure::Unavailable(Report::fatal(SqlState::CANNOT_CONNECT_NOW, "starting up"));
         let mut pauses = Vec::new();

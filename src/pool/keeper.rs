@@ -44,11 +44,7 @@ pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, clock: impl
                     was_unused_since = Instant::now();
                 }
                 let unused = was_unused_since.elapsed();
-                let pause = if pool.has_parked() {
-                    pool.core.settings.load().park.clamp(MIN_PAUSE, TICK)
-                } else {
-                    TICK
-                };
+                let pause = pause(&pool);
                 if let Some(registry) = registry.filter(|_| !stays_warm && is_over(&pool, unused)) {
                     registry.remove_unused(&pool);
                 }
@@ -61,6 +57,24 @@ pub(super) async fn keep(pool: Weak<Pool>, registry: Weak<Registry>, clock: impl
 }
 
 const MIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// Until somebody's time in line is over, or who joins it now could have waited too long.
+fn pause(pool: &Pool) -> Duration {
+    let settings = pool.core.settings.load();
+    let pause = if pool.has_parked() {
+        settings.park.clamp(MIN_PAUSE, TICK)
+    } else {
+        TICK
+    };
+    let now = Instant::now();
+    let overdue_next = pool.core.line.ring_overdue(now);
+    let overdue_next = overdue_next.map(|at| at.saturating_duration_since(now));
+    let newcomers = settings.acquire_timeout.map(|limit| limit.max(MIN_PAUSE));
+    [overdue_next, newcomers]
+        .into_iter()
+        .flatten()
+        .fold(pause, Duration::min)
+}
 
 /// A pool that no client refers to goes: after `idle_timeout`, or soon where no login ever succeeded.
 fn is_over(pool: &Pool, unused: Duration) -> bool {

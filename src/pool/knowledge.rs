@@ -81,8 +81,8 @@ impl Knowledge {
     }
 
     /// What the catalog says of routines and triggers; before it was read, that anything may be suspicious.
-    pub fn suspects(&self) -> Arc<Suspects> {
-        self.suspects.load_full()
+    pub fn suspects(&self) -> arc_swap::Guard<Arc<Suspects>> {
+        self.suspects.load()
     }
 
     /// A statement that may change routines or triggers was seen: until the catalog is read again nothing is trusted.

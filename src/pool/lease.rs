@@ -243,11 +243,11 @@ impl Lease {
 
 /// Gives a pooled backend back, or closes it; later, where a cancel for it is on its way (trap 71).
 fn end_pooled(mut connection: Pooled, admitted: Admitted, client_id: u64) {
-    let target = Arc::clone(connection.backend.cancel_target());
-    if target.is_quiet() {
+    if connection.backend.cancel_target().is_quiet() {
         admitted.pool().take_back(connection, client_id);
         return;
     }
+    let target = Arc::clone(connection.backend.cancel_target());
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         // Nothing can wait here: it is closed.
         connection.condemn(CloseReason::Cancelled);

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::connect_failures::ConnectFailures;
 use super::demand::Demand;
 use super::knowledge::Knowledge;
+use super::line::Line;
 use super::lock;
 use super::record::{NEVER, Record};
 use super::registry::PoolKey;
@@ -48,6 +49,7 @@ pub(crate) struct PoolCore {
     pub(crate) pool_metrics: Arc<PoolMetrics>,
     pub(crate) failures: Arc<ConnectFailures>,
     pub(crate) demand: Arc<Demand>,
+    pub(crate) line: Arc<Line>,
     pub(crate) total_cap: Arc<TotalCap>,
     pub(crate) parameters: ArcSwapOption<ServerParameters>,
     pub(crate) knowledge: Knowledge,
@@ -132,6 +134,7 @@ impl PoolCore {
     ) -> Arc<Self> {
         let pool_metrics = metrics.pool(&key.database, &key.user);
         pool_metrics.set_max_size(settings.max_size);
+        let line = Arc::<Line>::default();
         Arc::new(Self {
             settings: ArcSwap::from_pointee(settings),
             connector: ArcSwap::from_pointee(connector),
@@ -139,7 +142,8 @@ impl PoolCore {
             metrics,
             pool_metrics,
             number: total_cap.next_pool_number(),
-            failures: ConnectFailures::new(),
+            failures: ConnectFailures::new(Arc::clone(&line)),
+            line,
             demand: Arc::default(),
             total_cap,
             parameters: ArcSwapOption::empty(),

@@ -2,8 +2,8 @@
 //!
 //! [`registry`] finds the pool of a database and user, [`backends`] is one pool, [`lease`] the exclusive hold of one of
 //! its backends, [`cancel_keys`] what a CancelRequest may stop. Below them: [`manager`] opens backends for bb8,
-//! [`connect_failures`] tells waiters what failed, [`turnstile`] is the line that clients stand in, [`total_cap`]
-//! bounds all pools together, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
+//! [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass in order, [`line`] knows who waits,
+//! [`total_cap`] bounds all pools together, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
 //!
 //! A backend is idle in bb8, parked, in exactly one [`Lease`], or dedicated. bb8 0.9 stores and counts; its own retry,
 //! lifetimes and idle watch are off, because it retries after 400 ms only, wakes no waiter when a connect fails, and
@@ -17,6 +17,7 @@ mod holder;
 mod keeper;
 mod knowledge;
 mod lease;
+mod line;
 mod manager;
 mod parked;
 mod record;

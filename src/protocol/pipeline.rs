@@ -275,15 +275,24 @@ impl<N> Pipeline<N> {
         }
     }
 
-    /// Rows, copy data and notices of the request at the head go to the client unseen.
-    pub fn head_is_forwarded(&self) -> bool {
-        matches!(
-            self.items.front(),
-            Some(Item::Entry(Entry {
-                fate: Fate::Forward | Fate::Substitute(..),
-                ..
-            }))
-        )
+    /// The note of the request whose reply comes next.
+    pub fn head_note(&self) -> Option<&N> {
+        match self.items.front()? {
+            Item::Entry(entry) => Some(&entry.note),
+            Item::CopyEnd => None,
+        }
+    }
+
+    /// If the request at the head fails, nothing of its group has run, and nothing was sent behind that. Says whether
+    /// the group's Sync was sent.
+    pub fn fails_alone(&self) -> Option<bool> {
+        let (last, others) = match self.items.back()? {
+            Item::Entry(entry) => (entry.request, self.items.len() - 1),
+            Item::CopyEnd => return None,
+        };
+        let extended = |item: &Item<N>| matches!(item, Item::Entry(entry) if entry.request.is_extended());
+        let synced = last == Request::Sync;
+        ((synced || last.is_extended()) && self.items.iter().take(others).all(extended)).then_some(synced)
     }
 
     /// Records a request that was sent, or that is answered by us. While PostgreSQL skips to Sync the note is dropped
@@ -479,6 +488,43 @@ impl<N> Pipeline<N> {
     /// Notes wait to be undone.
     pub fn has_dropped(&self) -> bool {
         !self.dropped.is_empty()
+    }
+
+    /// Whether a frame passes without anything but this queue being concerned: a row, or the reply to a request whose
+    /// note `settles`. The request is completed then. Any other frame is for [`Self::on_frame`], which knows all rules.
+    #[inline]
+    pub fn passes(&mut self, tag: u8, settles: impl FnOnce(&N) -> bool) -> bool {
+        let Some(Item::Entry(Entry {
+            request,
+            fate: Fate::Forward | Fate::Substitute(..),
+            note,
+        })) = self.items.front()
+        else {
+            return false;
+        };
+        let completes = match (tag, request) {
+            (b'D' | b'd', _) | (b'T', Request::Query) => return true,
+            (b'1', Request::Parse) | (b'2', Request::Bind) | (b'3', Request::Close) => true,
+            (b'T' | b'n', Request::DescribePortal) => true,
+            (b'C', Request::Query) if !self.copies() => {
+                self.completed_since_ready = true;
+                return true;
+            }
+            (b'C', Request::Execute) => !self.copies(),
+            _ => false,
+        };
+        // The next reply must be PostgreSQL's, too.
+        let next_is_sent = matches!(self.items.get(1), Some(Item::Entry(next)) if !next.fate.is_answer());
+        let passes = completes && next_is_sent && settles(note);
+        if passes {
+            self.completed_since_ready |= tag == b'C';
+            self.items.pop_front();
+        }
+        passes
+    }
+
+    fn copies(&self) -> bool {
+        self.copy_both || self.copy_in != CopyIn::None
     }
 
     /// A frame came from the backend. The body is looked at for ReadyForQuery and ErrorResponse only.

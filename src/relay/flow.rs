@@ -19,6 +19,8 @@ use crate::wire::{Header, Malformed};
 pub const BUFFER_LEN: usize = 8 * 1024;
 /// The buffer of a direction in which full reads follow one another.
 pub const BULK_BUFFER_LEN: usize = 256 * 1024;
+/// Bytes of written messages that are kept at most.
+const KEPT_MAX: usize = BUFFER_LEN / 2;
 /// Slices gathered into one write at most.
 const SLICES_MAX: usize = 16;
 
@@ -62,6 +64,8 @@ pub struct Flow {
     unflushed: bool,
     written: u64,
     mark: Option<usize>,
+    /// What was decided from here on stays in the buffer, for [`Self::say_again`].
+    kept: Option<usize>,
 }
 
 impl Default for Flow {
@@ -76,6 +80,7 @@ impl Default for Flow {
             unflushed: false,
             written: 0,
             mark: None,
+            kept: None,
         }
     }
 }
@@ -96,6 +101,7 @@ impl Flow {
         self.unflushed = false;
         self.written = 0;
         self.mark = None;
+        self.kept = None;
     }
 
     /// Bytes that arrived and were not decided on.
@@ -209,6 +215,28 @@ impl Flow {
         true
     }
 
+    /// Keeps the messages from here on, though they are written, as long as they are few.
+    pub const fn keep(&mut self) {
+        self.kept = Some(self.decided);
+    }
+
+    /// What was kept is not needed any more.
+    pub const fn keep_nothing(&mut self) {
+        self.kept = None;
+    }
+
+    /// Everything that was kept has been written whole, and can be decided on again.
+    pub fn can_say_again(&self) -> bool {
+        self.kept.is_some() && self.is_written() && self.rest.0 == 0
+    }
+
+    /// What was kept is to be decided on again.
+    pub fn say_again(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            self.decided = kept;
+        }
+    }
+
     /// Takes what was read and not decided on, as whole messages: what is missing of a half decided one is announced as
     /// a notice, which nobody has to answer.
     pub fn hand_over(&mut self) -> BytesMut {
@@ -229,6 +257,7 @@ impl Flow {
         self.own.clear();
         self.unflushed = false;
         self.mark = None;
+        self.kept = None;
         self.rest.1 = Rest::Skip;
     }
 
@@ -275,20 +304,23 @@ impl Flow {
     fn make_room(&mut self, whole: usize) {
         debug_assert!(self.pieces.is_empty());
         self.mark = None;
-        if self.decided == self.read.len() {
+        self.kept = self.kept.filter(|kept| self.read.len() - kept <= KEPT_MAX);
+        let start = self.kept.unwrap_or(self.decided);
+        if start == self.read.len() {
             self.read.clear();
-        } else if self.decided > 0 {
-            let tail = self.read.len() - self.decided;
-            self.read.copy_within(self.decided.., 0);
+        } else if start > 0 {
+            let tail = self.read.len() - start;
+            self.read.copy_within(start.., 0);
             self.read.truncate(tail);
         }
-        self.decided = 0;
+        self.decided -= start;
+        self.kept = self.kept.map(|_| 0);
         let floor = if self.full_reads >= 2 {
             BULK_BUFFER_LEN
         } else {
             BUFFER_LEN
         };
-        let wanted = floor.max(whole);
+        let wanted = floor.max(self.decided + whole);
         if self.read.capacity() < wanted || self.read.capacity() == self.read.len() {
             let missing = wanted.max(self.read.len() + 1) - self.read.len();
             self.read.reserve(missing);
@@ -300,20 +332,10 @@ impl Flow {
         if self.is_written() {
             return Poll::Ready(Ok(()));
         }
-        while !self.pieces.is_empty() {
-            let count = {
-                let (read, own) = (&self.read, &self.own);
-                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-                let mut used = 0;
-                for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
-                    let bytes = match piece {
-                        Piece::Read(range) => read.get(range.clone()),
-                        Piece::Own(range) => own.get(range.clone()),
-                    };
-                    *slot = IoSlice::new(bytes.unwrap_or_default());
-                    used += 1;
-                }
-                ready!(to.poll_write_vectored(cx, slices.get(..used).unwrap_or_default()))?
+        while let Some(first) = self.pieces.front() {
+            let count = match self.pieces.len() {
+                1 => ready!(to.poll_write(cx, self.bytes_of(first)))?,
+                _ => ready!(self.poll_write_pieces(cx, to))?,
             };
             if count == 0 {
                 return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
@@ -325,6 +347,24 @@ impl Flow {
         ready!(to.poll_flush(cx))?;
         self.unflushed = false;
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_pieces(&self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<std::io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut used = 0;
+        for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slot = IoSlice::new(self.bytes_of(piece));
+            used += 1;
+        }
+        to.poll_write_vectored(cx, slices.get(..used).unwrap_or_default())
+    }
+
+    fn bytes_of(&self, piece: &Piece) -> &[u8] {
+        let bytes = match piece {
+            Piece::Read(range) => self.read.get(range.start..range.end),
+            Piece::Own(range) => self.own.get(range.start..range.end),
+        };
+        bytes.unwrap_or_default()
     }
 
     fn advance(&mut self, mut count: usize) {

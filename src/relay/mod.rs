@@ -6,6 +6,7 @@
 
 pub mod flow;
 mod lost_transaction;
+mod stale_plan;
 mod to_backend;
 mod to_client;
 
@@ -33,6 +34,8 @@ use flow::Flow;
 
 /// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
 const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
+/// Buffers that one direction may move in a row before the other is looked at.
+const TURN_LEN: usize = 16;
 
 /// Bytes of a transfer that is still under way, of which the metrics are told at once.
 const UNCOUNTED_BYTES_MAX: u64 = 1024 * 1024;
@@ -138,6 +141,12 @@ pub struct Exchange {
     unsure: Unsure,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
+    /// A RESET, or what includes one, has run in the transaction at hand.
+    reset_ran: bool,
+    /// Whether the group at hand can begin again when PostgreSQL calls its first statement stale.
+    second_try: stale_plan::SecondTry,
+    /// The last portal that was bound to a statement whose rows the client was not told of yet.
+    untold_portal: Option<stale_plan::UntoldPortal>,
     /// PostgreSQL's FATAL, kept to be told as an error.
     last_words: Option<Report>,
     /// The client was tied to its backend for one reason more.
@@ -218,7 +227,7 @@ impl Unsure {
         match note {
             Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
-            Note::None | Note::SequencesForgotten => None,
+            Note::None | Note::Reports(_) | Note::SequencesForgotten | Note::Bound(_) | Note::Described(_) => None,
         }
     }
 
@@ -241,10 +250,23 @@ impl Unsure {
     }
 }
 
+/// How far one direction has come.
 enum Step {
+    /// It went on, and may or may not have to wait now.
     Moved,
+    /// It had to wait at once.
     Waiting,
     Stop(Outcome),
+}
+
+impl Step {
+    /// The same, behind what happened before it.
+    fn behind(self, before: Self) -> Self {
+        match self {
+            Self::Waiting => before,
+            step => step,
+        }
+    }
 }
 
 impl Exchange {
@@ -265,6 +287,9 @@ impl Exchange {
             forgetting,
             unsure,
             undone,
+            reset_ran,
+            second_try,
+            untold_portal,
             last_words,
             new_pins,
             pinned_by,
@@ -299,6 +324,9 @@ impl Exchange {
         *forgetting = Default::default();
         *unsure = Default::default();
         *undone = Default::default();
+        *reset_ran = Default::default();
+        *second_try = Default::default();
+        *untold_portal = Default::default();
         *last_words = Default::default();
         *new_pins = Default::default();
         *pinned_by = Default::default();
@@ -325,6 +353,7 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.forget_second_try();
         self.tallied_at = None;
         self.up.mark();
         self.lease = Some(lease);
@@ -410,25 +439,57 @@ impl Exchange {
     }
 
     /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
+    ///
+    /// PostgreSQL's side comes first: a reply that settles the exchange spares a look at the client's socket.
     pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+        // A backend that was sent nothing yet is listened to when the client's message is with it.
+        let mut down = match self.sent_to_backend == 0 && self.down.is_empty() {
+            true => Step::Moved,
+            false => self.poll_down(cx, parties),
+        };
         loop {
-            let up = self.poll_up(cx, parties);
-            if let Step::Stop(outcome) = up {
+            let down_waits = match down {
+                Step::Stop(outcome) => return Poll::Ready(outcome),
+                Step::Waiting => true,
+                Step::Moved => false,
+            };
+            if !down_waits
+                && self.all_is_answered()
+                && let Some(outcome) = self.resting_place(parties)
+            {
                 return Poll::Ready(outcome);
             }
-            let owed = self.pipeline.len();
-            let down = self.poll_down(cx, parties);
-            if let Step::Stop(outcome) = down {
-                return Poll::Ready(outcome);
-            }
+            let up_waits = match self.poll_up(cx, parties) {
+                Step::Stop(outcome) => return Poll::Ready(outcome),
+                Step::Waiting => true,
+                Step::Moved => false,
+            };
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
-            // A reply may be what the client's next message was held for.
-            if matches!((up, down), (Step::Waiting, Step::Waiting)) && self.pipeline.len() == owed {
+            if down_waits && up_waits && self.down.is_written() && !self.take_second_try() {
+                return Poll::Pending;
+            }
+            down = self.poll_down(cx, parties);
+            // The client's side has waited: only what PostgreSQL said since could bring it further.
+            if matches!(down, Step::Waiting) && !self.take_second_try() {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Something was sent, and all of it is answered.
+    fn all_is_answered(&self) -> bool {
+        self.sent_to_backend > 0 && self.pipeline.owes_nothing()
+    }
+
+    /// Nothing waits and no backend is held: the exchange can be dropped.
+    pub fn is_drained(&self) -> bool {
+        self.lease.is_none()
+            && self.up.is_empty()
+            && self.down.is_empty()
+            && self.pipeline.owes_nothing()
+            && self.lost.is_none()
     }
 
     /// Where the exchange may stop between two messages.
@@ -437,9 +498,7 @@ impl Exchange {
             return Some(Outcome::Noted);
         }
         if self.lease.is_none() {
-            let drained =
-                self.up.is_empty() && self.down.is_empty() && self.pipeline.owes_nothing() && self.lost.is_none();
-            return drained.then_some(Outcome::Drained);
+            return self.is_drained().then_some(Outcome::Drained);
         }
         if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
             return self.is_tally_due(parties).then_some(Outcome::Noted);
@@ -474,30 +533,40 @@ impl Exchange {
         self.down.undecided().is_empty() && !self.down.is_amid_message()
     }
 
+    /// Decides on what the client has said, sends it, and reads more, until something must be waited for.
     fn poll_up(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        if !self.up.is_written() {
-            return self.poll_write_up(cx);
+        let mut step = Step::Waiting;
+        for _ in 0..TURN_LEN {
+            if !self.up.is_written() {
+                match self.poll_write_up(cx) {
+                    Step::Moved => step = Step::Moved,
+                    stopped => return stopped.behind(step),
+                }
+            }
+            let whole = match self.scan_client(parties) {
+                Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
+                Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
+                // An answer is awaited first, of what may not have been sent yet.
+                Ok(to_backend::Scan::Held) if self.up.is_written() => return step,
+                Ok(to_backend::Scan::Held) => return self.poll_write_up(cx).behind(step),
+                Ok(to_backend::Scan::Wants(whole)) => whole,
+                Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
+            };
+            if !self.up.is_written() {
+                continue;
+            }
+            if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
+                return step;
+            }
+            match self.up.poll_read(cx, parties.client, whole) {
+                Poll::Pending => return step,
+                Poll::Ready(Ok(1..)) => step = Step::Moved,
+                Poll::Ready(_) => return Step::Stop(Outcome::ClientGone),
+            }
         }
-        let whole = match self.scan_client(parties) {
-            Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
-            Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
-            // An answer is awaited first, of what may not have been sent yet.
-            Ok(to_backend::Scan::Held) if self.up.is_written() => return Step::Waiting,
-            Ok(to_backend::Scan::Held) => return self.poll_write_up(cx),
-            Ok(to_backend::Scan::Wants(whole)) => whole,
-            Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
-        };
-        if !self.up.is_written() {
-            return self.poll_write_up(cx);
-        }
-        if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
-            return Step::Waiting;
-        }
-        match self.up.poll_read(cx, parties.client, whole) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(1..)) => Step::Moved,
-            Poll::Ready(_) => Step::Stop(Outcome::ClientGone),
-        }
+        // The other direction and other clients have their turn.
+        cx.waker().wake_by_ref();
+        Step::Moved
     }
 
     fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
@@ -534,26 +603,42 @@ impl Exchange {
         }
     }
 
+    /// Tells the client what PostgreSQL has said, and reads more, until something must be waited for or all that was
+    /// asked is answered.
     fn poll_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        if !self.down.is_written() {
-            return self.poll_write_down(cx, parties);
+        let mut step = Step::Waiting;
+        for _ in 0..TURN_LEN {
+            if !self.down.is_written() {
+                match self.poll_write_down(cx, parties) {
+                    Step::Moved => step = Step::Moved,
+                    stopped => return stopped.behind(step),
+                }
+            }
+            let whole = match self.down.undecided().is_empty() {
+                true => 0,
+                false => match self.scan_backend(parties) {
+                    Ok(whole) => whole,
+                    Err(outcome) => return Step::Stop(outcome),
+                },
+            };
+            if !self.down.is_written() {
+                continue;
+            }
+            if matches!(step, Step::Moved) && self.all_is_answered() {
+                return step;
+            }
+            let Some(lease) = self.lease.as_mut() else {
+                return step;
+            };
+            match self.down.poll_read(cx, &mut lease.stream, whole) {
+                Poll::Pending => return step,
+                Poll::Ready(Ok(1..)) => step = Step::Moved,
+                Poll::Ready(Ok(0)) => return Step::Stop(self.lost_backend("it closed the connection")),
+                Poll::Ready(Err(error)) => return Step::Stop(self.lost_backend(&error.to_string())),
+            }
         }
-        let whole = match self.scan_backend(parties) {
-            Ok(whole) => whole,
-            Err(outcome) => return Step::Stop(outcome),
-        };
-        if !self.down.is_written() {
-            return self.poll_write_down(cx, parties);
-        }
-        let Some(lease) = self.lease.as_mut() else {
-            return Step::Waiting;
-        };
-        match self.down.poll_read(cx, &mut lease.stream, whole) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(1..)) => Step::Moved,
-            Poll::Ready(Ok(0)) => Step::Stop(self.lost_backend("it closed the connection")),
-            Poll::Ready(Err(error)) => Step::Stop(self.lost_backend(&error.to_string())),
-        }
+        cx.waker().wake_by_ref();
+        Step::Moved
     }
 
     fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
@@ -613,6 +698,7 @@ impl Exchange {
         let told = self.pipeline.is_skipping();
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
+        self.forget_second_try();
         self.up.forget_pieces();
         self.down.forget_undecided();
         if in_block {
@@ -744,27 +830,30 @@ impl Exchange {
 }
 
 impl Exchange {
-    /// What is to be known of routines and triggers now. Behind a change of the client's own, which the catalog may not
-    /// show to others yet, nothing is.
-    fn suspects(&self, parties: &Parties<'_>) -> Arc<Suspects> {
+    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
+        self.with_suspects(parties, |suspects| Effects {
+            suspects: suspects.fingerprint(),
+            ..classify(sql, parties.session.lexing(), suspects)
+        })
+    }
+
+    /// Looks at what is to be known of routines and triggers now. Behind a change of the client's own, which the catalog
+    /// may not show to others yet, nothing is.
+    fn with_suspects<T>(&self, parties: &Parties<'_>, look: impl FnOnce(&Suspects) -> T) -> T {
         if self.catalog_changed {
-            Arc::new(Suspects::every_mention())
+            look(&Suspects::every_mention())
         } else {
-            parties.rules.pool.knowledge().suspects()
+            look(&parties.rules.pool.knowledge().suspects())
         }
     }
 
-    fn classify(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
-        let suspects = self.suspects(parties);
-        Effects {
-            suspects: suspects.fingerprint(),
-            ..classify(sql, parties.session.lexing(), &suspects)
-        }
+    fn is_about_suspects_of_now(&self, effects: &Effects, parties: &Parties<'_>) -> bool {
+        self.with_suspects(parties, |suspects| effects.suspects == suspects.fingerprint())
     }
 
     /// The effects of a statement that was prepared earlier: a routine that it calls may be another one by now (trap 57).
     fn effects_now<'a>(&self, kept: &'a Effects, sql: &[u8], parties: &Parties<'_>) -> Cow<'a, Effects> {
-        if kept.suspects == self.suspects(parties).fingerprint() {
+        if self.is_about_suspects_of_now(kept, parties) {
             Cow::Borrowed(kept)
         } else {
             Cow::Owned(self.classify(sql, parties))

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::stale_plan::Columns;
 use super::{Exchange, Parties};
 use crate::backend::parameters::is_settable;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
-use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Note, SWITCH_NAME, Teaching, UnnamedStep, VirtualSession};
+use crate::virtual_session::statements::{NamedStatement, Statement};
+use crate::virtual_session::{Described, Note, SWITCH_NAME, Teaching, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Query, Target};
 use crate::wire::{
@@ -84,7 +85,7 @@ impl Exchange {
         match tag {
             FrontendTag::Terminate => Ok(Next::Terminated),
             FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => Ok(self.on_copy(header, tag)),
-            FrontendTag::Sync => Ok(self.on_sync(header)),
+            FrontendTag::Sync => Ok(self.on_sync(header, parties)),
             FrontendTag::Authentication => Err(Report::fatal(
                 SqlState::PROTOCOL_VIOLATION,
                 format!("invalid frontend message type {}", header.tag),
@@ -128,11 +129,12 @@ impl Exchange {
         Next::Done
     }
 
-    fn on_sync(&mut self, header: Header) -> Next {
+    fn on_sync(&mut self, header: Header, parties: &mut Parties<'_>) -> Next {
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         let needed = self.lease.is_some() && !self.pipeline.is_answerable();
         if needed {
-            self.expect(Request::Sync, Fate::Forward, Note::None);
+            let note = Note::None.reporting(parties.session.unreported());
+            self.expect(Request::Sync, Fate::Forward, note);
             self.up.pass(header);
         } else {
             self.expect(Request::Sync, Fate::Answer(Bytes::new()), Note::None);
@@ -187,6 +189,10 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let sql = Query::parse(body).map_err(|cause| invalid_message(header, cause))?.sql;
+        if self.lease.is_none() && parties.session.statement_bytes() == 0 {
+            // Nothing could be answered without a backend: the text is read when there is one.
+            return Ok(Next::NeedsBackend);
+        }
         let effects = self.classify(sql, parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
@@ -204,6 +210,7 @@ impl Exchange {
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.apply(&effects, Request::Query, parties);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
+        let note = note.reporting(parties.session.unreported());
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
@@ -257,6 +264,10 @@ impl Exchange {
             return Some(stop);
         }
         let note = parties.session.close(name)?;
+        if self.pipeline.is_unsynced() {
+            self.pass_deallocate(header, note, parties);
+            return Some(Next::Done);
+        }
         // A Query it is all the same, and ends the unnamed statement: an entry that says nothing stands for that.
         let ended = parties.session.forget_unnamed(None);
         self.expect(Request::FunctionCall, Fate::Answer(Bytes::new()), ended);
@@ -266,6 +277,20 @@ impl Exchange {
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
+    }
+
+    /// A DEALLOCATE inside a group ends the group's implicit transaction, so PostgreSQL must have one.
+    fn pass_deallocate(&mut self, header: Header, closed: Note, parties: &mut Parties<'_>) {
+        let victim = parties.session.unused_name();
+        let ended = parties
+            .session
+            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        self.up.say(|out| compose::parse(out, &victim, b"\0\0\0"));
+        self.expect(Request::Parse, Fate::Swallow, ended);
+        self.up
+            .say(|out| compose::query(out, &[b"DEALLOCATE ", victim.as_slice()].concat()));
+        self.expect(Request::Query, Fate::Forward, closed);
+        self.up.skip(header);
     }
 
     /// Bind of `DEALLOCATE name` where the name is a protocol-level one: the backend is given a statement to deallocate
@@ -351,6 +376,9 @@ impl Exchange {
             self.say_due();
             return Ok(Next::Done);
         }
+        if self.lease.is_none() {
+            return Ok(Next::NeedsBackend);
+        }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
             None => self.classify(parse.sql, parties),
@@ -400,11 +428,13 @@ impl Exchange {
         };
         let exits = effects.exits_failed_block;
         let statement = parties.session.prepare(parse.name, parse.definition, || effects);
-        let mut held = lease.state.statements.touch(&statement);
+        let generation = parties.session.generation();
+        let mut held = lease.state.statements.touch(&statement, generation);
         let name = parse.name.to_vec();
         let replaced = HEADER_LEN + name.len();
-        if held && self.pipeline.is_failed() && !exits {
-            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way: it gets to see it as a new one.
+        if (held && self.pipeline.is_failed() && !exits) || (!held && lease.state.statements.holds(statement.id)) {
+            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way, or parse it as the catalog is now: it gets to
+            // see it as a new one.
             lease.state.statements.remove(statement.id);
             held = false;
             self.up.say(|out| compose::close_statement(out, &statement.name));
@@ -423,7 +453,7 @@ impl Exchange {
             self.say_due();
             return;
         }
-        self.make_room_for(&statement, parties.rules.backend_statement_bytes);
+        self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Forward, note);
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, replaced - HEADER_LEN, b"", &statement.name)
@@ -467,19 +497,27 @@ impl Exchange {
             }
             Err(cause) => return Err(invalid_message(header, cause)),
         };
+        self.untold_portal = None;
         if head.statement.is_empty() {
             return Ok(self.on_unnamed(header, Request::Bind, parties));
         }
-        let Some(statement) = parties.session.statement(head.statement).cloned() else {
+        let Some(NamedStatement {
+            statement,
+            told,
+            number,
+        }) = parties.session.named(head.statement).cloned()
+        else {
             let offset = head.statement_offset;
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
         let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        let is_first = self.pipeline.is_settled();
         if let Some(stop) = self
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
+            .or_else(|| self.before_teaching(&statement, parties))
         {
             return Ok(stop);
         }
@@ -490,13 +528,31 @@ impl Exchange {
             }
         }
         self.materialise_named(&statement.effects, Fate::Swallow, parties);
+        if is_first {
+            self.allow_second_try();
+        }
+        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         let statement = self.ensure_parsed(&name, &statement, parties);
+        match self.compare_columns(&statement, told) {
+            Columns::Agree => {}
+            Columns::Unknown => return Ok(self.await_replies()),
+            Columns::Differ => {
+                self.expect_stale_refusal(Request::Bind);
+                let unknown = parties.session.unused_name();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed_behind(out, header, name.len(), &[&portal, b"\0"], &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        if told.is_none() {
+            self.note_portal(&portal, statement.id, number);
+        }
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
         }
         self.apply(&effects, Request::Bind, parties);
-        self.expect(Request::Bind, Fate::Forward, Note::None);
-        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+        self.expect(Request::Bind, Fate::Forward, Note::Bound(statement.id));
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
@@ -512,7 +568,10 @@ impl Exchange {
             if let Some(stop) = self.before_backend(parties, None) {
                 return Ok(stop);
             }
-            self.expect(Request::DescribePortal, Fate::Forward, Note::None);
+            let body = self.up.whole_body(header).unwrap_or_default();
+            let portal = Named::parse(body).map(|named| named.name.to_vec()).unwrap_or_default();
+            let note = self.portal_note(&portal);
+            self.expect(Request::DescribePortal, Fate::Forward, note);
             self.up.pass(header);
             return Ok(Next::Done);
         }
@@ -520,16 +579,48 @@ impl Exchange {
             return Ok(self.on_unnamed(header, Request::DescribeStatement, parties));
         }
         let name = named.name.to_vec();
-        let Some(statement) = parties.session.statement(named.name).cloned() else {
+        let is_first = self.pipeline.is_settled();
+        let Some(NamedStatement {
+            statement,
+            told,
+            number,
+        }) = parties.session.named(named.name).cloned()
+        else {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
-        if let Some(stop) = self.before_backend(parties, None).or_else(|| self.before_name()) {
+        if let Some(stop) = self
+            .before_backend(parties, None)
+            .or_else(|| self.before_name())
+            .or_else(|| self.before_teaching(&statement, parties))
+        {
             return Ok(stop);
         }
-        let statement = self.ensure_parsed(&name, &statement, parties);
-        self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
+        if is_first {
+            self.allow_second_try();
+        }
         let replaced = HEADER_LEN + 1 + name.len();
+        let statement = self.ensure_parsed(&name, &statement, parties);
+        match self.compare_columns(&statement, told) {
+            Columns::Agree => {}
+            Columns::Unknown => return Ok(self.await_replies()),
+            Columns::Differ => {
+                self.expect_stale_refusal(Request::DescribeStatement);
+                let unknown = parties.session.unused_name();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed(out, header, name.len(), b"S", &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        let note = match told {
+            Some(_) => Note::Bound(statement.id),
+            None => Note::Described(Described {
+                id: statement.id,
+                told: number,
+            }),
+        };
+        self.expect(Request::DescribeStatement, Fate::Forward, note);
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, name.len(), b"S", &statement.name)
         });
@@ -541,12 +632,21 @@ impl Exchange {
             return Ok(Next::Wants(header.frame_len()));
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
-        if self.unsure.names.before > 0 && named.target == Target::Statement && !named.name.is_empty() {
-            return Ok(Next::Held);
+        let is_name = named.target == Target::Statement && !named.name.is_empty();
+        if (is_name || self.restore_due)
+            && let Some(stop) = self.before_name()
+        {
+            return Ok(stop);
         }
-        if self.restore_due && !self.pipeline.is_quiet() {
-            return Ok(self.await_replies());
+        // What a RESET took away is made again before the group, not with it.
+        if self.restore_due
+            && self.lease.is_some()
+            && let Some(stop) = self.before_backend(parties, None)
+        {
+            return Ok(stop);
         }
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let mut ended = Note::None;
         if named.target == Target::Statement {
             if let Some(note) = parties.session.close(named.name) {
@@ -585,6 +685,14 @@ impl Exchange {
         if self.unsure.unnamed.before > 0 && self.unsure.unnamed.here == 0 {
             return Next::Held;
         }
+        if self.awaits_reports(parties)
+            && self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| parties.session.must_teach_unnamed(&lease.state))
+        {
+            return Next::Held;
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Next::NeedsBackend;
         };
@@ -613,7 +721,7 @@ impl Exchange {
             UnnamedStep::Unknown => Effects::NONE,
         };
         let effects = match parties.session.unnamed_sql() {
-            Some(sql) if effects.suspects != self.suspects(parties).fingerprint() => self.classify(sql, parties),
+            Some(sql) if !self.is_about_suspects_of_now(&effects, parties) => self.classify(sql, parties),
             _ => effects,
         };
         if self.prelude_owed && effects.exits_failed_block {
@@ -818,6 +926,20 @@ impl Exchange {
         wait.then(|| self.await_replies())
     }
 
+    /// A statement that must be parsed again as it was parsed once waits until it is known what that differs from now.
+    fn before_teaching(&mut self, statement: &Statement, parties: &Parties<'_>) -> Option<Next> {
+        let generation = parties.session.generation();
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(statement, generation);
+        let wait = statement.under().is_some() && !self.lease.as_mut().is_none_or(held) && self.awaits_reports(parties);
+        wait.then_some(Next::Held)
+    }
+
+    /// Settings have changed that a ReadyForQuery on its way will tell.
+    fn awaits_reports(&mut self, parties: &Parties<'_>) -> bool {
+        let number = parties.session.unreported();
+        number != 0 && self.pipeline.pending_mut().any(|note| note.reports() == number)
+    }
+
     /// The message at hand is held until everything before it is answered; PostgreSQL is asked not to wait for a Sync.
     fn await_replies(&mut self) -> Next {
         if !std::mem::replace(&mut self.flushed, true) {
@@ -829,7 +951,8 @@ impl Exchange {
     /// Sees to it that the backend holds a statement of the client's: its Parse travels ahead of the message that uses
     /// it. Returns the statement that the name stands for now.
     fn ensure_parsed(&mut self, name: &[u8], of: &Arc<Statement>, parties: &mut Parties<'_>) -> Arc<Statement> {
-        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of);
+        let generation = parties.session.generation();
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of, generation);
         if self.lease.as_mut().is_none_or(held) {
             return of.clone();
         }
@@ -842,7 +965,17 @@ impl Exchange {
         if let Some(switch) = &switch {
             self.inject(&switch.before);
         }
-        self.make_room_for(&statement, parties.rules.backend_statement_bytes);
+        if let Some(lease) = self
+            .lease
+            .as_mut()
+            .filter(|lease| lease.state.statements.holds(statement.id))
+        {
+            // As it was before the catalog changed.
+            lease.state.statements.remove(statement.id);
+            self.up.say(|out| compose::close_statement(out, &statement.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+        }
+        self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
@@ -874,9 +1007,9 @@ impl Exchange {
     }
 
     /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
-    fn make_room_for(&mut self, statement: &Arc<Statement>, bytes_max: usize) {
+    fn make_room_for(&mut self, statement: &Arc<Statement>, generation: u64, bytes_max: usize) {
         if let Some(lease) = self.lease.as_mut() {
-            lease.state.statements.insert(statement.clone());
+            lease.state.statements.insert(statement.clone(), generation);
         }
         let evict = |lease: &mut crate::pool::Lease| lease.state.statements.evict(bytes_max);
         while let Some(evicted) = self.lease.as_mut().and_then(evict) {

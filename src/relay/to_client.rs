@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::stale_plan::is_of_a_stale_plan;
 use super::{Exchange, Outcome, Parties};
 use crate::backend::ServerParameters;
 use crate::backend::parameters::is_settable;
@@ -9,13 +10,14 @@ use crate::config::PoolMode;
 use crate::error::failed_transaction;
 use crate::protocol::Violation;
 use crate::protocol::pipeline::{Action, Due, Request, Verdict};
-use crate::virtual_session::Note;
 use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::result_shape::ResultShape;
+use crate::virtual_session::{Described, Note};
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
 use crate::wire::{BackendTag, Header, Report, compose};
 
 /// The longest body that is read as one: reports, parameters, command tags. A longer report passes unread.
-const READ_LEN_MAX: usize = 256 * 1024;
+pub(super) const READ_LEN_MAX: usize = 256 * 1024;
 
 impl Exchange {
     /// Decides on every message of the backend's that has arrived. Returns the length of the message that must be read
@@ -32,8 +34,8 @@ impl Exchange {
                     }));
                 }
             };
-            // Rows and copy data are most of all bytes: they pass with the run before them.
-            if matches!(header.tag, b'D' | b'd') && self.pipeline.head_is_forwarded() {
+            // Most of all messages: they pass with the run before them.
+            if !self.is_telling_tag(header) && self.passes(header) {
                 self.down.pass(header);
                 continue;
             }
@@ -47,8 +49,43 @@ impl Exchange {
             if self.must_be_whole(tag, header) && self.down.whole_body(header).is_none() {
                 return Ok(header.frame_len());
             }
+            let (awaited, is_refused) = self.awaits_columns(header);
+            if awaited > 0 {
+                return Ok(awaited);
+            }
+            if is_refused {
+                self.down.skip(header);
+                continue;
+            }
             self.on_backend_message(tag, header, parties)?;
         }
+    }
+
+    fn passes(&mut self, header: Header) -> bool {
+        let (unsure, second_try, up) = (&mut self.unsure, &mut self.second_try, &mut self.up);
+        self.pipeline.passes(header.tag, |note| match note {
+            Note::None => true,
+            Note::ChangedUnnamed(_) => {
+                unsure.end(note);
+                true
+            }
+            Note::Bound(_) => {
+                second_try.first_was_answered(up);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// It may be the tag of one of the commands that [`Self::on_command_tag`] knows: it is none of those that nearly all are.
+    fn is_telling_tag(&self, header: Header) -> bool {
+        const PLAIN: [&[u8]; 6] = [b"SEL", b"INS", b"UPD", b"DEL", b"BEG", b"COM"];
+        header.tag == b'C'
+            && !self
+                .down
+                .body_prefix(header)
+                .get(..3)
+                .is_some_and(|tag| PLAIN.contains(&tag))
     }
 
     fn must_be_whole(&self, tag: BackendTag, header: Header) -> bool {
@@ -59,7 +96,8 @@ impl Exchange {
                 | BackendTag::ParameterStatus
                 | BackendTag::CommandComplete
                 | BackendTag::NoticeResponse
-        );
+        ) || (tag == BackendTag::RowDescription
+            && matches!(self.pipeline.head_note(), Some(Note::Described(_))));
         read && header.body_len <= READ_LEN_MAX
     }
 
@@ -73,10 +111,12 @@ impl Exchange {
         let mut fatal = None;
         match tag {
             BackendTag::ErrorResponse => {
-                self.undone = true;
-                if is_of_a_stale_plan(body) {
-                    parties.session.forget_shared_statements();
+                if is_of_a_stale_plan(body) && self.on_stale_plan(parties) {
+                    self.down.skip(header);
+                    return Ok(());
                 }
+                let body = self.down.whole_body(header).unwrap_or_default();
+                self.undone = true;
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
@@ -117,15 +157,23 @@ impl Exchange {
     fn on_verdict(&mut self, header: Header, verdict: Verdict<Note>, parties: &mut Parties<'_>) -> Result<(), Outcome> {
         if let Some(status) = verdict.ready {
             let ours = verdict.action == Action::Swallow;
+            if let Some((_, note)) = &verdict.completed {
+                parties.session.reported_up_to(note.reports());
+            }
             self.on_ready(status, ours, parties);
             if status != TransactionStatus::Idle && !ours && parties.rules.mode == PoolMode::Statement {
                 return Err(Outcome::TransactionRefused);
             }
         }
+        let (completed, failed) = (verdict.completed.is_some(), self.pipeline.has_dropped());
         if let Some((_, note)) = &verdict.completed {
             self.unsure.end(note);
             note.confirm();
+            if let Note::Described(described) = note {
+                self.on_description(header, *described, parties)?;
+            }
         }
+        self.note_first_answer(&verdict);
         match verdict.action {
             Action::Forward => self.down.pass(header),
             Action::Swallow => self.down.skip(header),
@@ -138,7 +186,32 @@ impl Exchange {
             return Err(self.broken_backend(&Violation::Rule("an error in a COPY that a Sync was sent into")));
         }
         self.undo_dropped(parties);
-        self.say_due();
+        if completed || failed {
+            self.say_due();
+        }
+        Ok(())
+    }
+
+    /// RowDescription or NoData, where somebody must remember it.
+    fn on_description(
+        &mut self,
+        header: Header,
+        described: Described,
+        parties: &mut Parties<'_>,
+    ) -> Result<(), Outcome> {
+        let shape = match header.backend() {
+            Ok(BackendTag::NoData) => Ok(ResultShape::NONE),
+            _ => ResultShape::of_row_description(self.down.whole_body(header).unwrap_or_default()),
+        };
+        match shape {
+            Ok(shape) => self.note_columns(described, shape, parties),
+            Err(cause) => {
+                return Err(self.broken_backend(&Violation::Malformed {
+                    message: "RowDescription",
+                    cause,
+                }));
+            }
+        }
         Ok(())
     }
 
@@ -147,7 +220,10 @@ impl Exchange {
             self.prelude_owed = false;
             return;
         }
+        self.forget_second_try();
         let now = std::time::Instant::now();
+        // A block that was ended, and at once another.
+        let is_chained = self.ends_block && self.pipeline.is_quiet() && status == TransactionStatus::InTransaction;
         // What was sent behind this request is still at risk.
         self.commit_at_risk &= !self.pipeline.is_quiet();
         self.ends_block &= !self.pipeline.is_quiet();
@@ -165,13 +241,24 @@ impl Exchange {
         if status == TransactionStatus::Idle {
             // Whoever read the catalog before this commit has read the old one.
             self.catalog_touched |= self.catalog_changed;
+            if self.catalog_changed {
+                parties.session.forget_shared_statements();
+            }
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             let undone = std::mem::take(&mut self.undone);
+            let reset_ran = std::mem::take(&mut self.reset_ran);
+            if reset_ran || self.pipeline.is_settled() {
+                parties.session.reset_decided(undone || !reset_ran);
+            }
             // While more is under way, what is local to it may be in force already.
             if self.pipeline.is_settled() {
-                parties.session.transaction_ended(undone);
+                parties.session.transaction_ended();
             }
+        }
+        if self.undone && self.pipeline.is_quiet() && (is_chained || !self.reset_ran) {
+            parties.session.reset_decided(true);
+            self.undone &= !is_chained;
         }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
         if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
@@ -224,18 +311,20 @@ impl Exchange {
     /// Some commands are known by their tags better than by their texts, in either protocol.
     fn on_command_tag(&mut self, header: Header, parties: &mut Parties<'_>) {
         let tag = self.down.whole_body(header).and_then(|body| command_tag(body).ok());
-        let Some(lease) = self.lease.as_mut() else {
+        // A prelude's are ours.
+        let Some(lease) = self.lease.as_mut().filter(|_| !self.prelude_owed) else {
             return;
         };
         match tag {
             Some(b"DISCARD ALL") => {
-                self.undone = false;
+                (self.reset_ran, self.undone) = (true, false);
                 parties.session.discarded_all(&mut lease.state);
             }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
             Some(b"ROLLBACK") => self.undone = true,
             // Whatever was undone before it.
-            Some(b"RESET") => self.undone = false,
+            Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),
+            Some(b"SET") if parties.session.set_has_run() => (self.reset_ran, self.undone) = (true, false),
             _ => {}
         }
     }
@@ -323,10 +412,4 @@ impl Exchange {
 fn parting_warning(body: &[u8]) -> Option<Report> {
     let fields = ReportFields::parse(body).ok()?;
     matches!(fields.sqlstate, b"57P01" | b"57P02").then(|| fields.to_report())
-}
-
-/// "cached plan must not change result type", by the name of the function that says so, which is not translated.
-fn is_of_a_stale_plan(body: &[u8]) -> bool {
-    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
-    body.windows(ROUTINE.len()).any(|window| window == ROUTINE)
 }

@@ -14,6 +14,7 @@ mod ordinary_statement;
 pub mod parameters;
 pub mod pins;
 pub mod reset;
+pub mod result_shape;
 mod session_functions;
 mod set_config;
 mod set_statement;
@@ -30,10 +31,11 @@ use std::sync::{Arc, Weak};
 
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
+use result_shape::ResultShape;
 use setting_change::{SettingChange, SettingName, SettingScope};
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
-use statements::{BackendStatements, ClientStatements, ParseKey, SharedStatements, Statement};
+use statements::{BackendStatements, ClientStatements, NamedStatement, ParseKey, SharedStatements, Statement};
 
 /// The name of statements of ours that are used once, behind their Parse.
 pub const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
@@ -148,6 +150,8 @@ pub struct Unnamed {
     effects: Effects,
     /// The settings that it was parsed under, once they are known.
     under: Option<Arc<Settings>>,
+    /// The number of these while they are not.
+    unresolved: u64,
 }
 
 /// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
@@ -163,13 +167,19 @@ pub enum Note {
     /// The backend was told to close a shared statement.
     Evicted(Arc<Statement>),
     /// A client's name was taken from a statement.
-    Closed(Box<(Box<[u8]>, Arc<Statement>)>),
+    Closed(Box<(Box<[u8]>, NamedStatement)>),
+    /// A Bind of the shared statement of this number: nothing changes, but PostgreSQL may call it stale.
+    Bound(u64),
+    /// A shared statement is described.
+    Described(Described),
     /// The backend's unnamed statement was replaced or removed.
     Unnamed,
     /// The backend was told to forget the values of its sequences.
     SequencesForgotten,
     /// The client's unnamed statement was replaced by its own Parse, or ended by a Query or a Close.
     ChangedUnnamed(ChangedUnnamed),
+    /// A Sync: before its reply PostgreSQL reports what the settings of this number come to.
+    Reports(u64),
 }
 
 /// What a change of the unnamed statement must be undone to. Each knows the one before it, so that any of several that
@@ -179,9 +189,33 @@ pub struct ChangedUnnamed {
     serial: u64,
     serial_before: u64,
     before: Option<Box<Unnamed>>,
+    /// As [`Note::Reports`], of a Query.
+    reports: u64,
 }
 
 impl Note {
+    /// The same for a Query that is sent while settings of this number are under way.
+    #[must_use]
+    pub fn reporting(self, number: u64) -> Self {
+        match self {
+            Self::ChangedUnnamed(change) => Self::ChangedUnnamed(ChangedUnnamed {
+                reports: number,
+                ..change
+            }),
+            Self::None => Self::Reports(number),
+            note => note,
+        }
+    }
+
+    /// The number of the settings that are reported with this reply, which ends with ReadyForQuery; 0 for none.
+    pub const fn reports(&self) -> u64 {
+        match self {
+            Self::Reports(number) => *number,
+            Self::ChangedUnnamed(change) => change.reports,
+            _ => 0,
+        }
+    }
+
     /// The reply has come.
     pub fn confirm(&self) {
         match self {
@@ -197,6 +231,15 @@ pub struct Prepared {
     name: Box<[u8]>,
     statement: Arc<Statement>,
     parsed: bool,
+}
+
+/// See [`Note::Described`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described {
+    /// The shared statement's number.
+    pub id: u64,
+    /// The number of the client's name for it, where the client is told; else 0.
+    pub told: u64,
 }
 
 /// The ledger of one client.
@@ -222,8 +265,7 @@ pub struct VirtualSession {
     settings_touched: bool,
     /// What changes settings is under way, so that PostgreSQL may report something with its reply.
     reports_due: bool,
-    /// Statements that were parsed under unseen settings, with the number of these: when PostgreSQL has reported them,
-    /// it is known under which.
+    /// Statements that were parsed under unseen settings which PostgreSQL will report, with the number of these.
     unresolved: Vec<(u64, Weak<Statement>)>,
     /// How texts are read under the client's settings.
     lexing: Lexing,
@@ -235,6 +277,8 @@ pub struct VirtualSession {
     /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
     /// value, which is the baseline's.
     rebase: bool,
+    /// A SET to a default is under way.
+    set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
     before_reset: Option<Arc<Settings>>,
 }
@@ -264,6 +308,7 @@ impl VirtualSession {
             reports_due: false,
             unresolved: Vec::new(),
             rebase: false,
+            set_to_default: false,
             before_reset: None,
         };
         session.relex();
@@ -379,11 +424,10 @@ impl VirtualSession {
 
     /// Whether a statement of these effects takes startup settings away.
     pub fn resets_baseline(&self, effects: &Effects) -> bool {
-        let resets = |action: &Action| {
-            matches!(
-                action,
-                Action::DiscardAll | Action::Setting(SettingChange::Reset(_) | SettingChange::ResetAll)
-            )
+        let resets = |action: &Action| match action {
+            Action::DiscardAll | Action::Setting(SettingChange::ResetAll) => true,
+            Action::Setting(change) => change.taken_back().is_some(),
+            _ => false,
         };
         !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
     }
@@ -458,6 +502,10 @@ impl VirtualSession {
     }
 
     fn apply_setting(&mut self, change: &SettingChange, backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        if let Some(name) = change.taken_back() {
+            self.set_to_default |= !matches!(change, SettingChange::Reset(_));
+            return self.reset_setting(name, backend, follows);
+        }
         match change {
             // What is local, or reported and so known, ends or is known at the end of the transaction.
             SettingChange::Set {
@@ -488,19 +536,26 @@ impl VirtualSession {
                 self.pins.insert(PinReason::CustomSetting);
                 self.see_not(Until::Discard);
             }
-            SettingChange::Reset(name) => {
-                self.doubt_settings(backend);
-                let name = String::from_utf8_lossy(name);
-                let known = follows(&name);
-                if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
-                    self.forget_setting(&name, backend);
-                    self.want(self.wanted.with(&name, Some(&baseline)));
-                    self.rebase = true;
-                }
-                self.see_not(if known { Until::Reported } else { Until::Ready });
-            }
+            SettingChange::Reset(_) => {}
             SettingChange::ResetAll => self.reset_all(backend),
         }
+    }
+
+    fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        self.doubt_settings(backend);
+        let name = String::from_utf8_lossy(name);
+        let known = follows(&name);
+        if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
+            self.forget_setting(&name, backend);
+            self.want(self.wanted.with(&name, Some(&baseline)));
+            self.rebase = true;
+        }
+        self.see_not(if known { Until::Reported } else { Until::Ready });
+    }
+
+    /// A SET was completed: whether it may have been one to a default, which is a RESET by another name.
+    pub const fn set_has_run(&mut self) -> bool {
+        std::mem::replace(&mut self.set_to_default, false)
     }
 
     fn see_not(&mut self, until: Until) {
@@ -600,35 +655,51 @@ impl VirtualSession {
         self.see_not(Until::Discard);
     }
 
-    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
-    pub fn all_reported(&mut self) {
-        self.reports_due = false;
-        if self.unseen_settings == 0 {
+    /// The number of the settings that a SET under way has made, to be reported with its reply; 0 when there are none.
+    pub const fn unreported(&self) -> u64 {
+        if self.reports_due { self.unseen_settings } else { 0 }
+    }
+
+    /// A ReadyForQuery has come with the reports of settings of this number; later ones may be under way.
+    pub fn reported_up_to(&mut self, number: u64) {
+        if number == 0 {
             return;
         }
-        let (number, known) = (self.unseen_settings, self.unseen_until == Until::Reported);
-        for (under, statement) in std::mem::take(&mut self.unresolved) {
-            if let Some(statement) = statement.upgrade().filter(|_| known && under == number) {
+        // Numbers only grow.
+        for (under, statement) in self.unresolved.extract_if(.., |(under, _)| *under <= number) {
+            if let Some(statement) = statement.upgrade().filter(|_| under == number) {
                 statement.resolve(self.wanted.clone());
             }
         }
-        if let Some(unnamed) = self.unnamed.as_mut().filter(|_| known)
-            && unnamed.under.is_none()
-        {
-            unnamed.under = Some(self.wanted.clone());
+        if let Some(unnamed) = self.unnamed.as_mut().filter(|unnamed| unnamed.unresolved == number) {
+            unnamed.under.get_or_insert_with(|| self.wanted.clone());
         }
-        if known {
-            self.unseen_settings = 0;
+        if number == self.unseen_settings {
+            self.reports_due = false;
+            if self.unseen_until == Until::Reported {
+                self.unseen_settings = 0;
+            }
         }
     }
 
+    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
+    pub fn all_reported(&mut self) {
+        self.reported_up_to(self.unseen_settings);
+        self.reports_due = false;
+        self.unresolved.clear();
+    }
+
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
-    /// is over. `undone` when it was, or may have been, rolled back.
-    pub fn transaction_ended(&mut self, undone: bool) {
+    /// is over.
+    pub fn transaction_ended(&mut self) {
         if self.unseen_until <= Until::Ready {
             self.unseen_settings = 0;
         }
         self.settings_touched = false;
+    }
+
+    /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
+    pub fn reset_decided(&mut self, undone: bool) {
         self.rebase = false;
         if let Some(before) = self.before_reset.take()
             && undone
@@ -651,8 +722,7 @@ impl VirtualSession {
     /// `reported` tells the settings whose values are known whatever else is in force.
     pub fn teaching(&self, statement: &Arc<Statement>, reported: impl Fn(&str) -> bool) -> Teaching {
         match statement.under() {
-            // COMMIT and the like mean the same under any settings, and may be said in a failed transaction.
-            _ if statement.effects.exits_failed_block => Teaching::AsItIs,
+            _ if reads_no_settings(&statement.effects, statement.sql()) => Teaching::AsItIs,
             None => Teaching::AsItIs,
             Some(then) if self.unseen_settings != 0 => {
                 let (then, now) = (then.only(&reported), self.wanted.only(&reported));
@@ -671,8 +741,10 @@ impl VirtualSession {
             // Wherever else it is taught, it means what it meant.
             own.resolve(under.clone());
         }
-        self.statements.remove(name);
-        self.statements.insert(name, own.clone());
+        if let Some(named) = self.statements.remove(name) {
+            let statement = own.clone();
+            self.statements.put_back(name, NamedStatement { statement, ..named });
+        }
         own
     }
 
@@ -686,7 +758,33 @@ impl VirtualSession {
 
     /// The statement behind a client's name.
     pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.statements.find(name).map(|named| &named.statement)
+    }
+
+    /// The same with what the client was told of its rows.
+    pub fn named(&self, name: &[u8]) -> Option<&NamedStatement> {
         self.statements.find(name)
+    }
+
+    /// PostgreSQL has described a statement.
+    pub fn described(&mut self, described: Described, shape: ResultShape, backend: &mut BackendState) {
+        backend.statements.note_shape(described.id, shape);
+        if described.told != 0 {
+            self.statements.tell(described.told, shape);
+        }
+    }
+
+    /// PostgreSQL called a statement stale that this backend holds. Where nobody knew of the change that made it so,
+    /// everything else that was parsed before is parsed again too.
+    pub fn note_stale(&self, id: u64, backend: &mut BackendState) {
+        if backend.statements.note_stale(id) == Some(self.generation()) {
+            self.forget_shared_statements();
+        }
+    }
+
+    /// Of the catalog, for statements that are parsed now.
+    pub fn generation(&self) -> u64 {
+        self.shared.statements.generation()
     }
 
     /// Bytes of the client's prepared statements.
@@ -707,11 +805,20 @@ impl VirtualSession {
     /// Gives a free name to a definition. Returns the shared statement.
     pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
-        if self.unseen_settings != 0 {
-            self.unresolved.push((self.unseen_settings, Arc::downgrade(&statement)));
+        let unresolved = self.unresolved_number();
+        if unresolved != 0 {
+            self.unresolved.push((unresolved, Arc::downgrade(&statement)));
         }
         self.statements.insert(name, statement.clone());
         statement
+    }
+
+    /// The number of the settings in force that the ledger can't see yet, and will; 0 when there are none.
+    const fn unresolved_number(&self) -> u64 {
+        match self.unseen_until {
+            Until::Reported => self.unseen_settings,
+            _ => 0,
+        }
     }
 
     /// Gives a free name to a definition that PostgreSQL is known to parse, if it is one: that needs no backend.
@@ -734,8 +841,8 @@ impl VirtualSession {
 
     /// Takes a name away.
     pub fn close(&mut self, name: &[u8]) -> Option<Note> {
-        let statement = self.statements.remove(name)?;
-        Some(Note::Closed(Box::new((name.into(), statement))))
+        let named = self.statements.remove(name)?;
+        Some(Note::Closed(Box::new((name.into(), named))))
     }
 
     /// DEALLOCATE ALL ran: no name is left, on this backend either. The unnamed statement has no name.
@@ -773,6 +880,7 @@ impl VirtualSession {
             definition: definition.to_vec(),
             effects,
             under: (self.unseen_settings == 0).then(|| self.wanted.clone()),
+            unresolved: self.unresolved_number(),
         })))
     }
 
@@ -782,12 +890,26 @@ impl VirtualSession {
             serial: self.serial,
             serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
             before: std::mem::replace(&mut self.unnamed, unnamed),
+            reports: 0,
         })
     }
 
     /// The text of the unnamed statement.
     pub fn unnamed_sql(&self) -> Option<&[u8]> {
         self.unnamed.as_ref()?.definition.split(|&byte| byte == 0).next()
+    }
+
+    /// The backend does not hold it, and must be taught it under the settings of then.
+    pub fn must_teach_unnamed(&self, backend: &BackendState) -> bool {
+        let held = |unnamed: &Unnamed| {
+            backend.unnamed
+                == Some(UnnamedId {
+                    client: self.client,
+                    serial: unnamed.serial,
+                })
+        };
+        let unnamed = self.unnamed.as_ref().filter(|unnamed| unnamed.under.is_some());
+        unnamed.is_some_and(|unnamed| !held(unnamed))
     }
 
     /// What must be said to the backend before the client's Bind or Describe of the unnamed statement.
@@ -803,7 +925,9 @@ impl VirtualSession {
                     return UnnamedStep::Agrees(&unnamed.effects);
                 }
                 backend.unnamed = Some(id);
-                let known = unnamed.under.as_ref().filter(|_| self.unseen_settings == 0);
+                let sql = unnamed.definition.split(|&byte| byte == 0).next().unwrap_or_default();
+                let is_tied = self.unseen_settings != 0 || reads_no_settings(&unnamed.effects, sql);
+                let known = unnamed.under.as_ref().filter(|_| !is_tied);
                 let switch = known.and_then(|then| Switch::between(&self.wanted, then));
                 UnnamedStep::Parse(&unnamed.definition, &unnamed.effects, switch)
             }
@@ -840,7 +964,7 @@ impl VirtualSession {
         pending: impl Iterator<Item = &'a mut Note>,
     ) {
         match note {
-            Note::None => {}
+            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) => {}
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {
@@ -854,12 +978,13 @@ impl VirtualSession {
             }
             Note::Evicted(statement) => {
                 if let Some(backend) = backend {
-                    backend.statements.insert(statement);
+                    // Stale: whatever it was parsed from, it is closed before it is parsed again.
+                    backend.statements.insert(statement, 0);
                 }
             }
             Note::Closed(closed) => {
-                let (name, statement) = *closed;
-                self.statements.insert(&name, statement);
+                let (name, named) = *closed;
+                self.statements.put_back(&name, named);
             }
             Note::SequencesForgotten => {
                 if let Some(backend) = backend {
@@ -907,6 +1032,22 @@ impl VirtualSession {
             later.serial_before = change.serial_before;
         }
     }
+}
+
+/// Whether a statement means the same under any settings: COMMIT and the like, which may be said in a failed transaction,
+/// and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a group.
+fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
+    const COMMANDS: [&[u8]; 6] = [
+        b"discard",
+        b"deallocate",
+        b"vacuum",
+        b"cluster",
+        b"reindex",
+        b"checkpoint",
+    ];
+    let word = || sql.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next();
+    effects.exits_failed_block
+        || word().is_some_and(|word| COMMANDS.iter().any(|command| word.eq_ignore_ascii_case(command)))
 }
 
 fn doubt_unnamed(backend: Option<&mut BackendState>) {

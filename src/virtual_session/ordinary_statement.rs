@@ -115,10 +115,10 @@ impl<'t> Look<'t> {
     #[inline]
     fn word(&mut self) -> &'t [u8] {
         let rest = self.text.get(self.at..).unwrap_or_default();
-        let length = rest
-            .iter()
-            .position(|&byte| !sql_lexer::continues_word(byte))
-            .unwrap_or(rest.len());
+        let mut length = 0;
+        while length < rest.len() && sql_lexer::continues_word(rest[length]) {
+            length += 1;
+        }
         self.at += length;
         &rest[..length]
     }

@@ -68,6 +68,19 @@ impl SettingScope {
 }
 
 impl SettingChange {
+    /// The setting that RESET, or SET to its default, takes back for the session.
+    pub fn taken_back(&self) -> Option<&[u8]> {
+        match self {
+            Self::Reset(name)
+            | Self::Set {
+                name: SettingName::Known(name),
+                value: SettingValue::Default,
+                scope: SettingScope::Session,
+            } => Some(name),
+            _ => None,
+        }
+    }
+
     /// The statement that makes this change at session level on another backend, whatever that backend's
     /// `standard_conforming_strings` is. `None` where the text doesn't tell it.
     pub fn to_sql(&self) -> Option<Vec<u8>> {

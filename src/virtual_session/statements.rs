@@ -5,12 +5,13 @@
 //! remembers what it holds, bounded in bytes, least recently used first out. The unnamed statement is not shared: the
 //! client's ledger keeps its definition, because it outlives its Sync (trap 29).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use super::parameters::Settings;
+use super::result_shape::ResultShape;
 use super::statement_effects::Effects;
 
 /// One statement as backends know it.
@@ -22,6 +23,7 @@ pub struct Statement {
     pub name: Box<[u8]>,
     /// Everything behind the name in its Parse: text, count, types.
     pub definition: Box<[u8]>,
+    sql_len: usize,
     /// What executing it may do to the session.
     pub effects: Effects,
     /// The settings that it was parsed under.
@@ -62,7 +64,7 @@ impl Statement {
 
     /// Its text.
     pub fn sql(&self) -> &[u8] {
-        self.definition.split(|&byte| byte == 0).next().unwrap_or_default()
+        self.definition.get(..self.sql_len).unwrap_or_default()
     }
 }
 
@@ -109,6 +111,8 @@ pub struct SharedStatements {
     prefix: Box<str>,
     next_id: AtomicU64,
     by_key: Mutex<ByKey>,
+    /// Grows with every change of the catalog that was seen: what a backend parsed before is parsed again (trap 31).
+    generation: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -150,7 +154,13 @@ impl SharedStatements {
             prefix: format!("pgs_{nonce:016x}_").into(),
             next_id: AtomicU64::new(1),
             by_key: Mutex::default(),
+            generation: AtomicU64::new(1),
         }
+    }
+
+    /// What [`BackendStatements`] are as old as, of statements that are parsed now.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// A client's own name that looks like one of ours would reach another client's statement.
@@ -181,6 +191,7 @@ impl SharedStatements {
             id,
             name,
             definition: definition.into(),
+            sql_len: memchr::memchr(0, definition).unwrap_or(definition.len()),
             effects: effects(),
             key: key.parse_key.clone(),
             proven: AtomicBool::new(false),
@@ -201,8 +212,10 @@ impl SharedStatements {
         found.filter(|statement| statement.is_proven())
     }
 
-    /// Shares none of the statements so far with anyone who comes from now on.
+    /// Shares none of the statements so far with anyone who comes from now on, and lets every backend parse its own
+    /// again before their next use.
     pub fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
         *by_key = ByKey::default();
     }
@@ -213,35 +226,67 @@ impl SharedStatements {
     }
 }
 
-/// A client's names for its statements.
-type Names = HashMap<Box<[u8]>, Arc<Statement>>;
+/// A statement behind a client's name.
+#[derive(Debug, Clone)]
+pub struct NamedStatement {
+    /// What backends know.
+    pub statement: Arc<Statement>,
+    /// What the client was told that its rows look like, if it has asked.
+    pub told: Option<ResultShape>,
+    /// Which of the client's names this is, counted from 1: a name that is used again is another.
+    pub number: u64,
+}
+
+/// A client's names for its statements. A tree: a few comparisons are less than a hash that nobody can aim at.
+type Names = BTreeMap<Box<[u8]>, NamedStatement>;
 
 /// The statements that one client believes it holds, by its own names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
     by_name: Option<Box<Names>>,
     bytes: usize,
+    names_so_far: u64,
 }
 
 impl ClientStatements {
     /// The statement that a name stands for.
-    pub fn find(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+    pub fn find(&self, name: &[u8]) -> Option<&NamedStatement> {
         self.by_name.as_ref()?.get(name)
+    }
+
+    /// The client is told what the rows of a statement look like, if it still has the name of this number.
+    pub fn tell(&mut self, number: u64, shape: ResultShape) {
+        // Once for each name.
+        let mut named = self.by_name.iter_mut().flat_map(|names| names.values_mut());
+        if let Some(named) = named.find(|named| named.number == number) {
+            named.told = Some(shape);
+        }
     }
 
     /// Records a name. The caller has made sure that it is free.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.bytes += name.len() + statement.weight();
-        if let Some(replaced) = self.by_name.get_or_insert_default().insert(name.into(), statement) {
-            self.bytes -= name.len() + replaced.weight();
+        self.names_so_far += 1;
+        let named = NamedStatement {
+            statement,
+            told: None,
+            number: self.names_so_far,
+        };
+        self.put_back(name, named);
+    }
+
+    /// Records a name as it was before it was removed.
+    pub fn put_back(&mut self, name: &[u8], named: NamedStatement) {
+        self.bytes += name.len() + named.statement.weight();
+        if let Some(replaced) = self.by_name.get_or_insert_default().insert(name.into(), named) {
+            self.bytes -= name.len() + replaced.statement.weight();
         }
     }
 
     /// Forgets a name.
-    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+    pub fn remove(&mut self, name: &[u8]) -> Option<NamedStatement> {
         let map = self.by_name.as_mut()?;
         let removed = map.remove(name)?;
-        self.bytes -= name.len() + removed.weight();
+        self.bytes -= name.len() + removed.statement.weight();
         if map.is_empty() {
             self.by_name = None;
         }
@@ -250,7 +295,8 @@ impl ClientStatements {
 
     /// Forgets every name.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        self.by_name = None;
+        self.bytes = 0;
     }
 
     /// The weight of all of them.
@@ -262,7 +308,7 @@ impl ClientStatements {
 /// The statements that one backend holds.
 #[derive(Debug, Default)]
 pub struct BackendStatements {
-    held: HashMap<u64, Held>,
+    held: BTreeMap<u64, Held>,
     bytes: usize,
     tick: u64,
 }
@@ -271,23 +317,49 @@ pub struct BackendStatements {
 struct Held {
     statement: Arc<Statement>,
     used_at: u64,
+    /// Of the catalog when it was parsed; 0 when what it was parsed from is known to be gone.
+    generation: u64,
+    shape: Option<ResultShape>,
 }
 
 impl BackendStatements {
-    /// Whether the backend holds it; counts as a use.
-    pub fn touch(&mut self, statement: &Statement) -> bool {
+    /// Whether the backend holds it as the catalog of this generation makes it; counts as a use.
+    pub fn touch(&mut self, statement: &Statement, generation: u64) -> bool {
         self.tick += 1;
         match self.held.get_mut(&statement.id) {
             Some(held) => {
                 held.used_at = self.tick;
-                true
+                held.generation == generation
             }
             None => false,
         }
     }
 
-    /// Records that the backend is about to hold it.
-    pub fn insert(&mut self, statement: Arc<Statement>) {
+    /// Whether the backend holds it, be it stale.
+    pub fn holds(&self, id: u64) -> bool {
+        self.held.contains_key(&id)
+    }
+
+    /// What its rows look like here, where that is known.
+    pub fn shape(&self, id: u64) -> Option<ResultShape> {
+        self.held.get(&id)?.shape
+    }
+
+    /// PostgreSQL has described it.
+    pub fn note_shape(&mut self, id: u64, shape: ResultShape) {
+        if let Some(held) = self.held.get_mut(&id) {
+            held.shape = Some(shape);
+        }
+    }
+
+    /// PostgreSQL refused to use it, because its columns would not be what they were. Returns the generation of the
+    /// catalog that it was parsed under.
+    pub fn note_stale(&mut self, id: u64) -> Option<u64> {
+        Some(std::mem::take(&mut self.held.get_mut(&id)?.generation))
+    }
+
+    /// Records that the backend is about to hold it, parsed under the catalog of this generation.
+    pub fn insert(&mut self, statement: Arc<Statement>, generation: u64) {
         self.tick += 1;
         let weight = statement.weight();
         if self
@@ -297,6 +369,8 @@ impl BackendStatements {
                 Held {
                     statement,
                     used_at: self.tick,
+                    generation,
+                    shape: None,
                 },
             )
             .is_none()
@@ -373,11 +447,11 @@ mod tests {
             .map(|n| share(&all, format!("select {n}\0\0\0").as_bytes(), 0))
             .collect();
         for statement in &statements {
-            backend.insert(statement.clone());
+            backend.insert(statement.clone(), 1);
         }
-        assert!(backend.touch(&statements[0]));
+        assert!(backend.touch(&statements[0], 1));
         assert_eq!(backend.evict(600).unwrap().id, statements[1].id);
-        assert!(!backend.touch(&statements[1]));
+        assert!(!backend.touch(&statements[1], 1));
         assert_eq!(backend.len(), 2);
         assert!(backend.evict(100_000).is_none());
     }
@@ -403,8 +477,23 @@ mod tests {
     #[test]
     fn trap_26_the_statement_in_use_is_not_evicted() {
         let (all, mut backend) = (shared(), BackendStatements::default());
-        backend.insert(share(&all, &[b'x'; 5000], 0));
+        backend.insert(share(&all, &[b'x'; 5000], 0), 1);
         assert!(backend.evict(10).is_none());
+    }
+
+    /// Trap 31: what was parsed before the catalog changed, or what PostgreSQL called stale, is held and not used.
+    #[test]
+    fn trap_31_what_is_stale_is_held_and_must_be_parsed_again() {
+        let (all, mut backend) = (shared(), BackendStatements::default());
+        let statement = share(&all, b"select * from t\0\0\0", 0);
+        backend.insert(statement.clone(), all.generation());
+        assert!(backend.touch(&statement, all.generation()));
+        all.forget();
+        assert!(!backend.touch(&statement, all.generation()) && backend.holds(statement.id));
+        backend.insert(statement.clone(), all.generation());
+        assert_eq!(backend.note_stale(statement.id), Some(all.generation()));
+        assert!(!backend.touch(&statement, all.generation()));
+        assert_eq!(backend.note_stale(statement.id), Some(0));
     }
 
     /// A name may be as long as a message.

@@ -1,7 +1,9 @@
 //! Protocol-level prepared statements, named and unnamed, over backends that change.
 
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
-use crate::support::raw_client::{RawClient, bind, close, describe, execute, parse, query, sync, tags, together};
+use crate::support::raw_client::{
+    RawClient, bind, close, describe, execute, flush, parse, query, sync, tags, together,
+};
 use crate::support::sidecar::Sidecar;
 
 /// Two backends, and a client that occupies the one that was used last: the next request goes to the other.
@@ -158,34 +160,6 @@ async fn trap_14_an_error_skips_to_sync_and_the_next_batch_runs() {
     client.expect("1 2 D C Z").await;
 }
 
-#[tokio::test]
-async fn trap_31_a_text_prepared_anew_knows_the_changed_table() {
-    let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database)
-        .set("POOL__MAX_SIZE", "1")
-        .start_ready()
-        .await;
-    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    client.ask("CREATE TABLE changing (x int)").await;
-    let prepare = |name: &str| together(&[parse(name, "SELECT * FROM changing"), sync()]);
-    let run = |name: &str| together(&[bind("", name, &[]), execute("", 0), sync()]);
-    client.send(&prepare("old")).await;
-    client.expect("1 Z").await;
-    client.send(&run("old")).await;
-    client.expect("2 C Z").await;
-    // Over a connection that pgsidecar knows nothing of.
-    Postgres::shared().psql(&database.name, "ALTER TABLE changing ADD y int");
-    client.send(&run("old")).await;
-    assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
-    let other = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    for mut client in [client, other] {
-        client.send(&prepare("new")).await;
-        client.expect("1 Z").await;
-        client.send(&run("new")).await;
-        client.expect("2 C Z").await;
-    }
-}
-
 /// A client whose startup settings differ: used in turn with another, it makes every backend change its settings.
 async fn client_with(sidecar: &Sidecar, database: &Database, settings: &[(&str, &str)]) -> RawClient {
     let mut client = RawClient::connect(sidecar.port).await;
@@ -251,6 +225,108 @@ async fn trap_28_a_literal_means_what_it_meant_when_it_was_parsed() {
         third.expect("1 2 D C Z").await[2].row(),
         [Some("2024-03-01 04:00:00".to_owned())]
     );
+}
+
+/// Ends the client's backend, so that the next request is another's.
+async fn lose_backend(client: &mut RawClient) {
+    let ended = client.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;
+    assert!(tags(&ended).ends_with("EZ"));
+}
+
+#[tokio::test]
+async fn trap_28_a_statement_between_two_sets_of_one_burst_keeps_what_the_first_made_of_it() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "UTC")]).await;
+    let shanghai = || query("SET TimeZone = 'Asia/Shanghai'");
+    let prepare = || together(&[parse("s", LITERAL), sync()]);
+    client
+        .send(&together(&[shanghai(), prepare(), query("SET TimeZone = 'UTC'")]))
+        .await;
+    client.expect("C S Z 1 Z C S Z").await;
+    for _ in 0..2 {
+        client.send(&together(&run("s"))).await;
+        let row = client.expect("2 D C Z").await[1].row();
+        assert_eq!(row, [Some("2024-03-01 04:00:00".to_owned())]);
+        lose_backend(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn trap_28_a_statement_that_is_taught_behind_a_set_keeps_its_own_meaning() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    for (name, prepared, behind) in [
+        ("s", parse("s", LITERAL), vec![query("SET TimeZone = 'Asia/Shanghai'")]),
+        (
+            "",
+            parse("", LITERAL),
+            [&[parse("set", "SET TimeZone = 'Asia/Shanghai'")], &run("set")[..]].concat(),
+        ),
+    ] {
+        let mut client = client_with(&sidecar, &database, &[("TimeZone", "UTC")]).await;
+        client.send(&together(&[prepared, sync()])).await;
+        client.expect("1 Z").await;
+        // By protocol, because a Query would end the unnamed statement.
+        let end = [
+            parse("end", "SELECT pg_terminate_backend(pg_backend_pid())"),
+            bind("", "end", &[]),
+            execute("", 0),
+            close('S', "end"),
+            sync(),
+        ];
+        client.send(&together(&end)).await;
+        client.until_ready().await;
+        let used = [behind, run(name).to_vec()].concat();
+        client.send(&together(&used)).await;
+        client.until_ready().await;
+        let row = client.expect("2 D C Z").await[1].row();
+        assert_eq!(row, [Some("2024-03-01 12:00:00".to_owned())], "of {name:?}");
+    }
+}
+
+/// What DEALLOCATE ALL has taken away does not come back when a Close behind it is never reached.
+#[tokio::test]
+async fn trap_30_a_skipped_close_brings_nothing_back_that_was_deallocated_before_it() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.send(&together(&[parse("s", "SELECT 1"), sync()])).await;
+    client.expect("1 Z").await;
+    let group = [
+        parse("", "DEALLOCATE ALL"),
+        bind("", "", &[]),
+        execute("", 0),
+        execute("nosuch", 0),
+        close('S', "s"),
+        sync(),
+    ];
+    client.send(&together(&group)).await;
+    client.expect("1 2 C E Z").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000");
+}
+
+/// What would stand ahead of it to make its old settings would make a pipeline of it, in which it refuses to run.
+#[tokio::test]
+async fn trap_28_a_command_that_must_stand_alone_is_taught_without_settings() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    for name in ["s", ""] {
+        let mut client = client_with(&sidecar, &database, &[]).await;
+        let change = "SET TimeZone = 'Asia/Shanghai'";
+        client
+            .send(&together(
+                &[&[parse("set", change), parse(name, "DISCARD ALL")], &run("set")[..]].concat(),
+            ))
+            .await;
+        client.expect("1 1 2 C S Z").await;
+        // Another client replaces the unnamed statement, and DISCARD ALL drops the named ones.
+        let mut other = client_with(&sidecar, &database, &[]).await;
+        other.ask("DISCARD ALL").await;
+        client.send(&together(&run(name))).await;
+        assert_eq!(client.expect("2 C S Z").await[1].command(), "DISCARD ALL");
+    }
 }
 
 #[tokio::test]
@@ -387,28 +463,274 @@ async fn trap_30_nobody_else_misses_what_a_client_discards() {
     }
 }
 
+/// A table that is changed past pgsidecar, so that only PostgreSQL's own words tell.
+struct ChangingTable {
+    database: Database,
+    columns: u32,
+}
+
+impl ChangingTable {
+    async fn new() -> Self {
+        let database = Postgres::shared().create_database();
+        let (psql, name) = (Postgres::shared(), &database.name);
+        psql.psql(name, "CREATE TABLE changing (x int); GRANT ALL ON changing TO PUBLIC");
+        Self { database, columns: 1 }
+    }
+
+    fn change(&mut self) {
+        self.columns += 1;
+        let sql = format!("ALTER TABLE changing ADD column_{} int", self.columns);
+        Postgres::shared().psql(&self.database.name, &sql);
+    }
+}
+
+const ALL_COLUMNS: &str = "SELECT * FROM changing";
+
+/// How many columns a statement returns.
+async fn columns(client: &mut RawClient, statement: &str) -> usize {
+    client
+        .send(&together(&[
+            bind("", statement, &[]),
+            describe('P', ""),
+            execute("", 0),
+            sync(),
+        ]))
+        .await;
+    let answer = client.expect("2 T C Z").await;
+    usize::from(u16::from_be_bytes([answer[1].body[0], answer[1].body[1]]))
+}
+
+async fn is_refused(client: &mut RawClient, statement: &str) {
+    client.send(&together(&run(statement))).await;
+    let report = client.expect("E Z").await[0].report();
+    assert_eq!(report.sqlstate.as_str(), "0A000");
+    assert_eq!(report.message, "cached plan must not change result type");
+}
+
 #[tokio::test]
-async fn trap_31_a_statement_is_parsed_anew_once_its_table_has_changed() {
-    let database = Postgres::shared().create_database();
-    let sidecar = one_backend(&database).await;
-    let mut first = client_with(&sidecar, &database, &[]).await;
-    let mut second = client_with(&sidecar, &database, &[]).await;
-    first.ask("CREATE TABLE kept (x int)").await;
-    let fresh = |name: &str| together(&[&[parse(name, "SELECT * FROM kept")], &run(name)[..]].concat());
-    first.send(&fresh("s")).await;
-    first.expect("1 2 C Z").await;
-    // Past pgsidecar, so that only PostgreSQL's own words tell.
-    Postgres::shared().psql(&database.name, "ALTER TABLE kept ADD y int");
+async fn trap_31_a_statement_that_sharing_made_stale_is_parsed_again_unseen() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    first.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+    first.expect("1 Z").await;
     first.send(&together(&run("s"))).await;
-    assert_eq!(first.expect("E Z").await[0].sqlstate(), "0A000", "as PostgreSQL has it");
-    first.send(&fresh("s2")).await;
-    first.expect("1 2 C Z").await;
-    second.send(&fresh("s")).await;
-    second.expect("1 2 C Z").await;
-    // Through it: a text that somebody holds already is a new statement.
-    second.ask("ALTER TABLE kept ADD z int").await;
-    first.send(&fresh("s3")).await;
-    first.expect("1 2 C Z").await;
+    first.expect("2 C Z").await;
+    table.change();
+    // Prepared after the change, of which the shared statement knows nothing; described or bound first.
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    second
+        .send(&together(&[parse("t", ALL_COLUMNS), describe('S', "t"), sync()]))
+        .await;
+    let answer = second.expect("1 t T Z").await;
+    assert_eq!(answer[2].body[..2], [0, 2]);
+    assert_eq!(columns(&mut second, "t").await, 2);
+    table.change();
+    let mut third = client_with(&sidecar, &table.database, &[]).await;
+    third
+        .send(&together(&[&[parse("u", ALL_COLUMNS)], &run("u")[..]].concat()))
+        .await;
+    third.expect("1 2 C Z").await;
+    // Prepared before, but never told any columns.
+    assert_eq!(columns(&mut first, "s").await, 3);
+}
+
+/// The Sync comes when the group has failed already: what was sent without it is begun again all the same.
+#[tokio::test]
+async fn trap_31_a_group_whose_sync_is_still_to_come_begins_again() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut client = client_with(&sidecar, &table.database, &[]).await;
+    client.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+    client.expect("1 Z").await;
+    table.change();
+    client.send(&together(&[bind("", "s", &[]), flush()])).await;
+    client.expect("2").await;
+    client.send(&together(&[execute("", 0), sync()])).await;
+    client.expect("C Z").await;
+}
+
+#[tokio::test]
+async fn trap_31_what_is_begun_again_runs_once() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut client = client_with(&sidecar, &table.database, &[("TimeZone", "Asia/Tokyo")]).await;
+    let insert = "INSERT INTO changing VALUES (1) RETURNING *";
+    client.send(&together(&[parse("s", insert), sync()])).await;
+    client.expect("1 Z").await;
+    table.change();
+    // Other settings, so that a prelude stands before it.
+    let mut other = client_with(&sidecar, &table.database, &[]).await;
+    other.ask("SELECT 1").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(
+        client.expect("2 D C Z").await[1].row(),
+        [Some("1".to_owned()), None],
+        "as the table is now"
+    );
+    assert_eq!(client.value("SELECT count(*) FROM changing").await, "1");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
+}
+
+/// The promise of PostgreSQL, on which drivers rely that ask once for a statement's columns.
+#[tokio::test]
+async fn trap_31_a_client_that_was_told_other_columns_is_refused_as_by_postgresql() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut by_statement = client_with(&sidecar, &table.database, &[]).await;
+    let mut by_portal = client_with(&sidecar, &table.database, &[]).await;
+    by_statement
+        .send(&together(&[parse("s", ALL_COLUMNS), describe('S', "s"), sync()]))
+        .await;
+    by_statement.expect("1 t T Z").await;
+    by_portal.send(&together(&[parse("p", ALL_COLUMNS), sync()])).await;
+    by_portal.expect("1 Z").await;
+    assert_eq!(columns(&mut by_portal, "p").await, 1);
+    table.change();
+    for (client, name) in [(&mut by_statement, "s"), (&mut by_portal, "p")] {
+        is_refused(client, name).await;
+        client.send(&together(&[describe('S', name), sync()])).await;
+        assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
+        // Whatever the backend: this one has never held the statement.
+        lose_backend(client).await;
+        is_refused(client, name).await;
+        // In a block too, which fails.
+        client.ask("BEGIN").await;
+        is_refused(client, name).await;
+        assert_eq!(client.ask("SELECT 1").await[0].sqlstate(), "25P02");
+        client.ask("ROLLBACK").await;
+        // What a driver does about it.
+        client
+            .send(&together(&[close('S', name), parse(name, ALL_COLUMNS), sync()]))
+            .await;
+        client.expect("3 1 Z").await;
+        assert_eq!(columns(client, name).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn trap_31_a_client_that_was_told_these_columns_is_served_by_a_stale_backend() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = two_backends(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    first.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+    first.expect("1 Z").await;
+    let stale = first.value("SELECT pg_backend_pid()").await;
+    table.change();
+    // Told on another backend, which parses it anew.
+    first.ask("BEGIN").await;
+    assert_eq!(first.value("SELECT pg_backend_pid()").await, stale);
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    second
+        .send(&together(&[parse("t", ALL_COLUMNS), describe('S', "t"), sync()]))
+        .await;
+    second.expect("1 t T Z").await;
+    let fresh = second.value("SELECT pg_backend_pid()").await;
+    assert_ne!(fresh, stale);
+    let mut third = client_with(&sidecar, &table.database, &[]).await;
+    third.ask("BEGIN").await;
+    assert_eq!(third.value("SELECT pg_backend_pid()").await, fresh);
+    first.ask("COMMIT").await;
+    second.send(&together(&run("t"))).await;
+    second.expect("2 C Z").await;
+    assert_eq!(second.value("SELECT pg_backend_pid()").await, stale);
+}
+
+/// A second try would repeat what has run, or overtake what stands behind.
+#[tokio::test]
+async fn trap_31_what_cannot_begin_again_fails_once_and_works_from_then_on() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = one_backend(&table.database).await;
+    let mut client = client_with(&sidecar, &table.database, &[]).await;
+    let insert = "INSERT INTO changing VALUES (1)";
+    client
+        .send(&together(&[
+            parse("s", ALL_COLUMNS),
+            parse("insert", insert),
+            parse("count", "SELECT count(*) FROM changing"),
+            sync(),
+        ]))
+        .await;
+    client.expect("1 1 1 Z").await;
+    let insert_first = [bind("", "insert", &[]), execute("", 0)];
+    let one_behind = run("insert");
+    let cases: [(&[bytes::BytesMut], &[bytes::BytesMut], &str, &str); 2] = [
+        (&insert_first, &[], "2 C E Z", "0"),
+        (&[], &one_behind, "E Z 2 C Z", "1"),
+    ];
+    for (before, behind, expected, rows) in cases {
+        table.change();
+        client.send(&together(&[before, &run("s"), behind].concat())).await;
+        let answer = client.expect(expected).await;
+        let error = answer.iter().find(|message| message.tag == b'E').unwrap();
+        assert_eq!(error.sqlstate(), "0A000");
+        client.send(&together(&run("count"))).await;
+        let count = client.expect("2 D C Z").await[1].row();
+        assert_eq!(count, [Some(rows.to_owned())]);
+        client.ask("DELETE FROM changing").await;
+        client.send(&together(&run("s"))).await;
+        client.expect("2 C Z").await;
+    }
+    table.change();
+    client.ask("BEGIN").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "0A000");
+    client.ask("ROLLBACK").await;
+    client.ask("BEGIN").await;
+    client.send(&together(&run("s"))).await;
+    client.expect("2 C Z").await;
+    client.ask("COMMIT").await;
+}
+
+/// A change that passes pgsidecar is known before PostgreSQL has to refuse anything, in a block too.
+#[tokio::test]
+async fn trap_31_after_a_change_that_passed_statements_are_parsed_again_before_their_use() {
+    let table = ChangingTable::new().await;
+    let sidecar = two_backends(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    first.ask("CREATE TABLE own (x int)").await;
+    first.send(&together(&[parse("s", "SELECT * FROM own"), sync()])).await;
+    first.expect("1 Z").await;
+    second.ask("ALTER TABLE own ADD y int").await;
+    first.ask("BEGIN").await;
+    assert_eq!(columns(&mut first, "s").await, 2);
+    // By its own change as well.
+    first.ask("COMMIT").await;
+    first.ask("BEGIN").await;
+    first.ask("ALTER TABLE own ADD z int").await;
+    is_refused(&mut first, "s").await;
+    first.ask("ROLLBACK").await;
+    assert_eq!(columns(&mut first, "s").await, 2);
+    second.send(&together(&[parse("t", "SELECT * FROM own"), sync()])).await;
+    second.expect("1 Z").await;
+    assert_eq!(columns(&mut second, "t").await, 2);
+}
+
+/// Many backends, each of which held the statement before.
+#[tokio::test]
+async fn trap_31_one_refusal_renews_the_statement_on_every_backend() {
+    let mut table = ChangingTable::new().await;
+    let sidecar = two_backends(&table.database).await;
+    let mut first = client_with(&sidecar, &table.database, &[]).await;
+    let mut second = client_with(&sidecar, &table.database, &[]).await;
+    for client in [&mut first, &mut second] {
+        client.send(&together(&[parse("s", ALL_COLUMNS), sync()])).await;
+        client.expect("1 Z").await;
+        client.ask("BEGIN").await;
+        client.send(&together(&run("s"))).await;
+        client.expect("2 C Z").await;
+    }
+    for client in [&mut first, &mut second] {
+        client.ask("COMMIT").await;
+    }
+    table.change();
+    first.ask("BEGIN").await;
+    first.send(&together(&run("s"))).await;
+    assert_eq!(first.expect("E Z").await[0].sqlstate(), "0A000");
+    // The other backend, inside a block, where nothing could be tried again.
+    second.ask("BEGIN").await;
+    assert_eq!(columns(&mut second, "s").await, 2);
 }
 
 #[tokio::test]
@@ -485,6 +807,86 @@ async fn trap_26_27_32_a_small_cache_forgets_no_statement() {
             < 20,
         "what was forgotten was closed"
     );
+}
+
+/// A text that two clients prepare, and execute eight times between them. Returns how many custom and generic plans the
+/// backend has made of each statement of that text so far, the oldest first.
+async fn plans(sidecar: &Sidecar, database: &Database, settings: &[(&str, &str)]) -> String {
+    let mut one = client_with(sidecar, database, settings).await;
+    let mut two = client_with(sidecar, database, settings).await;
+    for client in [&mut one, &mut two] {
+        client.send(&together(&[parse("s", PLANNED), sync()])).await;
+        client.expect("1 Z").await;
+    }
+    for _ in 0..4 {
+        execute_planned(&mut one).await;
+        execute_planned(&mut two).await;
+    }
+    plans_so_far(&mut one).await
+}
+
+const PLANNED: &str = "SELECT $1::int + 33";
+
+async fn execute_planned(client: &mut RawClient) {
+    client
+        .send(&together(&[bind("", "s", &["1"]), execute("", 0), sync()]))
+        .await;
+    client.expect("2 D C Z").await;
+}
+
+async fn plans_so_far(client: &mut RawClient) -> String {
+    let sql = format!(
+        "SELECT string_agg(custom_plans || '+' || generic_plans, ', ' ORDER BY prepare_time) \
+         FROM pg_prepared_statements WHERE statement = '{PLANNED}'"
+    );
+    client.value(&sql).await
+}
+
+/// Five executions on one backend, whoever's, are what PostgreSQL waits for before it weighs a generic plan. Who wants
+/// none, or wants it at once, says so in PostgreSQL's own word; that is of these clients alone.
+#[tokio::test]
+async fn trap_33_a_plan_cache_mode_is_honoured_for_shared_statements() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let custom = [("options", "-c plan_cache_mode=force_custom_plan")];
+    let generic = [("plan_cache_mode", "force_generic_plan")];
+    assert_eq!(plans(&sidecar, &database, &[]).await, "5+3");
+    assert_eq!(plans(&sidecar, &database, &custom).await, "5+3, 8+0");
+    assert_eq!(plans(&sidecar, &database, &generic).await, "5+3, 8+0, 0+8");
+    assert_eq!(plans(&sidecar, &database, &[]).await, "5+11, 8+0, 0+8");
+    assert_eq!(plans(&sidecar, &database, &custom).await, "5+11, 16+0, 0+8");
+}
+
+#[tokio::test]
+async fn trap_33_a_plan_cache_mode_that_is_set_holds_for_its_client() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    assert_eq!(plans(&sidecar, &database, &[]).await, "5+3");
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.ask("SET plan_cache_mode = force_custom_plan").await;
+    client.send(&together(&[parse("s", PLANNED), sync()])).await;
+    client.expect("1 Z").await;
+    for _ in 0..8 {
+        execute_planned(&mut client).await;
+    }
+    assert_eq!(plans_so_far(&mut client).await, "5+3, 8+0");
+    // One that was prepared before too.
+    client.ask("SET plan_cache_mode = auto").await;
+    for _ in 0..8 {
+        execute_planned(&mut client).await;
+    }
+    assert_eq!(plans_so_far(&mut client).await, "5+3, 8+8");
+}
+
+#[tokio::test]
+async fn trap_33_the_upstreams_options_set_it_for_all() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .variable("PGOPTIONS", "-c plan_cache_mode=force_custom_plan")
+        .start_ready()
+        .await;
+    assert_eq!(plans(&sidecar, &database, &[]).await, "8+0");
 }
 
 /// A pooler that had to ask a backend for it would keep a driver waiting that prepares before it runs anything.

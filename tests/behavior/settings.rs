@@ -7,7 +7,7 @@ use pgsidecar::wire::compose;
 
 use crate::support::fake_backend::FakeBackend;
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
-use crate::support::raw_client::{Message, RawClient, bind, execute, parse, query, sync, tags, together};
+use crate::support::raw_client::{Message, RawClient, bind, close, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
 async fn one_backend(database: &Database) -> Sidecar {
@@ -301,6 +301,106 @@ async fn trap_63_a_setting_reported_to_an_idle_backend_is_learned_and_told_with_
     }
     assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"));
     assert_eq!(fake.sessions().len(), 1, "the backend is kept");
+}
+
+/// A RESET that ran, and whose group failed behind it, has not happened.
+#[tokio::test]
+async fn trap_60_a_reset_in_a_group_that_fails_has_not_happened() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    client.ask("SET TimeZone = 'Europe/Berlin'").await;
+    client.send(&together(&[parse("b", "RESET ALL"), sync()])).await;
+    client.expect("1 Z").await;
+    for _ in 0..2 {
+        let groups = [
+            bind("a", "b", &[]),
+            execute("a", 1),
+            execute("a", 1),
+            sync(),
+            parse("", "SELECT current_setting('TimeZone')"),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ];
+        client.send(&together(&groups)).await;
+        let answer = client.until_ready().await;
+        assert_eq!(tags(&answer), "2CEZ");
+        let answer = client.until_ready().await;
+        assert_eq!(tags(&answer), "12DCZ", "nothing is news");
+        assert_eq!(answer[2].row(), [Some("Europe/Berlin".to_owned())]);
+    }
+}
+
+/// Startup settings come back before the group that follows a RESET: an error in it takes nothing of them away.
+#[tokio::test]
+async fn trap_59_startup_settings_survive_an_error_behind_a_reset() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    // It keeps its backend, and so sees what the RESET made of it.
+    client.ask("LISTEN channel").await;
+    let reset = [parse("", "RESET ALL"), bind("", "", &[]), execute("", 0), sync()];
+    client.send(&together(&reset)).await;
+    client.until_ready().await;
+    client
+        .send(&together(&[
+            close('S', ""),
+            parse("", "SHOW TimeZone"),
+            bind("", "", &[]),
+            execute("", 0),
+            execute("nosuch", 0),
+            sync(),
+            query("SHOW TimeZone"),
+        ]))
+        .await;
+    assert_eq!(
+        client.expect("3 1 2 D C E Z").await[3].row(),
+        [Some("Asia/Tokyo".to_owned())]
+    );
+    assert_eq!(client.expect("T D C Z").await[1].row(), [Some("Asia/Tokyo".to_owned())]);
+}
+
+/// A RESET that was skipped, or rolled back with a chain, is over though a transaction is open.
+#[tokio::test]
+async fn a_reset_that_never_ran_is_forgotten_when_its_block_is_rolled_back_and_chained() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    client.ask("SET TimeZone = 'Asia/Shanghai'").await;
+    client.ask("BEGIN").await;
+    client.ask("SELECT 1/0").await;
+    let skipped = [
+        parse("", "SELECT 1"),
+        parse("r", "RESET ALL"),
+        bind("", "r", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    client.send(&together(&skipped)).await;
+    client.expect("E Z").await;
+    let answer = client.ask("ROLLBACK AND CHAIN").await;
+    assert_eq!(tags(&answer), "CZ", "no setting has changed");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Shanghai");
+    client.ask("RESET ALL").await;
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
+    client.ask("ROLLBACK AND CHAIN").await;
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Shanghai");
+    client.ask("COMMIT").await;
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Shanghai");
+}
+
+#[tokio::test]
+async fn a_setting_that_is_set_to_its_default_is_what_the_client_started_with() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
+    for reset in ["SET TimeZone TO DEFAULT", "SET TIME ZONE LOCAL", "RESET TimeZone"] {
+        client.ask("SET TimeZone = 'Asia/Shanghai'").await;
+        client.ask(reset).await;
+        assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo", "{reset}");
+        assert_eq!(client.parameter("TimeZone"), Some("Asia/Tokyo"), "{reset}");
+    }
 }
 
 /// A body of a ParameterStatus.

@@ -73,6 +73,8 @@ impl Step {
 
 #[derive(Debug, Clone)]
 struct Session {
+    /// Empties the client's own table: the session before may have broken off.
+    fresh: String,
     startup: Vec<(&'static str, &'static str)>,
     steps: Vec<Step>,
 }
@@ -98,7 +100,11 @@ impl Session {
             startup.push(("search_path", dice.pick(&["aside, public", "public"])));
         }
         let steps = (0..STEPS).map(|_| random_step(dice, client)).collect();
-        Self { startup, steps }
+        Self {
+            fresh: format!("DELETE FROM own_{client}"),
+            startup,
+            steps,
+        }
     }
 
     fn told(&self) -> String {
@@ -471,29 +477,47 @@ fn essence(message: &Message) -> String {
     }
 }
 
-/// Whether the replies are the same. In a failed transaction a statement can't be taught to a backend that lacks it, so
-/// that there 25P02 comes before what else is wrong with a Bind, and instead of a description.
-fn agree(expected: &[String], got: &[String]) -> bool {
-    let is_ready = |reply: &String| reply.starts_with('Z');
-    let groups = |replies: &[String]| -> Vec<Vec<String>> {
-        let mut groups: Vec<_> = replies.split_inclusive(is_ready).map(<[String]>::to_vec).collect();
-        for group in &mut groups {
-            // The order in which several settings are reported is nobody's promise.
-            let first = group.iter().position(|reply| reply.starts_with('S'));
-            let reported = group.iter().filter(|reply| reply.starts_with('S')).count();
-            if let Some(first) = first {
-                group[first..first + reported].sort();
-            }
+/// How the replies of one step compare.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    /// In a failed transaction a statement can't be taught to a backend that lacks it, so that there 25P02 comes before
+    /// what else is wrong with a Bind, and instead of a description. What follows differs with it.
+    Refused,
+    Different,
+}
+
+fn answers(replies: &[String]) -> Vec<Vec<String>> {
+    let mut groups: Vec<_> = replies
+        .split_inclusive(|reply| reply.starts_with('Z'))
+        .map(<[String]>::to_vec)
+        .collect();
+    for group in &mut groups {
+        // The order in which several settings are reported is nobody's promise.
+        let first = group.iter().position(|reply| reply.starts_with('S'));
+        let reported = group.iter().filter(|reply| reply.starts_with('S')).count();
+        if let Some(first) = first {
+            group[first..first + reported].sort();
         }
-        groups
-    };
-    let (expected, got) = (groups(expected), groups(got));
-    let same = |(one, other): (&Vec<String>, &Vec<String>)| {
-        let refused =
-            other.iter().any(|reply| reply == "E 25P02") && one.last().is_some_and(|ready| ready.contains('E'));
-        one == other || (refused && one.last() == other.last())
-    };
-    expected.len() == got.len() && expected.iter().zip(&got).all(same)
+    }
+    groups
+}
+
+/// `failed` tells whether the transaction was failed before the step, and then before the next.
+fn judge(expected: &[String], got: &[String], failed: &mut bool) -> Verdict {
+    let (expected, got) = (answers(expected), answers(got));
+    for (one, other) in expected.iter().zip(&got) {
+        if one != other {
+            let refused = *failed && other.iter().any(|reply| reply == "E 25P02");
+            return if refused { Verdict::Refused } else { Verdict::Different };
+        }
+        *failed = one.last().is_some_and(|ready| ready.contains('E'));
+    }
+    if expected.len() == got.len() {
+        Verdict::Same
+    } else {
+        Verdict::Different
+    }
 }
 
 /// Plays a session, and compares each step's replies where they are known.
@@ -509,19 +533,24 @@ async fn converse(
         .log_in(USER, PASSWORD, &startup)
         .await
         .expect("the login succeeds");
-    let mut transcript = Vec::new();
+    client.ask(&session.fresh).await;
+    let (mut transcript, mut failed) = (Vec::new(), false);
     for (number, step) in session.steps.iter().enumerate() {
         let replies: Vec<String> = match tokio::time::timeout(PATIENCE, play(&mut client, step)).await {
             Ok(replies) => replies.iter().map(essence).collect(),
             Err(_) => return Err(format!("step {number} is stuck\n{}", session.told())),
         };
-        if let Some(expected) = expected.and_then(|steps| steps.get(number))
-            && !agree(expected, &replies)
-        {
-            return Err(format!(
-                "step {number}:\nPostgreSQL: {expected:#?}\nthrough pgsidecar: {replies:#?}\n{}",
-                session.told()
-            ));
+        if let Some(expected) = expected.and_then(|steps| steps.get(number)) {
+            match judge(expected, &replies, &mut failed) {
+                Verdict::Same => {}
+                Verdict::Refused => break,
+                Verdict::Different => {
+                    return Err(format!(
+                        "step {number}:\nPostgreSQL: {expected:#?}\nthrough pgsidecar: {replies:#?}\n{}",
+                        session.told()
+                    ));
+                }
+            }
         }
         transcript.push(replies);
     }

@@ -447,3 +447,27 @@ fn trap_50_a_sync_behind_an_answer_of_ours_is_read_by_the_copy() {
     ready(&mut line, b"I");
     assert!(line.is_settled());
 }
+
+/// Trap 31: what can begin again is one group alone, its Sync sent or not.
+#[test]
+fn trap_31_a_group_fails_alone_when_nothing_is_sent_behind_it() {
+    use Request::{Bind, Execute, FunctionCall, Query, Sync};
+    for (requests, expected) in [
+        (&[Bind][..], Some(false)),
+        (&[Bind, Execute], Some(false)),
+        (&[Bind, Execute, Sync], Some(true)),
+        (&[Bind, Execute, Sync, Bind], None),
+        (&[Bind, Execute, Sync, Sync], None),
+        (&[Bind, Query], None),
+        (&[Bind, FunctionCall], None),
+        (&[], None),
+    ] {
+        let mut line = Line::default();
+        forward(&mut line, requests);
+        assert_eq!(line.fails_alone(), expected, "{requests:?}");
+    }
+    let mut line = Line::default();
+    forward(&mut line, &[Execute]);
+    line.copy_ended();
+    assert_eq!(line.fails_alone(), None, "the data would have to be sent again");
+}
