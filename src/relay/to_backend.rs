@@ -338,10 +338,9 @@ impl Exchange {
             let Some(statement) = parties.session.statement(name).cloned() else {
                 continue;
             };
-            let Some(note) = parties.session.close(name) else {
+            let Some(note) = parties.session.hand_over(name) else {
                 continue;
             };
-            parties.session.pin(PinReason::Prepare);
             self.note_pin();
             self.up.say(|out| compose::parse(out, name, &statement.definition));
             self.expect(Request::Parse, fate.clone(), note);
@@ -408,6 +407,12 @@ impl Exchange {
         let too_much = held > parties.rules.client_statement_bytes;
         match known {
             Some(_) => self.parse_duplicate(header),
+            None if parties.session.may_be_own(parse.name) => {
+                // PostgreSQL knows whether the name is free.
+                self.pin(PinReason::Prepare, parties);
+                self.expect(Request::Parse, Fate::Forward, Note::None);
+                self.up.pass(header);
+            }
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
                 self.pin(PinReason::LargeStatement, parties);

@@ -129,9 +129,14 @@ fn check(rows: &[(&str, &str)]) {
     assert!(wrong.is_empty(), "{}", wrong.concat());
 }
 
+fn have_no_effect(texts: &[&str]) {
+    let rows: Vec<(&str, &str)> = texts.iter().map(|text| (*text, "")).collect();
+    check(&rows);
+}
+
 #[test]
-fn ordinary_statements_have_no_effect() {
-    let texts = [
+fn ordinary_reads_and_writes_have_no_effect() {
+    have_no_effect(&[
         "",
         " ",
         ";",
@@ -160,6 +165,12 @@ fn ordinary_statements_have_no_effect() {
         "TABLE t",
         "(SELECT 1) UNION (SELECT 2)",
         "((select 1))",
+    ]);
+}
+
+#[test]
+fn ordinary_expressions_have_no_effect() {
+    have_no_effect(&[
         "SELECT count(*), max(a), lower(b), coalesce(c, d), now() FROM t GROUP BY (a), rollup (b, c), cube (d)",
         "SELECT pg_catalog.lower('A'), PG_CATALOG . upper ( 'a' ), \"lower\"('A'), \"pg_catalog\".\"lower\"('x')",
         "SELECT cast(a AS numeric(10, 2)), b::varchar(10), c::vector(3), extract(epoch FROM d), e AT TIME ZONE (f) FROM t",
@@ -181,6 +192,12 @@ fn ordinary_statements_have_no_effect() {
         "SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock_shared(1, 2)",
         "SELECT current_setting('app.tenant_id', true)",
         "SELECT txid_current(), pg_current_xact_id(), pg_export_snapshot()",
+    ]);
+}
+
+#[test]
+fn ordinary_commands_have_no_effect() {
+    have_no_effect(&[
         "COPY t (a, b) FROM STDIN",
         "COPY public.t (a) TO STDOUT WITH (FORMAT csv, FORCE_QUOTE (a))",
         "COPY (SELECT lower(a) FROM t) TO STDOUT",
@@ -225,13 +242,11 @@ fn ordinary_statements_have_no_effect() {
         "ALTER ROLE r SET search_path = a, pg_temp",
         "ALTER SYSTEM SET work_mem = '1MB'",
         "CREATE TABLESPACE x LOCATION '/x'",
-    ];
-    let rows: Vec<(&str, &str)> = texts.iter().map(|text| (*text, "")).collect();
-    check(&rows);
+    ]);
 }
 
 #[test]
-fn trap_54_every_form_of_set_names_its_setting_and_value() {
+fn trap_54_every_form_of_a_value_is_read() {
     check(&[
         ("SET x = 1", "pin setting | set session x=1"),
         ("SET x TO 1", "pin setting | set session x=1"),
@@ -257,6 +272,12 @@ fn trap_54_every_form_of_set_names_its_setting_and_value() {
         ("SET x TO default", "pin setting | set session x=DEFAULT"),
         ("SET x TO on", "pin setting | set session x=on"),
         ("SET x TO true", "pin setting | set session x=true"),
+    ]);
+}
+
+#[test]
+fn trap_54_every_form_of_set_names_its_setting() {
+    check(&[
         (
             "SET search_path TO a, \"B c\", 'd', \"$user\"",
             "pin setting | set session search_path=a, \"B c\", 'd', \"$user\"",
@@ -321,13 +342,19 @@ fn trap_54_every_form_of_set_names_its_setting_and_value() {
             "SET XML OPTION DOCUMENT",
             "pin setting | set session xmloption=DOCUMENT",
         ),
+        ("SET \"Odd\"\"Name\" = 1", "pin setting | set session odd\"name=1"),
+    ]);
+}
+
+#[test]
+fn trap_54_a_set_that_does_not_tell_its_value_pins() {
+    check(&[
         ("SET x FROM CURRENT", "pin unknown"),
         ("SET x = $1", "pin unknown"),
         ("SET x", "pin unknown"),
         ("SET x =", "pin unknown"),
         ("SET", ""),
         ("SET SESSION", "pin unknown"),
-        ("SET \"Odd\"\"Name\" = 1", "pin setting | set session odd\"name=1"),
     ]);
 }
 
@@ -349,7 +376,7 @@ fn trap_55_what_ends_with_the_transaction_pins_nothing() {
 }
 
 #[test]
-fn trap_57_set_config_is_found_wherever_it_stands() {
+fn trap_57_the_arguments_of_set_config_are_read() {
     check(&[
         ("SELECT set_config('x', 'y', false)", "pin setting | set session x=<y>"),
         (
@@ -409,6 +436,12 @@ fn trap_57_set_config_is_found_wherever_it_stands() {
             "select set_config(n, v, false) from t",
             "pin custom_setting | set session ?=?",
         ),
+    ]);
+}
+
+#[test]
+fn trap_57_set_config_is_found_wherever_it_stands() {
+    check(&[
         (
             "select set_config('x', 'y', false) where false",
             "pin setting | set session x=?",
@@ -477,6 +510,12 @@ fn trap_57_set_config_is_found_wherever_it_stands() {
             "pin setting | set session x=? | catalog",
         ),
         ("create view v as select set_config('x', 'y', false)", "catalog"),
+    ]);
+}
+
+#[test]
+fn trap_57_set_config_is_known_however_it_is_written() {
+    check(&[
         (
             "select set_config ( 'x' , 'y' , false )",
             "pin setting | set session x=<y>",
@@ -491,6 +530,12 @@ fn trap_57_set_config_is_found_wherever_it_stands() {
         ),
         ("select U&\"set\\005fconfig\"('x', 'y', false)", "pin unlexable"),
         ("select 1set_config('x', 'y', false)", "pin setting | set session x=?"),
+    ]);
+}
+
+#[test]
+fn trap_57_settings_are_changed_by_other_ways_too() {
+    check(&[
         ("update pg_settings set setting = 'y' where name = 'x'", "pin suspect"),
         ("UPDATE pg_catalog.\"pg_settings\" SET setting = 'y'", "pin suspect"),
         ("select * from pg_settings", ""),
@@ -949,6 +994,10 @@ fn trap_38_transaction_control_is_told_apart() {
         ("RELEASE SAVEPOINT a", "Release | Release a"),
         ("PREPARE TRANSACTION 'gid'", "PrepareTransaction"),
     ]);
+}
+
+#[test]
+fn trap_38_what_ends_a_block_or_leaves_a_failed_one_is_known() {
     let of = |text: &str| classify(text.as_bytes(), Lexing::default(), &catalog());
     for text in [
         "ROLLBACK",

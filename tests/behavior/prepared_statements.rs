@@ -433,6 +433,63 @@ async fn trap_30_sql_and_protocol_share_the_names_of_statements() {
     client.expect("2 D C Z").await;
 }
 
+#[tokio::test]
+async fn trap_30_a_deallocate_that_a_failed_block_refuses_takes_nothing_away() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.send(&together(&[parse("s", "SELECT 1"), sync()])).await;
+    client.expect("1 Z").await;
+    client.ask("BEGIN").await;
+    client.ask("SELECT 1/0").await;
+    assert_eq!(client.ask("DEALLOCATE s").await[0].sqlstate(), "25P02");
+    client.ask("ROLLBACK").await;
+    client.send(&together(&[parse("s", "SELECT 2"), sync()])).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "42P05");
+    client.send(&together(&run("s"))).await;
+    client.expect("2 D C Z").await;
+    // As long as its statement is on the backend under its own name, too.
+    client.ask("BEGIN").await;
+    client.ask("SELECT 1/0").await;
+    client
+        .send(&together(
+            &[&[parse("", "ROLLBACK")], &run("")[..], &[query("DEALLOCATE s")]].concat(),
+        ))
+        .await;
+    client.expect("1 2 C Z C Z").await;
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "26000");
+}
+
+/// A name that the backend knows as the client says it, because SQL made or meant it, is taken for a Parse as well.
+#[tokio::test]
+async fn trap_30_a_name_that_sql_has_taken_is_taken() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[]).await;
+    client.ask("PREPARE s AS SELECT 1").await;
+    client.send(&together(&[parse("s", "SELECT 2"), sync()])).await;
+    assert_eq!(client.expect("E Z").await[0].sqlstate(), "42P05");
+    client.send(&together(&run("s"))).await;
+    assert_eq!(client.expect("2 D C Z").await[1].row(), [Some("1".to_owned())]);
+    client.ask("DEALLOCATE s").await;
+    client
+        .send(&together(&[&[parse("s", "SELECT 2")], &run("s")[..]].concat()))
+        .await;
+    assert_eq!(client.expect("1 2 D C Z").await[2].row(), [Some("2".to_owned())]);
+    // An empty statement is parsed even in a failed block, where the DEALLOCATE is refused.
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    client.ask("DISCARD ALL").await;
+    other.send(&together(&[parse("e", ""), sync()])).await;
+    other.expect("1 Z").await;
+    other.ask("BEGIN").await;
+    other.ask("SELECT 1/0").await;
+    assert_eq!(other.ask("DEALLOCATE e").await[0].sqlstate(), "25P02");
+    other.ask("ROLLBACK").await;
+    other.send(&together(&[parse("e", "SELECT 2"), sync()])).await;
+    assert_eq!(other.expect("E Z").await[0].sqlstate(), "42P05");
+}
+
 /// What one client deallocates or discards is gone for it alone: other clients' statements are made again.
 #[tokio::test]
 async fn trap_30_nobody_else_misses_what_a_client_discards() {

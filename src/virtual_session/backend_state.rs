@@ -1,0 +1,77 @@
+//! What one backend holds of clients' sessions.
+
+use std::sync::Arc;
+
+use super::parameters::Settings;
+use super::statements::BackendStatements;
+use super::unnamed::UnnamedId;
+
+/// What one backend holds of clients' sessions.
+#[derive(Debug, Default)]
+pub struct BackendState {
+    /// Settings that a prelude has applied, different from the backend's own.
+    pub applied: Arc<Settings>,
+    /// Shared statements that it has parsed.
+    pub statements: BackendStatements,
+    /// Who drew values of its sequences, which lastval and currval tell.
+    pub(super) drawn: Drawn,
+    /// `applied` may not be what is in force: a RESET was sent whose transaction may not have committed.
+    pub(super) doubted: bool,
+    /// Whose unnamed statement it holds, if anyone's.
+    pub(super) unnamed: Option<UnnamedId>,
+    /// Custom settings (`app.tenant`) that a prelude has ever applied. RESET and DISCARD ALL leave `''` of them where a
+    /// new session has NULL, so whoever comes next must have them too (trap 58).
+    pub(super) placeholders: Vec<Box<str>>,
+}
+
+impl BackendState {
+    /// The clients' settings that are on it; what else it reports is the server's own. `None` while that is not known.
+    pub fn known_settings(&self) -> Option<&Settings> {
+        (!self.doubted).then_some(&self.applied)
+    }
+
+    /// A Query of ours runs: nobody's unnamed statement is left.
+    pub fn unnamed_dropped(&mut self) {
+        self.unnamed = None;
+    }
+
+    /// An unnamed statement of ours is parsed, or what stood there is still there: it is no client's.
+    pub fn unnamed_replaced(&mut self) {
+        self.unnamed = Some(UnnamedId::DOUBTFUL);
+    }
+
+    /// It may not have forgotten the values of its sequences after all.
+    pub fn doubt_sequences(&mut self) {
+        self.drawn = Drawn::BySeveral;
+    }
+
+    /// DISCARD ALL has run: nothing is left of anyone.
+    pub fn discarded(&mut self) {
+        *self = Self {
+            placeholders: std::mem::take(&mut self.placeholders),
+            ..Self::default()
+        };
+    }
+
+    pub(super) fn note_placeholders(&mut self, settings: &Settings) {
+        for (name, _) in settings.entries().iter().filter(|(name, _)| name.contains('.')) {
+            if !self.placeholders.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                self.placeholders.push(name.clone());
+            }
+        }
+    }
+
+    /// A Query of ours ran on it, which drops the unnamed statement (manual: protocol-flow-ext-query).
+    pub fn query_ran(&mut self) {
+        self.unnamed = None;
+    }
+}
+
+/// Whose sequence values a backend remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Drawn {
+    #[default]
+    ByNobody,
+    By(u64),
+    BySeveral,
+}

@@ -1,0 +1,175 @@
+//! What a request changed in the ledgers when it was sent, so that its reply can confirm it and its loss undo it.
+
+use std::sync::Arc;
+
+use super::statements::{NamedStatement, Statement};
+use super::unnamed::{Unnamed, doubt_unnamed};
+use super::{BackendState, VirtualSession};
+
+/// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
+#[derive(Debug, Default)]
+pub enum Note {
+    /// Nothing.
+    #[default]
+    None,
+    /// A client's name was given to a statement; `parsed` when the backend was told to parse it.
+    Prepared(Box<Prepared>),
+    /// The backend was told to parse a shared statement ahead of its use.
+    Injected(u64),
+    /// The backend was told to close a shared statement.
+    Evicted(Arc<Statement>),
+    /// A client's name was taken from a statement.
+    Closed(Box<(Box<[u8]>, NamedStatement)>),
+    /// A Bind of the shared statement of this number: nothing changes, but PostgreSQL may call it stale.
+    Bound(u64),
+    /// A shared statement is described.
+    Described(Described),
+    /// The backend's unnamed statement was replaced or removed.
+    Unnamed,
+    /// The backend was told to forget the values of its sequences.
+    SequencesForgotten,
+    /// The client's unnamed statement was replaced by its own Parse, or ended by a Query or a Close.
+    ChangedUnnamed(ChangedUnnamed),
+    /// A Sync: before its reply PostgreSQL reports what the settings of this number come to.
+    Reports(u64),
+}
+
+/// What a change of the unnamed statement must be undone to. Each knows the one before it, so that any of several that
+/// are under way can be taken out.
+#[derive(Debug)]
+pub struct ChangedUnnamed {
+    pub(super) serial: u64,
+    pub(super) serial_before: u64,
+    pub(super) before: Option<Box<Unnamed>>,
+    /// As [`Note::Reports`], of a Query.
+    pub(super) reports: u64,
+}
+
+impl Note {
+    /// The same for a Query that is sent while settings of this number are under way.
+    #[must_use]
+    pub fn reporting(self, number: u64) -> Self {
+        match self {
+            Self::ChangedUnnamed(change) => Self::ChangedUnnamed(ChangedUnnamed {
+                reports: number,
+                ..change
+            }),
+            Self::None => Self::Reports(number),
+            note => note,
+        }
+    }
+
+    /// The number of the settings that are reported with this reply, which ends with ReadyForQuery; 0 for none.
+    pub const fn reports(&self) -> u64 {
+        match self {
+            Self::Reports(number) => *number,
+            Self::ChangedUnnamed(change) => change.reports,
+            _ => 0,
+        }
+    }
+
+    /// The reply has come.
+    pub fn confirm(&self) {
+        match self {
+            Self::Prepared(prepared) if prepared.parsed => prepared.statement.prove(),
+            _ => {}
+        }
+    }
+}
+
+/// See [`Note::Prepared`].
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) name: Box<[u8]>,
+    pub(super) statement: Arc<Statement>,
+    pub(super) parsed: bool,
+}
+
+/// See [`Note::Described`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described {
+    /// The shared statement's number.
+    pub id: u64,
+    /// The number of the client's name for it, where the client is told; else 0.
+    pub told: u64,
+}
+
+impl VirtualSession {
+    /// The request will never be answered: what was recorded for it is undone. Call youngest first. `pending` are the
+    /// notes of requests that still wait.
+    pub fn undo<'a>(
+        &mut self,
+        note: Note,
+        backend: Option<&mut BackendState>,
+        pending: impl Iterator<Item = &'a mut Note>,
+    ) {
+        match note {
+            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) => {}
+            Note::Prepared(prepared) => {
+                self.statements.remove(&prepared.name);
+                if let (true, Some(backend)) = (prepared.parsed, backend) {
+                    backend.statements.remove(prepared.statement.id);
+                }
+            }
+            Note::Injected(id) => {
+                if let Some(backend) = backend {
+                    backend.statements.remove(id);
+                }
+            }
+            Note::Evicted(statement) => {
+                if let Some(backend) = backend {
+                    // Stale: whatever it was parsed from, it is closed before it is parsed again.
+                    backend.statements.insert(statement, 0);
+                }
+            }
+            Note::Closed(closed) => {
+                let (name, named) = *closed;
+                self.statements.put_back(&name, named);
+            }
+            Note::SequencesForgotten => {
+                if let Some(backend) = backend {
+                    backend.doubt_sequences();
+                }
+            }
+            // What the backend holds now may be anyone's: it is replaced or closed before the next use.
+            Note::Unnamed => doubt_unnamed(backend),
+            Note::ChangedUnnamed(change) => {
+                self.undo_unnamed(change, pending);
+                doubt_unnamed(backend);
+            }
+        }
+    }
+
+    /// The request was reached and failed.
+    pub fn undo_failed<'a>(
+        &mut self,
+        note: Note,
+        backend: Option<&mut BackendState>,
+        pending: impl Iterator<Item = &'a mut Note>,
+    ) {
+        match note {
+            // PostgreSQL drops the old one before it looks at the new one's text.
+            Note::ChangedUnnamed(change) => {
+                let change = ChangedUnnamed { before: None, ..change };
+                self.undo(Note::ChangedUnnamed(change), backend, pending);
+            }
+            note => self.undo(note, backend, pending),
+        }
+    }
+
+    pub(super) fn undo_unnamed<'a>(&mut self, change: ChangedUnnamed, mut pending: impl Iterator<Item = &'a mut Note>) {
+        if self.unnamed_serial == change.serial {
+            self.unnamed = change.before;
+            self.unnamed_serial = change.serial_before;
+            return;
+        }
+        let next = pending.find_map(|note| match note {
+            Note::ChangedUnnamed(later) if later.serial_before == change.serial => Some(later),
+            _ => None,
+        });
+        if let Some(later) = next {
+            later.before = change.before;
+            later.serial_before = change.serial_before;
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The prepared statements of one client: what its names stand for, and how a backend is taught them.
+
+use std::sync::Arc;
+
+use super::note::Prepared;
+use super::parameters::{self, Settings};
+use super::pins::PinReason;
+use super::result_shape::ResultShape;
+use super::settings_ledger::Until;
+use super::statement_effects::Effects;
+use super::statements::{NamedStatement, ParseKey, Statement};
+use super::{BackendState, Described, Note, SWITCH_NAME, VirtualSession};
+
+impl VirtualSession {
+    pub(super) fn parse_key(&self) -> ParseKey {
+        match self.unseen_settings {
+            0 => ParseKey::Settings(self.wanted.clone()),
+            number => ParseKey::Private(number),
+        }
+    }
+
+    /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
+    /// was parsed (trap 28).
+    ///
+    /// `reported` tells the settings whose values are known whatever else is in force.
+    pub fn teaching(&self, statement: &Arc<Statement>, reported: impl Fn(&str) -> bool) -> Teaching {
+        match statement.under() {
+            _ if reads_no_settings(&statement.effects, statement.sql()) => Teaching::AsItIs,
+            None => Teaching::AsItIs,
+            Some(then) if self.unseen_settings != 0 => {
+                let (then, now) = (then.only(&reported), self.wanted.only(&reported));
+                Teaching::AsOnesOwn(Switch::between(&now, &then).filter(|_| !self.reports_due))
+            }
+            Some(then) => Switch::between(&self.wanted, then).map_or(Teaching::AsItIs, Teaching::Under),
+        }
+    }
+
+    /// A statement of this client's alone takes the place of a shared one behind its name.
+    pub fn own_statement(&mut self, name: &[u8], statement: &Statement) -> Arc<Statement> {
+        let key = ParseKey::Private(self.shared.statements.unique_number());
+        let effects = || statement.effects.clone();
+        let own = self.shared.statements.share(&statement.definition, key, effects);
+        if let Some(under) = statement.under() {
+            // Wherever else it is taught, it means what it meant.
+            own.resolve(under.clone());
+        }
+        if let Some(named) = self.statements.remove(name) {
+            let statement = own.clone();
+            self.statements.put_back(name, NamedStatement { statement, ..named });
+        }
+        own
+    }
+
+    /// What the catalog says may have changed, so that statements parsed before may fail: none of them is shared any
+    /// more (trap 31). Who holds one keeps it, as PostgreSQL has it.
+    pub fn forget_shared_statements(&self) {
+        self.shared.statements.forget();
+    }
+
+    /// The statement behind a client's name.
+    pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.statements.find(name).map(|named| &named.statement)
+    }
+
+    /// The same with what the client was told of its rows.
+    pub fn named(&self, name: &[u8]) -> Option<&NamedStatement> {
+        self.statements.find(name)
+    }
+
+    /// PostgreSQL has described a statement.
+    pub fn described(&mut self, described: Described, shape: ResultShape, backend: &mut BackendState) {
+        backend.statements.note_shape(described.id, shape);
+        if described.told != 0 {
+            self.statements.tell(described.told, shape);
+        }
+    }
+
+    /// PostgreSQL called a statement stale that this backend holds. Where nobody knew of the change that made it so,
+    /// everything else that was parsed before is parsed again too.
+    pub fn note_stale(&self, id: u64, backend: &mut BackendState) {
+        if backend.statements.note_stale(id) == Some(self.generation()) {
+            self.forget_shared_statements();
+        }
+    }
+
+    /// Of the catalog, for statements that are parsed now.
+    pub fn generation(&self) -> u64 {
+        self.shared.statements.generation()
+    }
+
+    /// Bytes of the client's prepared statements.
+    pub const fn statement_bytes(&self) -> usize {
+        self.statements.bytes()
+    }
+
+    /// A name that can't go to a backend as it is, because it looks like a shared one.
+    pub fn is_reserved(&self, name: &[u8]) -> bool {
+        name == SWITCH_NAME || self.shared.statements.is_reserved(name)
+    }
+
+    /// A name that no backend has a statement of.
+    pub fn unused_name(&self) -> Vec<u8> {
+        self.shared.statements.unused_name()
+    }
+
+    /// Gives a free name to a definition. Returns the shared statement.
+    pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+        let statement = self.shared.statements.share(definition, self.parse_key(), effects);
+        let unresolved = self.unresolved_number();
+        if unresolved != 0 {
+            self.unresolved.push((unresolved, Arc::downgrade(&statement)));
+        }
+        self.statements.insert(name, statement.clone());
+        statement
+    }
+
+    /// The number of the settings in force that the ledger can't see yet, and will; 0 when there are none.
+    pub(super) const fn unresolved_number(&self) -> u64 {
+        match self.unseen_until {
+            Until::Reported => self.unseen_settings,
+            _ => 0,
+        }
+    }
+
+    /// Gives a free name to a definition that PostgreSQL is known to parse, if it is one: that needs no backend.
+    pub fn prepare_proven(&mut self, name: &[u8], definition: &[u8]) -> bool {
+        let found = self.shared.statements.find_proven(definition, self.parse_key());
+        if let Some(statement) = &found {
+            self.statements.insert(name, statement.clone());
+        }
+        found.is_some()
+    }
+
+    /// The note of a Parse that gave a name.
+    pub fn prepared_note(name: &[u8], statement: Arc<Statement>, parsed: bool) -> Note {
+        Note::Prepared(Box::new(Prepared {
+            name: name.into(),
+            statement,
+            parsed,
+        }))
+    }
+
+    /// Takes a name away.
+    pub fn close(&mut self, name: &[u8]) -> Option<Note> {
+        let named = self.statements.remove(name)?;
+        Some(Note::Closed(Box::new((name.into(), named))))
+    }
+
+    /// A statement goes to the backend under the client's own name, which only this backend knows from now on.
+    pub fn hand_over(&mut self, name: &[u8]) -> Option<Note> {
+        let note = self.close(name)?;
+        self.own_names.insert(Some(name));
+        self.pins.insert(PinReason::Prepare);
+        Some(note)
+    }
+
+    /// Whether the backend may know a name as the client says it, so that PostgreSQL decides about it.
+    pub fn may_be_own(&self, name: &[u8]) -> bool {
+        self.own_names.contains(name)
+    }
+
+    /// DEALLOCATE ALL ran: no name is left, on this backend either. The unnamed statement has no name.
+    pub fn deallocated_all(&mut self, backend: &mut BackendState) {
+        self.statements.clear();
+        self.own_names.clear();
+        backend.statements.clear();
+    }
+
+    /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.
+    pub fn discarded_all(&mut self, backend: &mut BackendState) {
+        self.deallocated_all(backend);
+        self.reset_all(backend);
+        self.before_reset = None;
+        backend.doubted = false;
+        self.unseen_settings = 0;
+        self.pins = self
+            .pins
+            .iter()
+            .filter(|reason| !reason.ends_with_discard_all())
+            .collect();
+    }
+}
+
+/// Whether a statement means the same under any settings: COMMIT and the like, which may be said in a failed transaction,
+/// and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a group.
+pub(super) fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
+    const COMMANDS: [&[u8]; 6] = [
+        b"discard",
+        b"deallocate",
+        b"vacuum",
+        b"cluster",
+        b"reindex",
+        b"checkpoint",
+    ];
+    let word = || sql.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next();
+    effects.exits_failed_block
+        || word().is_some_and(|word| COMMANDS.iter().any(|command| word.eq_ignore_ascii_case(command)))
+}
+
+/// See [`VirtualSession::teaching`].
+#[derive(Debug)]
+pub enum Teaching {
+    /// By its Parse.
+    AsItIs,
+    /// By its Parse, but as a statement that nobody shares: settings are in force that are not known.
+    AsOnesOwn(Option<Switch>),
+    /// By its Parse between two statements.
+    Under(Switch),
+}
+
+/// Two statements around a Parse, which change settings and change them back.
+#[derive(Debug)]
+pub struct Switch {
+    /// To what they were when the statement was parsed.
+    pub before: Vec<u8>,
+    /// To what the client's are now.
+    pub after: Vec<u8>,
+}
+
+impl Switch {
+    pub(super) fn between(now: &Settings, then: &Settings) -> Option<Self> {
+        (!then.parses_like(now)).then(|| Self {
+            before: parameters::switch(now, then),
+            after: parameters::switch(then, now),
+        })
+    }
+}

@@ -1,0 +1,362 @@
+//! The settings of one client: what it wants, what PostgreSQL reports, and what brings a backend to agree.
+
+use std::sync::Arc;
+
+use super::parameters::{self, Settings};
+use super::pins::{PinReason, PinSet};
+use super::setting_change::{SettingChange, SettingName, SettingScope};
+use super::sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
+use super::statement_effects::{Action, Effects};
+use super::{BackendState, VirtualSession};
+
+impl VirtualSession {
+    /// What a statement may change of the ledger, to be taken back with [`Self::return_to`] where it was never sent.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            wanted: self.wanted.clone(),
+            pins: self.pins,
+            unseen_settings: self.unseen_settings,
+            unseen_until: self.unseen_until,
+            rebase: self.rebase,
+        }
+    }
+
+    /// Takes back what was applied since the checkpoint.
+    pub fn return_to(&mut self, checkpoint: Checkpoint) {
+        let Checkpoint {
+            wanted,
+            pins,
+            unseen_settings,
+            unseen_until,
+            rebase,
+        } = checkpoint;
+        self.wanted = wanted;
+        self.relex();
+        self.pins = pins;
+        self.unseen_settings = unseen_settings;
+        self.unseen_until = unseen_until;
+        self.rebase = rebase;
+    }
+
+    /// The settings that follow the client.
+    pub fn settings(&self) -> &Settings {
+        &self.wanted
+    }
+
+    /// Whether a backend can be made to agree with the ledger: it holds no custom setting that the client doesn't have.
+    pub fn accepts(&self, backend: &BackendState) -> bool {
+        backend
+            .placeholders
+            .iter()
+            .all(|name| self.wanted.value(name).is_some())
+    }
+
+    /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
+    pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        if Arc::ptr_eq(&backend.applied, &self.wanted) && !backend.doubted {
+            return None;
+        }
+        let sql = if std::mem::take(&mut backend.doubted) {
+            Some(parameters::prelude_from_doubt(&self.wanted))
+        } else {
+            parameters::prelude(&backend.applied, &self.wanted)
+        };
+        backend.applied = self.wanted.clone();
+        backend.note_placeholders(&self.wanted);
+        if sql.is_some() {
+            // A Query drops the unnamed statement (manual: protocol-flow-ext-query).
+            backend.unnamed = None;
+        }
+        sql
+    }
+
+    /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
+    /// it agrees.
+    pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        let of_baseline = self
+            .baseline
+            .entries()
+            .iter()
+            .filter_map(|(name, _)| self.wanted.entry(name));
+        let wanted = Settings::new(backend.applied.entries().iter().chain(of_baseline).cloned());
+        let sql = parameters::restore(&backend.applied, &wanted);
+        backend.applied = self.shared.settings.intern(wanted);
+        sql
+    }
+
+    /// Whether a statement of these effects takes startup settings away.
+    pub fn resets_baseline(&self, effects: &Effects) -> bool {
+        let resets = |action: &Action| match action {
+            Action::DiscardAll | Action::Setting(SettingChange::ResetAll) => true,
+            Action::Setting(change) => change.taken_back().is_some(),
+            _ => false,
+        };
+        !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
+    }
+
+    /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
+    /// name and value. `neutral` tells what a fresh backend reports, for settings that are reported.
+    pub fn news<'a>(&mut self, neutral: impl Fn(&str) -> Option<(&'a str, &'a [u8])>) -> Vec<(String, Vec<u8>)> {
+        if Arc::ptr_eq(&self.told, &self.wanted) {
+            return Vec::new();
+        }
+        let told = std::mem::replace(&mut self.told, self.wanted.clone());
+        let gone = told
+            .entries()
+            .iter()
+            .filter(|(name, _)| self.wanted.value(name).is_none());
+        let names = gone.chain(self.wanted.entries()).map(|(name, _)| name);
+        let changed = names.filter_map(|name| {
+            let (name, neutral) = neutral(name)?;
+            let now = self.wanted.value(name).map_or(neutral, str::as_bytes);
+            (told.value(name).map_or(neutral, str::as_bytes) != now).then(|| (name.to_owned(), now.to_owned()))
+        });
+        changed.collect()
+    }
+
+    pub(super) fn apply_setting(
+        &mut self,
+        change: &SettingChange,
+        backend: &mut BackendState,
+        follows: &impl Fn(&str) -> bool,
+    ) {
+        if let Some(name) = change.taken_back() {
+            self.set_to_default |= !matches!(change, SettingChange::Reset(_));
+            return self.reset_setting(name, backend, follows);
+        }
+        match change {
+            // What is local, or reported and so known, ends or is known at the end of the transaction.
+            SettingChange::Set {
+                name,
+                scope: SettingScope::Local,
+                ..
+            } => {
+                let known = matches!(name, SettingName::Known(name) if follows(&String::from_utf8_lossy(name)));
+                self.see_not(if known { Until::Reported } else { Until::Ready });
+            }
+            SettingChange::Set {
+                name: SettingName::Known(name),
+                ..
+            } => {
+                let name = String::from_utf8_lossy(name);
+                if follows(&name) {
+                    return self.see_not(Until::Reported);
+                }
+                self.pins.insert(if name.contains('.') {
+                    PinReason::CustomSetting
+                } else {
+                    PinReason::Setting
+                });
+                self.forget_setting(&name, backend);
+                self.see_not(Until::Discard);
+            }
+            SettingChange::Set { .. } => {
+                self.pins.insert(PinReason::CustomSetting);
+                self.see_not(Until::Discard);
+            }
+            SettingChange::Reset(_) => {}
+            SettingChange::ResetAll => self.reset_all(backend),
+        }
+    }
+
+    pub(super) fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
+        self.doubt_settings(backend);
+        let name = String::from_utf8_lossy(name);
+        let known = follows(&name);
+        if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
+            self.forget_setting(&name, backend);
+            self.want(self.wanted.with(&name, Some(&baseline)));
+            self.rebase = true;
+        }
+        self.see_not(if known { Until::Reported } else { Until::Ready });
+    }
+
+    /// A SET was completed: whether it may have been one to a default, which is a RESET by another name.
+    pub const fn set_has_run(&mut self) -> bool {
+        std::mem::replace(&mut self.set_to_default, false)
+    }
+
+    pub(super) fn see_not(&mut self, until: Until) {
+        self.settings_touched = true;
+        self.reports_due = true;
+        self.unseen_until = if self.unseen_settings == 0 {
+            until
+        } else {
+            until.max(self.unseen_until)
+        };
+        self.unseen_settings = self.shared.statements.unique_number();
+    }
+
+    pub(super) fn forget_setting(&mut self, name: &str, backend: &mut BackendState) {
+        if self.wanted.value(name).is_some() {
+            self.want(self.wanted.with(name, None));
+        }
+        if backend.applied.value(name).is_some() {
+            backend.applied = self.shared.settings.intern(backend.applied.with(name, None));
+        }
+    }
+
+    pub(super) fn reset_all(&mut self, backend: &mut BackendState) {
+        self.doubt_settings(backend);
+        self.rebase = !self.baseline.entries().is_empty();
+        // What is not of the baseline is reported when it changes.
+        let entries = self.wanted.entries().iter().chain(self.baseline.entries()).cloned();
+        self.want(Settings::new(entries));
+        backend.applied = Arc::default();
+        self.see_not(Until::Reported);
+    }
+
+    /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.
+    pub(super) fn doubt_settings(&mut self, backend: &mut BackendState) {
+        backend.doubted |= !backend.applied.entries().is_empty();
+        self.before_reset.get_or_insert_with(|| self.wanted.clone());
+    }
+
+    /// PostgreSQL reported a setting's value while the client's own statements ran. `neutral` is what a fresh backend
+    /// reports: a value equal to it needs no entry. Says whether it is news to the client.
+    pub fn reported(&mut self, backend: &mut BackendState, name: &str, value: &str, neutral: Option<&str>) -> bool {
+        let baseline = self
+            .baseline
+            .value(name)
+            .filter(|_| self.rebase && neutral == Some(value));
+        if let Some(baseline) = baseline.map(str::to_owned) {
+            self.want(self.wanted.with(name, Some(&baseline)));
+            return false;
+        }
+        let entry = (neutral != Some(value)).then_some(value);
+        if let Some(before) = &mut self.before_reset {
+            *before = Arc::new(before.with(name, entry));
+        }
+        let is_news = self.told.value(name) != entry;
+        let told_all = Arc::ptr_eq(&self.told, &self.wanted);
+        if self.wanted.value(name) != entry {
+            self.want(self.wanted.with(name, entry));
+        }
+        if told_all {
+            self.told = self.wanted.clone();
+        } else if is_news {
+            self.told = Arc::new(self.told.with(name, entry));
+        }
+        if backend.applied.value(name) != entry {
+            backend.applied = self.shared.settings.intern(backend.applied.with(name, entry));
+        }
+        is_news
+    }
+
+    /// Whether something of the client's is under way that may change settings.
+    pub const fn expects_reports(&self) -> bool {
+        self.reports_due
+    }
+
+    /// What was taken for the client's own doing was a change of the server's configuration, which the client was told of:
+    /// it goes on following that.
+    pub fn report_was_the_servers(&mut self, backend: &mut BackendState, name: &str) {
+        self.forget_setting(name, backend);
+        if self.told.value(name).is_some() {
+            self.told = Arc::new(self.told.with(name, None));
+        }
+        if self.told == self.wanted {
+            self.told = self.wanted.clone();
+        }
+    }
+
+    /// A fresh backend reads texts otherwise than before.
+    pub fn set_neutral_lexing(&mut self, neutral: Lexing) {
+        self.neutral_lexing = neutral;
+        self.relex();
+    }
+
+    /// PostgreSQL reported a value that no statement of ours could say again, because of its encoding: the client stays
+    /// where it was made.
+    pub fn reported_beyond_us(&mut self) {
+        self.pins.insert(PinReason::Setting);
+        self.see_not(Until::Discard);
+    }
+
+    /// The number of the settings that a SET under way has made, to be reported with its reply; 0 when there are none.
+    pub const fn unreported(&self) -> u64 {
+        if self.reports_due { self.unseen_settings } else { 0 }
+    }
+
+    /// A ReadyForQuery has come with the reports of settings of this number; later ones may be under way.
+    pub fn reported_up_to(&mut self, number: u64) {
+        if number == 0 {
+            return;
+        }
+        // Numbers only grow.
+        for (under, statement) in self.unresolved.extract_if(.., |(under, _)| *under <= number) {
+            if let Some(statement) = statement.upgrade().filter(|_| under == number) {
+                statement.resolve(self.wanted.clone());
+            }
+        }
+        if let Some(unnamed) = self.unnamed.as_mut().filter(|unnamed| unnamed.unresolved == number) {
+            unnamed.under.get_or_insert_with(|| self.wanted.clone());
+        }
+        if number == self.unseen_settings {
+            self.reports_due = false;
+            if self.unseen_until == Until::Reported {
+                self.unseen_settings = 0;
+            }
+        }
+    }
+
+    /// A ReadyForQuery has come, and nothing is under way behind it: PostgreSQL has reported what it reports.
+    pub fn all_reported(&mut self) {
+        self.reported_up_to(self.unseen_settings);
+        self.reports_due = false;
+        self.unresolved.clear();
+    }
+
+    /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
+    /// is over.
+    pub fn transaction_ended(&mut self) {
+        if self.unseen_until <= Until::Ready {
+            self.unseen_settings = 0;
+        }
+        self.settings_touched = false;
+    }
+
+    /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
+    pub fn reset_decided(&mut self, undone: bool) {
+        self.rebase = false;
+        if let Some(before) = self.before_reset.take()
+            && undone
+        {
+            self.wanted = self.shared.settings.intern(Settings::new(before.entries().to_vec()));
+            self.relex();
+        }
+    }
+}
+
+/// See [`VirtualSession::checkpoint`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub(super) wanted: Arc<Settings>,
+    pub(super) pins: PinSet,
+    pub(super) unseen_settings: u64,
+    pub(super) unseen_until: Until,
+    pub(super) rebase: bool,
+}
+
+/// How long settings that the ledger can't see stay in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Until {
+    /// PostgreSQL reports them, before its next ReadyForQuery.
+    Reported,
+    /// The transaction's end.
+    Ready,
+    /// DISCARD ALL, or the client's end.
+    Discard,
+}
+
+/// How texts are read under these values of standard_conforming_strings and client_encoding; `neutral` where one is not
+/// given.
+pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>) -> Lexing {
+    Lexing {
+        strings: strings.map_or(neutral.strings, |value| match value {
+            "on" => StandardConformingStrings::On,
+            _ => StandardConformingStrings::Off,
+        }),
+        encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
+    }
+}
