@@ -3,6 +3,8 @@
 //!
 //! Streams of messages are real wire bytes behind one byte that selects a variant, so that a capture is a corpus file.
 
+mod pipeline;
+
 use zeroize::Zeroizing;
 
 use crate::protocol::backend_login::{BackendLogin, ChannelBinding, LoginRequest, LoginSecret, LoginStep};
@@ -24,13 +26,19 @@ const ITERATIONS: u32 = 2;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target: the names of `fuzz/fuzz_targets/` and of the directories in `fuzz/corpus/`.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("startup_packet", startup_packet),
     ("scram", scram),
     ("client_auth", client_auth),
     ("backend_login", backend_login),
     ("frame", frame),
+    ("pipeline", pipeline),
 ];
+
+/// Requests and replies in any order. See the module for their encoding.
+pub fn pipeline(data: &[u8]) {
+    self::pipeline::run(data);
+}
 
 /// A client's bytes before authentication. The first byte chooses the listener's TLS.
 pub fn startup_packet(data: &[u8]) {

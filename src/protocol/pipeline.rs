@@ -339,10 +339,11 @@ impl<N> Pipeline<N> {
     pub fn copy_ended(&mut self) {
         match self.copy_in {
             CopyIn::Open { ignored_syncs } => self.copy_in = CopyIn::Ended { ignored_syncs },
-            CopyIn::Ended { .. } => {}
-            // Sent ahead of the CopyInResponse, or late after an error: in the second case it reaches the head and goes.
-            CopyIn::None if !self.items.is_empty() => self.items.push_back(Item::CopyEnd),
-            CopyIn::None => {}
+            // In a group that has failed it is not sent.
+            CopyIn::Ended { .. } | CopyIn::None if self.items.is_empty() || self.is_skipping() => {}
+            // Sent ahead of a CopyInResponse, which may be another command's, or late after an error: in the second case
+            // it reaches the head and goes.
+            CopyIn::Ended { .. } | CopyIn::None => self.items.push_back(Item::CopyEnd),
         }
         self.pop_stale_copy_ends();
     }
@@ -660,20 +661,20 @@ impl<N> Pipeline<N> {
         let verdict = self.of_running_command(tag)?;
         // Syncs sent ahead of the data are read by the COPY and ignored (libpq sends one with each Execute). Behind the
         // client's own CopyDone they count; another message there makes PostgreSQL end the COPY with an error.
-        while matches!(
-            self.items.get(1),
-            Some(Item::Entry(Entry {
-                request: Request::Sync,
-                ..
-            }))
-        ) {
-            if let Some(Item::Entry(entry)) = self.items.remove(1) {
+        // What we answer ourselves PostgreSQL has never seen.
+        let mut next = self.next_sent();
+        while let Some(Item::Entry(Entry {
+            request: Request::Sync, ..
+        })) = self.items.get(next)
+        {
+            if let Some(Item::Entry(entry)) = self.items.remove(next) {
                 self.dropped.push(entry.note);
             }
+            next = self.next_sent();
         }
-        self.copy_in = match self.items.get(1) {
+        self.copy_in = match self.items.get(next) {
             Some(Item::CopyEnd) => {
-                self.items.remove(1);
+                self.items.remove(next);
                 CopyIn::Ended { ignored_syncs: 0 }
             }
             _ => {
@@ -683,6 +684,13 @@ impl<N> Pipeline<N> {
             }
         };
         Ok(verdict)
+    }
+
+    /// The index of what PostgreSQL was sent next behind the request at the head.
+    fn next_sent(&self) -> usize {
+        let is_sent = |item: &Item<N>| !matches!(item, Item::Entry(entry) if entry.fate.is_answer());
+        let behind = self.items.iter().skip(1);
+        behind.take_while(|item| !is_sent(item)).count() + 1
     }
 
     fn complete(&mut self, tag: BackendTag, allowed: &[Request]) -> Result<Verdict<N>, Violation> {

@@ -397,6 +397,57 @@ fn no_interleaving_settles_while_a_reply_is_owed() {
     }
 }
 
+/// Trap 53: a CopyDone that came early belongs to the COPY whatever we answer ourselves in between.
+#[test]
+fn trap_53_an_early_copy_done_is_found_behind_answers_of_ours() {
+    let mut line = Line::default();
+    forward(&mut line, &[Request::Execute]);
+    line.expect(Request::Close, Fate::Answer(Bytes::new()), 1);
+    line.copy_ended();
+    forward(&mut line, &[Request::Sync]);
+    feed(&mut line, &[B::CopyInResponse]);
+    assert!(!line.awaits_copy_data());
+    feed(&mut line, &[B::CommandComplete]);
+    assert!(matches!(line.next_due(), Some(Due::Answer(Request::Close, ..))));
+    ready(&mut line, b"I");
+    assert!(line.is_settled());
+}
+
+/// Trap 53: while one COPY ends, a CopyDone is the next one's.
+#[test]
+fn trap_53_a_second_copy_done_belongs_to_the_second_copy() {
+    let mut line = Line::default();
+    forward(&mut line, &[Request::Query]);
+    line.copy_ended();
+    forward(&mut line, &[Request::Execute]);
+    feed(&mut line, &[B::CopyInResponse]);
+    line.copy_ended();
+    forward(&mut line, &[Request::Sync]);
+    feed(&mut line, &[B::CommandComplete]);
+    ready(&mut line, b"I");
+    feed(&mut line, &[B::CopyInResponse]);
+    assert!(!line.awaits_copy_data());
+    feed(&mut line, &[B::CommandComplete]);
+    ready(&mut line, b"I");
+    assert!(line.is_settled());
+}
+
+/// Trap 50: Syncs ahead of a COPY's data are read by it, behind answers of ours too.
+#[test]
+fn trap_50_a_sync_behind_an_answer_of_ours_is_read_by_the_copy() {
+    let mut line = Line::default();
+    forward(&mut line, &[Request::Execute]);
+    line.expect(Request::Close, Fate::Answer(Bytes::new()), 1);
+    forward(&mut line, &[Request::Sync]);
+    feed(&mut line, &[B::CopyInResponse]);
+    line.copy_ended();
+    forward(&mut line, &[Request::Sync]);
+    feed(&mut line, &[B::CommandComplete]);
+    assert!(line.next_due().is_some());
+    ready(&mut line, b"I");
+    assert!(line.is_settled());
+}
+
 /// Trap 31: what can begin again is one group alone, its Sync sent or not.
 #[test]
 fn trap_31_a_group_fails_alone_when_nothing_is_sent_behind_it() {
