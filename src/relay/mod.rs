@@ -1,11 +1,15 @@
 //! Frames between a client and its lease, until the pipeline says that the backend may be given back.
 //!
-//! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction, [`to_backend`] the rules
-//! for the client's messages, [`to_client`] those for PostgreSQL's. [`Exchange`] polls both directions: it tries first
-//! and waits after, so that a transaction costs two receives and two sends.
+//! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction. [`to_backend`] walks over
+//! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
+//! needs; [`to_client`] has the rules for PostgreSQL's. [`Exchange`] polls both directions: it tries first and waits
+//! after, so that a transaction costs two receives and two sends.
 
+mod extended_query;
 pub mod flow;
 mod lost_transaction;
+mod preparation;
+mod simple_query;
 mod stale_plan;
 mod to_backend;
 mod to_client;

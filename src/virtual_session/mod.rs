@@ -9,7 +9,6 @@
 mod backend_state;
 mod builtin_functions;
 mod definitions;
-pub mod effects_cache;
 pub mod fingerprint;
 mod keywords;
 mod note;

@@ -1,0 +1,471 @@
+//! The rules for Parse, Bind, Describe and Close: names of the client's stand for statements that backends share.
+
+use bytes::Bytes;
+
+use super::simple_query::{deallocated_name, named_statement};
+use super::stale_plan::Columns;
+use super::to_backend::{Next, invalid_message};
+use super::{Exchange, Parties};
+use crate::protocol::pipeline::{Fate, Request};
+use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::statement_effects::Effects;
+use crate::virtual_session::statements::NamedStatement;
+use crate::virtual_session::{Described, Note, SWITCH_NAME, UnnamedStep, VirtualSession};
+use crate::wire::frontend_message::{BindHead, Named, Parse, Target};
+use crate::wire::{HEADER_LEN, Header, Malformed, Report, SMALL_MESSAGE_LEN_MAX, SqlState, compose};
+
+impl Exchange {
+    pub(super) fn on_parse(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
+        if header.body_len > parties.rules.statement_bytes {
+            return Ok(self.on_unread_statement(header, Request::Parse, parties));
+        }
+        let Some(body) = self.up.whole_body(header) else {
+            return Ok(Next::Wants(header.frame_len()));
+        };
+        let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        let known = parties.session.statement(parse.name).cloned();
+        if known.is_none()
+            && self.lease.is_none()
+            && !parse.name.is_empty()
+            && parties.session.statement_bytes() + parse.definition.len() <= parties.rules.client_statement_bytes
+            && parties.session.prepare_proven(parse.name, parse.definition)
+        {
+            self.expect(
+                Request::Parse,
+                Fate::Answer(Bytes::from_static(b"1\0\0\0\x04")),
+                Note::None,
+            );
+            self.up.skip(header);
+            self.say_due();
+            return Ok(Next::Done);
+        }
+        if self.lease.is_none() {
+            return Ok(Next::NeedsBackend);
+        }
+        let effects = match &known {
+            Some(statement) => statement.effects.clone(),
+            None => self.classify(parse.sql, parties),
+        };
+        let named = !parse.name.is_empty();
+        if let Some(stop) = self.before_backend(parties, Some(&effects)) {
+            return Ok(stop);
+        }
+        if let Some(stop) = self.before_name().filter(|_| named) {
+            return Ok(stop);
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Ok(Next::NeedsBackend);
+        };
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        lease.note_statement(parse.sql, parties.session.lexing());
+        if parse.name.is_empty() {
+            let note = parties
+                .session
+                .parse_unnamed(parse.definition, effects, &mut lease.state);
+            self.expect(Request::Parse, Fate::Forward, note);
+            self.up.pass(header);
+            return Ok(Next::Done);
+        }
+        let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
+        let too_much = held > parties.rules.client_statement_bytes;
+        match known {
+            Some(_) => self.parse_duplicate(header),
+            None if parties.session.may_be_own(parse.name) => {
+                // PostgreSQL knows whether the name is free.
+                self.pin(PinReason::Prepare, parties);
+                self.expect(Request::Parse, Fate::Forward, Note::None);
+                self.up.pass(header);
+            }
+            None if too_much || parties.session.is_reserved(parse.name) => {
+                // Kept by the backend under the client's own name; only this backend has it.
+                self.pin(PinReason::LargeStatement, parties);
+                self.expect(Request::Parse, Fate::Forward, Note::None);
+                self.up.pass(header);
+            }
+            None => self.parse_shared(header, effects, parties),
+        }
+        Ok(Next::Done)
+    }
+
+    pub(super) fn parse_shared(&mut self, header: Header, effects: Effects, parties: &mut Parties<'_>) {
+        let (Some(lease), Some(body)) = (self.lease.as_mut(), self.up.whole_body(header)) else {
+            return;
+        };
+        let Ok(parse) = Parse::parse(body) else {
+            return;
+        };
+        let exits = effects.exits_failed_block;
+        let statement = parties.session.prepare(parse.name, parse.definition, || effects);
+        let generation = parties.session.generation();
+        let mut held = lease.state.statements.touch(&statement, generation);
+        let name = parse.name.to_vec();
+        let replaced = HEADER_LEN + name.len();
+        if (held && self.pipeline.is_failed() && !exits) || (!held && lease.state.statements.holds(statement.id)) {
+            // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way, or parse it as the catalog is now: it gets to
+            // see it as a new one.
+            lease.state.statements.remove(statement.id);
+            held = false;
+            self.up.say(|out| compose::close_statement(out, &statement.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+        }
+        let note = VirtualSession::prepared_note(&name, statement.clone(), !held);
+        if held {
+            let complete = Bytes::from_static(b"1\0\0\0\x04");
+            let fate = if exits {
+                Fate::Answer(complete)
+            } else {
+                Fate::AnswerUnlessFailed(complete)
+            };
+            self.expect(Request::Parse, fate, note);
+            self.up.skip(header);
+            self.say_due();
+            return;
+        }
+        self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
+        self.expect(Request::Parse, Fate::Forward, note);
+        self.up.pass_behind(header, replaced, |out| {
+            renamed(out, header, replaced - HEADER_LEN, b"", &statement.name)
+        });
+    }
+
+    /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
+    /// It first looks at the text, so the name is taken by a statement that can be parsed even in a failed transaction.
+    pub(super) fn parse_duplicate(&mut self, header: Header) {
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let name = Parse::parse(body).map(|parse| parse.name.to_vec()).unwrap_or_default();
+        let report = Report::error(
+            SqlState::DUPLICATE_PREPARED_STATEMENT,
+            format!(
+                "prepared statement \"{}\" already exists",
+                String::from_utf8_lossy(&name)
+            ),
+        );
+        let mut words = bytes::BytesMut::new();
+        compose::report(&mut words, &report);
+        self.up.say(|out| {
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, b"ROLLBACK\0\0\0");
+        });
+        self.expect(Request::Close, Fate::Swallow, Note::None);
+        self.expect(Request::Parse, Fate::Swallow, Note::None);
+        self.expect(Request::Parse, Fate::Substitute(*b"42P05", words.freeze()), Note::None);
+        let replaced = HEADER_LEN + name.len();
+        self.up.pass_behind(header, replaced, |out| {
+            renamed(out, header, name.len(), b"", SWITCH_NAME)
+        });
+    }
+
+    pub(super) fn on_bind(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
+        let head = match BindHead::parse(self.up.body_prefix(header)) {
+            Ok(head) => head,
+            Err(Malformed::Unterminated)
+                if self.up.body_prefix(header).len() < header.body_len.min(SMALL_MESSAGE_LEN_MAX) =>
+            {
+                return Ok(Next::Wants(header.frame_len().min(HEADER_LEN + SMALL_MESSAGE_LEN_MAX)));
+            }
+            Err(cause) => return Err(invalid_message(header, cause)),
+        };
+        self.untold_portal = None;
+        if head.statement.is_empty() {
+            return Ok(self.on_unnamed(header, Request::Bind, parties));
+        }
+        let Some(NamedStatement {
+            statement,
+            told,
+            number,
+        }) = parties.session.named(head.statement).cloned()
+        else {
+            let offset = head.statement_offset;
+            let reserved = parties.session.is_reserved(head.statement);
+            return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
+        };
+        let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
+        let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        let is_first = self.pipeline.is_settled();
+        if let Some(stop) = self
+            .before_backend(parties, Some(&effects))
+            .or_else(|| self.before_name())
+            .or_else(|| self.before_teaching(&statement, parties))
+        {
+            return Ok(stop);
+        }
+        if let Some(deallocated) = deallocated_name(&statement.effects) {
+            let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+            if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                return Ok(Next::Done);
+            }
+        }
+        self.materialise_named(&statement.effects, Fate::Swallow, parties);
+        if is_first {
+            self.allow_second_try();
+        }
+        let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+        let statement = self.ensure_parsed(&name, &statement, parties);
+        match self.compare_columns(&statement, told) {
+            Columns::Agree => {}
+            Columns::Unknown => return Ok(self.await_replies()),
+            Columns::Differ => {
+                self.expect_stale_refusal(Request::Bind);
+                let unknown = parties.session.unused_name();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed_behind(out, header, name.len(), &[&portal, b"\0"], &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        if told.is_none() {
+            self.note_portal(&portal, statement.id, number);
+        }
+        if let Some(lease) = &self.lease {
+            lease.note_statement(statement.sql(), parties.session.lexing());
+        }
+        self.apply(&effects, Request::Bind, parties);
+        self.expect(Request::Bind, Fate::Forward, Note::Bound(statement.id));
+        self.up.pass_behind(header, replaced, |out| {
+            renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
+        });
+        Ok(Next::Done)
+    }
+
+    pub(super) fn on_describe(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
+        let Some(body) = self.up.whole_body(header) else {
+            return Ok(Next::Wants(header.frame_len()));
+        };
+        let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        if named.target == Target::Portal {
+            if let Some(stop) = self.before_backend(parties, None) {
+                return Ok(stop);
+            }
+            let body = self.up.whole_body(header).unwrap_or_default();
+            let portal = Named::parse(body).map(|named| named.name.to_vec()).unwrap_or_default();
+            let note = self.portal_note(&portal);
+            self.expect(Request::DescribePortal, Fate::Forward, note);
+            self.up.pass(header);
+            return Ok(Next::Done);
+        }
+        if named.name.is_empty() {
+            return Ok(self.on_unnamed(header, Request::DescribeStatement, parties));
+        }
+        let name = named.name.to_vec();
+        let is_first = self.pipeline.is_settled();
+        let Some(NamedStatement {
+            statement,
+            told,
+            number,
+        }) = parties.session.named(named.name).cloned()
+        else {
+            let reserved = parties.session.is_reserved(named.name);
+            return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
+        };
+        if let Some(stop) = self
+            .before_backend(parties, None)
+            .or_else(|| self.before_name())
+            .or_else(|| self.before_teaching(&statement, parties))
+        {
+            return Ok(stop);
+        }
+        if is_first {
+            self.allow_second_try();
+        }
+        let replaced = HEADER_LEN + 1 + name.len();
+        let statement = self.ensure_parsed(&name, &statement, parties);
+        match self.compare_columns(&statement, told) {
+            Columns::Agree => {}
+            Columns::Unknown => return Ok(self.await_replies()),
+            Columns::Differ => {
+                self.expect_stale_refusal(Request::DescribeStatement);
+                let unknown = parties.session.unused_name();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed(out, header, name.len(), b"S", &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        let note = match told {
+            Some(_) => Note::Bound(statement.id),
+            None => Note::Described(Described {
+                id: statement.id,
+                told: number,
+            }),
+        };
+        self.expect(Request::DescribeStatement, Fate::Forward, note);
+        self.up.pass_behind(header, replaced, |out| {
+            renamed(out, header, name.len(), b"S", &statement.name)
+        });
+        Ok(Next::Done)
+    }
+
+    pub(super) fn on_close(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
+        let Some(body) = self.up.whole_body(header) else {
+            return Ok(Next::Wants(header.frame_len()));
+        };
+        let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        let is_name = named.target == Target::Statement && !named.name.is_empty();
+        if (is_name || self.restore_due)
+            && let Some(stop) = self.before_name()
+        {
+            return Ok(stop);
+        }
+        // What a RESET took away is made again before the group, not with it.
+        if self.restore_due
+            && self.lease.is_some()
+            && let Some(stop) = self.before_backend(parties, None)
+        {
+            return Ok(stop);
+        }
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
+        let mut ended = Note::None;
+        if named.target == Target::Statement {
+            if let Some(note) = parties.session.close(named.name) {
+                // The shared statement stays on its backends: only the client's name for it is gone.
+                self.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), note);
+                self.up.skip(header);
+                self.say_due();
+                return Ok(Next::Done);
+            }
+            if named.name.is_empty() {
+                ended = parties
+                    .session
+                    .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+            }
+        }
+        let tied = self.lease.is_some();
+        let reserved = named.target == Target::Statement && parties.session.is_reserved(named.name);
+        if !tied || reserved {
+            // Closing what doesn't exist succeeds (trap 23), and without a backend nothing of the client's exists.
+            self.expect(Request::Close, Fate::Answer(Bytes::from_static(b"3\0\0\0\x04")), ended);
+            self.up.skip(header);
+            self.say_due();
+            return Ok(Next::Done);
+        }
+        self.expect(Request::Close, Fate::Forward, ended);
+        self.up.pass(header);
+        Ok(Next::Done)
+    }
+
+    /// Bind or Describe of the unnamed statement, which the backend may have to be taught (trap 29).
+    pub(super) fn on_unnamed(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
+        if let Some(stop) = self.before_backend(parties, None) {
+            return stop;
+        }
+        // Whether a group before this one has changed it, and what this one refers to then, is known with its replies.
+        if self.unsure.unnamed.before > 0 && self.unsure.unnamed.here == 0 {
+            return Next::Held;
+        }
+        if self.awaits_reports(parties)
+            && self
+                .lease
+                .as_ref()
+                .is_some_and(|lease| parties.session.must_teach_unnamed(&lease.state))
+        {
+            return Next::Held;
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Next::NeedsBackend;
+        };
+        let effects = match parties.session.unnamed_for(&mut lease.state) {
+            UnnamedStep::Agrees(effects) => effects.clone(),
+            UnnamedStep::Parse(definition, effects, switch) => {
+                let sql = definition.split(|&byte| byte == 0).next().unwrap_or_default();
+                lease.note_statement(sql, parties.session.lexing());
+                if let Some(switch) = &switch {
+                    self.inject(&switch.before);
+                }
+                self.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
+                self.up.say(|out| compose::parse(out, b"", definition));
+                if let Some(switch) = &switch {
+                    self.inject(&switch.after);
+                }
+                effects.clone()
+            }
+            UnnamedStep::Close => {
+                self.expect(Request::Close, Fate::Swallow, Note::Unnamed);
+                self.up.say(|out| compose::close_statement(out, b""));
+                Effects::NONE
+            }
+            // There is none, or one that nobody read.
+            UnnamedStep::Unknown if self.prelude_owed => return Next::Held,
+            UnnamedStep::Unknown => Effects::NONE,
+        };
+        let effects = match parties.session.unnamed_sql() {
+            Some(sql) if !self.is_about_suspects_of_now(&effects, parties) => self.classify(sql, parties),
+            _ => effects,
+        };
+        if self.prelude_owed && effects.exits_failed_block {
+            return Next::Held;
+        }
+        if request == Request::Bind {
+            let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
+            if let Some(stop) = self.before_name().filter(|_| named) {
+                return stop;
+            }
+            if let Some(deallocated) = deallocated_name(&effects) {
+                let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
+                let portal = portal.unwrap_or_default();
+                let replaced = HEADER_LEN + portal.len() + 1;
+                if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                    return Next::Done;
+                }
+            }
+            if let (false, Some(lease), Some(sql)) = (
+                effects.pins.is_empty(),
+                self.lease.as_ref(),
+                parties.session.unnamed_sql(),
+            ) {
+                lease.note_statement(sql, parties.session.lexing());
+            }
+            self.materialise_named(&effects, Fate::Swallow, parties);
+            self.apply(&effects, request, parties);
+        }
+        self.expect(request, Fate::Forward, Note::None);
+        self.up.pass(header);
+        Next::Done
+    }
+
+    /// A name that is not in the ledger goes to the backend as it is: a pinned one may know it (SQL PREPARE), another
+    /// says 26000 in PostgreSQL's own words. A name that looks like a shared one is made unknown first.
+    pub(super) fn on_unknown_name(
+        &mut self,
+        header: Header,
+        request: Request,
+        offset: usize,
+        reserved: bool,
+        parties: &mut Parties<'_>,
+    ) -> Next {
+        if let Some(stop) = self
+            .before_backend(parties, Some(&Effects::opaque(PinReason::Prepare)))
+            .or_else(|| self.before_name())
+        {
+            return stop;
+        }
+        self.commit_at_risk = true;
+        self.expect(request, Fate::Forward, Note::None);
+        if !reserved {
+            self.up.pass(header);
+            return Next::Done;
+        }
+        let before = self.up.body_prefix(header).get(..offset).unwrap_or_default().to_vec();
+        self.up.pass_behind(header, HEADER_LEN + offset, |out| {
+            renamed_behind(out, header, 0, &[&before], b"?")
+        });
+        Next::Done
+    }
+}
+
+/// The head of a message whose name of `old_len` bytes is replaced by `new`: header, what stands before the name, name.
+pub(super) fn renamed(out: &mut bytes::BytesMut, header: Header, old_len: usize, before: &[u8], new: &[u8]) {
+    renamed_behind(out, header, old_len, &[before], new);
+}
+
+pub(super) fn renamed_behind(out: &mut bytes::BytesMut, header: Header, old_len: usize, before: &[&[u8]], new: &[u8]) {
+    use bytes::BufMut;
+    let body_len = header.body_len - old_len + new.len();
+    out.put_u8(header.tag);
+    out.put_u32(u32::try_from(body_len + 4).unwrap_or(u32::MAX));
+    for part in before {
+        out.put_slice(part);
+    }
+    out.put_slice(new);
+}

@@ -1,0 +1,270 @@
+//! What must hold before a message of the client's is sent, and what is recorded when it is: a backend that agrees with the
+//! ledger, the statement that the message uses, the effects that it may have.
+
+use std::sync::Arc;
+
+use super::to_backend::Next;
+use super::{Exchange, Parties};
+use crate::backend::parameters::is_settable;
+use crate::protocol::pipeline::{Fate, Request};
+use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
+use crate::virtual_session::statements::Statement;
+use crate::virtual_session::{Note, SWITCH_NAME, Teaching};
+use crate::wire::backend_message::TransactionStatus;
+use crate::wire::{FrontendTag, compose};
+
+/// Makes a backend forget the values that its sequences gave.
+const FORGET_SEQUENCES: &[u8] = b"DISCARD SEQUENCES";
+/// The statement and portal that say so amid a client's group; they exist for no longer.
+const FORGETTING: &[u8] = b"pgsidecar forgets sequences";
+
+impl Exchange {
+    /// What must hold before anything of the client's is sent: a backend, one that agrees with the ledger, and for a
+    /// statement that could leave a failed block the knowledge that the prelude has not failed.
+    pub(super) fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
+        let (settled, quiet) = (self.pipeline.is_settled(), self.pipeline.is_quiet());
+        if self.restore_due && !self.pipeline.is_quiet() {
+            return Some(self.await_replies());
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Some(Next::NeedsBackend);
+        };
+        if std::mem::take(&mut self.restore_due) && !settled && !self.pipeline.is_failed() {
+            let sql = parties.session.restore_for(&mut lease.state);
+            self.restore(sql);
+        }
+        let Some(lease) = self.lease.as_mut() else {
+            return Some(Next::NeedsBackend);
+        };
+        lease.holder().set_idle_in_transaction(false);
+        if settled && let Some(sql) = parties.session.prelude_for(&mut lease.state) {
+            self.prelude_owed = true;
+            self.expect(Request::Query, Fate::Swallow, Note::None);
+            self.up.say(|out| compose::query(out, &sql));
+        }
+        if quiet {
+            self.request_begins();
+        }
+        let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
+        (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
+    }
+
+    /// Startup settings come back inside the transaction in which they were reset.
+    pub(super) fn restore(&mut self, sql: Option<Vec<u8>>) {
+        let Some(sql) = sql else {
+            return;
+        };
+        let in_group = self.pipeline.is_unsynced();
+        self.inject(&sql);
+        if !in_group {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
+            self.expect(Request::Sync, Fate::Swallow, Note::None);
+        }
+    }
+
+    pub(super) fn request_begins(&mut self) {
+        let now = std::time::Instant::now();
+        self.query_since.get_or_insert(now);
+        self.transaction_since.get_or_insert(now);
+    }
+
+    /// Records what a statement may do to the session.
+    pub(super) fn apply(&mut self, effects: &Effects, request: Request, parties: &mut Parties<'_>) {
+        let outside = self.pipeline.status() == TransactionStatus::Idle;
+        self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
+        self.ends_block |= effects.ends_transaction;
+        if effects.is_none() && effects.sequence == SequenceUse::None {
+            return;
+        }
+        let pinned = parties.session.pins();
+        self.remember_ledger(parties);
+        self.keep_sequences_apart(effects.sequence, request, parties);
+        if let Some(lease) = self.lease.as_mut() {
+            let reported = &**parties.neutral;
+            let follows = |name: &str| reported.contains(name) && is_settable(name);
+            parties.session.apply(effects, &mut lease.state, follows);
+        }
+        if parties.session.pins() != pinned {
+            self.note_pin();
+        }
+        if effects.catalog_change {
+            self.catalog_changed = true;
+            self.catalog_touched = true;
+            parties.session.forget_shared_statements();
+        }
+        let forgets = |step: &Step| matches!(step.action, Action::DiscardAll | Action::DeallocateAll);
+        if effects.steps.iter().any(forgets) {
+            self.forgetting = true;
+        }
+        self.restore_bound |= parties.session.resets_baseline(effects);
+    }
+
+    /// Sees to it that lastval and currval tell only what this client drew.
+    pub(super) fn keep_sequences_apart(&mut self, uses: SequenceUse, request: Request, parties: &mut Parties<'_>) {
+        let Some(lease) = self.lease.as_mut().filter(|_| uses != SequenceUse::None) else {
+            return;
+        };
+        if !parties.session.use_sequences(uses, &mut lease.state) {
+            return;
+        }
+        if request == Request::Query {
+            self.expect(Request::Query, Fate::Swallow, Note::SequencesForgotten);
+            self.up.say(|out| compose::query(out, FORGET_SEQUENCES));
+            return;
+        }
+        // A Query amid a group would end it, and an unnamed statement would replace the client's.
+        for request in [
+            Request::Parse,
+            Request::Bind,
+            Request::Execute,
+            Request::Close,
+            Request::Close,
+        ] {
+            self.expect(request, Fate::Swallow, Note::SequencesForgotten);
+        }
+        self.up.say(|out| {
+            compose::parse(out, FORGETTING, &[FORGET_SEQUENCES, b"\0\0\0"].concat());
+            compose::frame(
+                out,
+                FrontendTag::Bind.byte(),
+                &[FORGETTING, b"\0", FORGETTING, b"\0\0\0\0\0\0\0"],
+            );
+            compose::frame(out, FrontendTag::Execute.byte(), &[FORGETTING, b"\0\0\0\0\0"]);
+            compose::frame(out, FrontendTag::Close.byte(), &[b"P", FORGETTING, b"\0"]);
+            compose::close_statement(out, FORGETTING);
+        });
+    }
+
+    pub(super) fn pin(&mut self, reason: PinReason, parties: &mut Parties<'_>) {
+        self.remember_ledger(parties);
+        parties.session.pin(reason);
+        self.note_pin();
+    }
+
+    /// While nothing was sent, the request may yet go to another backend as if it had never been read.
+    pub(super) fn remember_ledger(&mut self, parties: &Parties<'_>) {
+        if self.sent_to_backend == 0 && self.before_effects.is_none() {
+            self.before_effects = Some(parties.session.checkpoint());
+        }
+    }
+
+    /// What a name stands for, and what the backend holds, is known when every request before this group that decides it
+    /// was answered, and the DISCARD ALL or DEALLOCATE ALL under way.
+    pub(super) fn before_name(&mut self) -> Option<Next> {
+        if self.unsure.names.before > 0 {
+            return Some(Next::Held);
+        }
+        self.forgetting &= !self.pipeline.is_quiet();
+        let wait = self.forgetting || (self.restore_due && !self.pipeline.is_quiet());
+        wait.then(|| self.await_replies())
+    }
+
+    /// A statement that must be parsed again as it was parsed once waits until it is known what that differs from now.
+    pub(super) fn before_teaching(&mut self, statement: &Statement, parties: &Parties<'_>) -> Option<Next> {
+        let generation = parties.session.generation();
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(statement, generation);
+        let wait = statement.under().is_some() && !self.lease.as_mut().is_none_or(held) && self.awaits_reports(parties);
+        wait.then_some(Next::Held)
+    }
+
+    /// Settings have changed that a ReadyForQuery on its way will tell.
+    pub(super) fn awaits_reports(&mut self, parties: &Parties<'_>) -> bool {
+        let number = parties.session.unreported();
+        number != 0 && self.pipeline.pending_mut().any(|note| note.reports() == number)
+    }
+
+    /// The message at hand is held until everything before it is answered; PostgreSQL is asked not to wait for a Sync.
+    pub(super) fn await_replies(&mut self) -> Next {
+        if !std::mem::replace(&mut self.flushed, true) {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Flush));
+        }
+        Next::Held
+    }
+
+    /// Sees to it that the backend holds a statement of the client's: its Parse travels ahead of the message that uses
+    /// it. Returns the statement that the name stands for now.
+    pub(super) fn ensure_parsed(
+        &mut self,
+        name: &[u8],
+        of: &Arc<Statement>,
+        parties: &mut Parties<'_>,
+    ) -> Arc<Statement> {
+        let generation = parties.session.generation();
+        let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(of, generation);
+        if self.lease.as_mut().is_none_or(held) {
+            return of.clone();
+        }
+        let reported = |name: &str| parties.neutral.contains(name);
+        let (statement, switch) = match parties.session.teaching(of, reported) {
+            Teaching::AsItIs => (of.clone(), None),
+            Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
+            Teaching::Under(switch) => (of.clone(), Some(switch)),
+        };
+        if let Some(switch) = &switch {
+            self.inject(&switch.before);
+        }
+        if let Some(lease) = self
+            .lease
+            .as_mut()
+            .filter(|lease| lease.state.statements.holds(statement.id))
+        {
+            // As it was before the catalog changed.
+            lease.state.statements.remove(statement.id);
+            self.up.say(|out| compose::close_statement(out, &statement.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
+        }
+        self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
+        self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
+        self.up
+            .say(|out| compose::parse(out, &statement.name, &statement.definition));
+        if let Some(switch) = &switch {
+            self.inject(&switch.after);
+        }
+        statement
+    }
+
+    /// A statement of ours inside the client's group, in the extended protocol, so that it ends no transaction.
+    pub(super) fn inject(&mut self, sql: &[u8]) {
+        self.up.say(|out| {
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, &[sql, b"\0\0\0"].concat());
+            let name: &[u8] = &[SWITCH_NAME, b"\0"].concat();
+            compose::frame(out, FrontendTag::Bind.byte(), &[name, name, &[0; 6]]);
+            compose::frame(out, FrontendTag::Execute.byte(), &[name, &[0; 4]]);
+            compose::frame(out, FrontendTag::Close.byte(), &[b"P", name]);
+        });
+        for request in [
+            Request::Close,
+            Request::Parse,
+            Request::Bind,
+            Request::Execute,
+            Request::Close,
+        ] {
+            self.expect(request, Fate::Swallow, Note::None);
+        }
+    }
+
+    /// Records a statement that the backend is about to hold; the ones not used for longest are closed for it.
+    pub(super) fn make_room_for(&mut self, statement: &Arc<Statement>, generation: u64, bytes_max: usize) {
+        if let Some(lease) = self.lease.as_mut() {
+            lease.state.statements.insert(statement.clone(), generation);
+        }
+        let evict = |lease: &mut crate::pool::Lease| lease.state.statements.evict(bytes_max);
+        while let Some(evicted) = self.lease.as_mut().and_then(evict) {
+            self.up.say(|out| compose::close_statement(out, &evicted.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));
+        }
+    }
+
+    /// The client's next message can't be served: throws it away. True when it was one that ends with ReadyForQuery.
+    pub(super) fn skip_refused(&mut self) -> bool {
+        match self.up.next_header() {
+            Ok(Some(header)) => {
+                self.up.skip(header);
+                matches!(header.frontend(), Ok(FrontendTag::Query | FrontendTag::FunctionCall))
+            }
+            _ => false,
+        }
+    }
+}

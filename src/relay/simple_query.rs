@@ -1,0 +1,210 @@
+//! The rules for Query, and for what SQL says of prepared statements by their names.
+
+use bytes::Bytes;
+
+use super::extended_query::renamed_behind;
+use super::to_backend::{Next, invalid_message};
+use super::{Exchange, Parties};
+use crate::protocol::pipeline::{Fate, Request};
+use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::statement_effects::{Action, Effects, Step};
+use crate::virtual_session::{Note, SWITCH_NAME};
+use crate::wire::frontend_message::Query;
+use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, Report, compose};
+
+impl Exchange {
+    pub(super) fn on_query(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
+        let limit = parties.rules.statement_bytes;
+        if header.body_len > limit {
+            return Ok(self.on_unread_statement(header, Request::Query, parties));
+        }
+        let Some(body) = self.up.whole_body(header) else {
+            return Ok(Next::Wants(header.frame_len()));
+        };
+        let sql = Query::parse(body).map_err(|cause| invalid_message(header, cause))?.sql;
+        if self.lease.is_none() && parties.session.statement_bytes() == 0 {
+            // Nothing could be answered without a backend: the text is read when there is one.
+            return Ok(Next::NeedsBackend);
+        }
+        let effects = self.classify(sql, parties);
+        if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
+            return Ok(answered);
+        }
+        if let Some(stop) = self.before_backend(parties, Some(&effects)) {
+            return Ok(stop);
+        }
+        if self.materialise_named(&effects, Fate::Silence, parties) {
+            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
+            self.expect(Request::Sync, Fate::Swallow, Note::None);
+        }
+        self.note_query(header, parties);
+        let note = parties
+            .session
+            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        self.apply(&effects, Request::Query, parties);
+        self.restore_due |= std::mem::take(&mut self.restore_bound);
+        let note = note.reporting(parties.session.unreported());
+        self.expect(Request::Query, Fate::Forward, note);
+        self.up.pass(header);
+        self.tally.queries += 1;
+        Ok(Next::Done)
+    }
+
+    /// Lets the report of who holds the backends name this Query.
+    pub(super) fn note_query(&self, header: Header, parties: &Parties<'_>) {
+        if let Some(lease) = &self.lease {
+            let body = self.up.body_prefix(header);
+            let sql = body.strip_suffix(b"\0").unwrap_or(body);
+            lease.note_statement(sql, parties.session.lexing());
+        }
+    }
+
+    /// A statement too long to be read for its effects: it passes, and anything may have happened.
+    pub(super) fn on_unread_statement(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
+        let Some(&first) = self.up.body_prefix(header).first() else {
+            return Next::Wants(HEADER_LEN + 1);
+        };
+        if let Some(stop) = self.before_backend(parties, Some(&Effects::opaque(PinReason::LargeStatement))) {
+            return stop;
+        }
+        if request == Request::Query {
+            self.note_query(header, parties);
+        }
+        self.pin(PinReason::LargeStatement, parties);
+        let Some(lease) = self.lease.as_mut() else {
+            return Next::NeedsBackend;
+        };
+        let note = match request {
+            Request::Query => parties.session.forget_unnamed(Some(&mut lease.state)),
+            _ if first == 0 => parties.session.parse_unnamed_unread(&mut lease.state),
+            _ => Note::None,
+        };
+        self.commit_at_risk = true;
+        self.expect(request, Fate::Forward, note);
+        self.up.pass(header);
+        self.tally.queries += 1;
+        Next::Done
+    }
+
+    /// `DEALLOCATE name` of a statement that was prepared by protocol (PHP's PDO says so): no backend knows that name.
+    pub(super) fn answer_deallocate(
+        &mut self,
+        header: Header,
+        effects: &Effects,
+        parties: &mut Parties<'_>,
+    ) -> Option<Next> {
+        let name = deallocated_name(effects)?;
+        parties.session.statement(name)?;
+        if self.pipeline.is_failed() {
+            return None;
+        }
+        if let Some(stop) = self.before_name() {
+            return Some(stop);
+        }
+        let note = parties.session.close(name)?;
+        if self.pipeline.is_unsynced() {
+            self.pass_deallocate(header, note, parties);
+            return Some(Next::Done);
+        }
+        // A Query it is all the same, and ends the unnamed statement: an entry that says nothing stands for that.
+        let ended = parties.session.forget_unnamed(None);
+        self.expect(Request::FunctionCall, Fate::Answer(Bytes::new()), ended);
+        let mut tag = bytes::BytesMut::new();
+        compose::frame(&mut tag, BackendTag::CommandComplete.byte(), &[b"DEALLOCATE\0"]);
+        self.expect(Request::Query, Fate::AnswerUnlessFailed(tag.freeze()), note);
+        self.up.skip(header);
+        self.say_due();
+        Some(Next::Done)
+    }
+
+    /// A DEALLOCATE inside a group ends the group's implicit transaction, so PostgreSQL must have one.
+    pub(super) fn pass_deallocate(&mut self, header: Header, closed: Note, parties: &mut Parties<'_>) {
+        let victim = parties.session.unused_name();
+        let ended = parties
+            .session
+            .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
+        self.up.say(|out| compose::parse(out, &victim, b"\0\0\0"));
+        self.expect(Request::Parse, Fate::Swallow, ended);
+        self.up
+            .say(|out| compose::query(out, &[b"DEALLOCATE ", victim.as_slice()].concat()));
+        self.expect(Request::Query, Fate::Forward, closed);
+        self.up.skip(header);
+    }
+
+    /// Bind of `DEALLOCATE name` where the name is a protocol-level one: the backend is given a statement to deallocate
+    /// in place of the shared one, and the client's name is gone.
+    pub(super) fn bind_deallocate(
+        &mut self,
+        header: Header,
+        portal: &[u8],
+        replaced: usize,
+        name: &[u8],
+        parties: &mut Parties<'_>,
+    ) -> bool {
+        let Some(note) = parties.session.close(name) else {
+            return false;
+        };
+        let victim = parties.session.unused_name();
+        let sql = [b"DEALLOCATE ", victim.as_slice(), b"\0\0\0"].concat();
+        self.up.say(|out| {
+            compose::parse(out, &victim, b"\0\0\0");
+            compose::close_statement(out, SWITCH_NAME);
+            compose::parse(out, SWITCH_NAME, &sql);
+        });
+        for request in [Request::Parse, Request::Close, Request::Parse] {
+            self.expect(request, Fate::Swallow, Note::None);
+        }
+        self.expect(Request::Bind, Fate::Forward, note);
+        let old_len = replaced - HEADER_LEN - portal.len() - 1;
+        self.up.pass_behind(header, replaced, |out| {
+            renamed_behind(out, header, old_len, &[portal, b"\0"], SWITCH_NAME);
+        });
+        true
+    }
+
+    /// SQL's EXECUTE, PREPARE and DEALLOCATE share their names with the protocol's statements (trap 30). Where a text
+    /// names one of the client's, the backend is given it under that name, and is kept.
+    pub(super) fn materialise_named(&mut self, effects: &Effects, fate: Fate, parties: &mut Parties<'_>) -> bool {
+        let mut any = false;
+        if effects.steps.is_empty() || (fate == Fate::Silence && self.pipeline.is_unsynced()) {
+            return any;
+        }
+        for step in &effects.steps {
+            let Some(name) = named_statement(&step.action) else {
+                continue;
+            };
+            let Some(statement) = parties.session.statement(name).cloned() else {
+                continue;
+            };
+            let Some(note) = parties.session.hand_over(name) else {
+                continue;
+            };
+            self.note_pin();
+            self.up.say(|out| compose::parse(out, name, &statement.definition));
+            self.expect(Request::Parse, fate.clone(), note);
+            any = true;
+        }
+        any
+    }
+}
+
+/// The prepared statement that SQL names.
+pub(super) fn named_statement(action: &Action) -> Option<&[u8]> {
+    match action {
+        Action::Execute(name) | Action::Prepare(name) | Action::Deallocate(name) => name.as_deref(),
+        _ => None,
+    }
+}
+
+/// The name in a text that is one DEALLOCATE of a name and nothing else.
+pub(super) fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
+    match effects.steps.as_slice() {
+        [
+            Step {
+                action: Action::Deallocate(Some(name)),
+                ..
+            },
+        ] if effects.statement_count == 1 => Some(name),
+        _ => None,
+    }
+}
