@@ -503,7 +503,7 @@ impl<N> Pipeline<N> {
             return false;
         };
         let completes = match (tag, request) {
-            (b'D' | b'd', _) | (b'T', Request::Query) => return true,
+            (b'D' | b'd', Request::Query | Request::Execute) | (b'T', Request::Query) => return true,
             (b'1', Request::Parse) | (b'2', Request::Bind) | (b'3', Request::Close) => true,
             (b'T' | b'n', Request::DescribePortal) => true,
             (b'C', Request::Query) if !self.copies() => {

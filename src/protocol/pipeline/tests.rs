@@ -471,3 +471,76 @@ fn trap_31_a_group_fails_alone_when_nothing_is_sent_behind_it() {
     line.copy_ended();
     assert_eq!(line.fails_alone(), None, "the data would have to be sent again");
 }
+
+/// What passes by the short way leaves the queue as the long way does, and is nothing that the long way would stop.
+#[test]
+fn what_passes_unlooked_at_is_what_a_verdict_would_forward() {
+    const TAGS: &[u8] = b"123CDTdnsI";
+    let mut passed = 0;
+    for head in [
+        Request::Parse,
+        Request::Bind,
+        Request::DescribeStatement,
+        Request::DescribePortal,
+        Request::Execute,
+        Request::Close,
+        Request::Query,
+        Request::FunctionCall,
+        Request::Sync,
+    ] {
+        for fate in [
+            Fate::Forward,
+            Fate::Swallow,
+            Fate::Silence,
+            Fate::Substitute(*b"26000", Bytes::new()),
+        ] {
+            for behind in [
+                Fate::Forward,
+                Fate::Answer(Bytes::new()),
+                Fate::AnswerUnlessFailed(Bytes::new()),
+            ] {
+                for &tag in TAGS {
+                    let line = || {
+                        let mut line = Line::default();
+                        line.expect(head, fate.clone(), 1);
+                        line.expect(Request::Close, behind.clone(), 2);
+                        line.expect(Request::Sync, Fate::Forward, 3);
+                        line
+                    };
+                    let (mut short, mut long) = (line(), line());
+                    if !short.passes(tag, |_| true) {
+                        assert_eq!((short.len(), short.head()), (3, Some(head)), "nothing has changed");
+                        continue;
+                    }
+                    passed += 1;
+                    let verdict = long.on_frame(BackendTag::from_byte(tag).unwrap(), b"").unwrap();
+                    assert_eq!((verdict.action, verdict.ready), (Action::Forward, None));
+                    assert_eq!(verdict.completed.is_some(), short.len() < 3);
+                    assert_eq!(
+                        format!("{short:?}"),
+                        format!("{long:?}"),
+                        "{head:?} {}",
+                        char::from(tag)
+                    );
+                }
+            }
+        }
+    }
+    assert!(passed >= 2 * 12, "the short way is taken: {passed}");
+}
+
+#[test]
+fn a_row_that_no_request_at_the_head_can_have_does_not_pass() {
+    let mut line = Line::default();
+    forward(&mut line, &QUERY_GROUP);
+    assert!(!line.passes(b'D', |_| true));
+    assert!(line.on_frame(B::DataRow, b"").is_err());
+}
+
+#[test]
+fn the_end_of_a_copy_does_not_pass_unlooked_at() {
+    let mut line = Line::default();
+    forward(&mut line, &[Request::Query, Request::Sync]);
+    feed(&mut line, &[B::CopyInResponse]);
+    assert!(!line.passes(b'C', |_| true));
+}
