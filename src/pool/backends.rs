@@ -321,12 +321,16 @@ impl Pool {
         if holder.cancel_slot().poll_cancelled(cx).is_ready() {
             return Poll::Ready(LeaseError::Cancelled);
         }
+        // Its keeper is gone, so that nobody would ring.
+        if self.core.is_closed() {
+            return Poll::Ready(LeaseError::Unavailable(closed_report()));
+        }
         while ticket.poll_rung(cx).is_ready() {
             if let Some(limit) = ticket.overdue(Instant::now()) {
                 return Poll::Ready(LeaseError::TimedOut(timeout_report::timed_out(self, limit)));
             }
             // With a backend open, the line moves on when it is released, whatever the next login's answer (trap 88).
-            if (self.core.open_count() == 0 || self.core.is_closed())
+            if self.core.open_count() == 0
                 && let Err(refused) = refusal(self.core.failures.published())
             {
                 return Poll::Ready(refused);

@@ -610,6 +610,23 @@ async fn trap_48_a_reload_grows_and_shrinks_a_pool_without_dropping_anyone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_joins_the_line_of_a_closed_pool_is_turned_away_at_once() {
+    let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
+    let pool = stage.pool();
+    let held = pool.lease(&client(1)).await.unwrap();
+    let before = asking(&pool, 2);
+    settle().await;
+    pool.close(CloseReason::Reload);
+    let behind = asking(&pool, 3);
+    for waiter in [before, behind] {
+        // Nobody's clock rings in a closed pool, and the one who holds its backend may stay for ever.
+        let told = tokio::time::timeout(Duration::from_secs(3600), waiter).await;
+        assert!(matches!(told, Ok(Ok(Err(LeaseError::Unavailable(_))))), "{told:?}");
+    }
+    held.park();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reload_that_changes_the_login_replaces_backends_as_they_come_back() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
