@@ -407,12 +407,16 @@ impl<N> Pipeline<N> {
         }
     }
 
-    /// Requests are outstanding whose notes nothing has confirmed. Requests without an effect on a ledger don't count.
-    pub fn has_notes(&self) -> bool {
-        let keeps = |request: Request| matches!(request, Request::Parse | Request::Close | Request::Query);
-        self.items
-            .iter()
-            .any(|item| matches!(item, Item::Entry(entry) if keeps(entry.request)))
+    /// The group at hand may yet be refused by an answer of ours whose turn has not come. PostgreSQL, which knows nothing
+    /// of that, would run what stands behind it and ends the group by itself.
+    pub fn may_refuse(&self) -> bool {
+        let group = self.items.iter().rev().map_while(|item| match item {
+            Item::Entry(entry) => (!entry.request.ends_with_ready()).then_some(&entry.fate),
+            Item::CopyEnd => None,
+        });
+        group
+            .into_iter()
+            .any(|fate| matches!(fate, Fate::AnswerUnlessFailed(_)))
     }
 
     /// What a client that is gone leaves owed: ReadyForQuery messages to come, whether a Sync of ours must end its last

@@ -90,6 +90,8 @@ impl Exchange {
                 }
                 Ok(Next::Done)
             }
+            // It would be run though its group is refused (trap 16).
+            FrontendTag::Query | FrontendTag::FunctionCall if self.pipeline.may_refuse() => Ok(self.await_replies()),
             FrontendTag::Close => self.on_close(header, parties),
             FrontendTag::Query => self.on_query(header, parties),
             FrontendTag::Parse => self.on_parse(header, parties),

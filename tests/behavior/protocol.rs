@@ -305,6 +305,34 @@ async fn trap_16_a_parse_in_a_failed_block_is_refused_though_the_backend_knows_t
     client.expect("C Z 1 2 D C Z").await;
 }
 
+/// In one burst, so that nobody knows of the refusal when the Query comes.
+#[tokio::test]
+async fn trap_16_a_query_behind_a_refused_parse_is_skipped_like_its_group() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar(&database, 1).await;
+    for port in [database.port, sidecar.port] {
+        let mut client = RawClient::login(port, USER, PASSWORD, &database.name).await;
+        client.send(&together(&[parse("a", "SELECT 1"), sync()])).await;
+        client.expect("1 Z").await;
+        let burst = [
+            query("BEGIN"),
+            query("SELECT 1/0"),
+            parse("b", "SELECT 1"),
+            query("ROLLBACK"),
+            sync(),
+        ];
+        client.send(&together(&burst)).await;
+        client.expect("C Z E Z E Z").await;
+        assert_eq!(
+            client.ask("SELECT 2").await[0].sqlstate(),
+            "25P02",
+            "the block is open still"
+        );
+        client.ask("ROLLBACK").await;
+        assert_eq!(client.value("SELECT 2").await, "2");
+    }
+}
+
 #[tokio::test]
 async fn trap_39_a_query_of_several_statements_is_one_transaction() {
     let database = Postgres::shared().create_database();
