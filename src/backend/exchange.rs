@@ -105,7 +105,6 @@ impl Backend {
         // A Query drops the unnamed statement (manual: protocol-flow-ext-query): whoever left one here parses it again.
         self.state.unnamed_dropped();
         compose::query(&mut out, sql.as_bytes());
-        self.state.query_ran();
         self.stream.write_all(&out).await?;
         self.read_outcome().await
     }

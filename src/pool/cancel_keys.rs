@@ -155,15 +155,13 @@ pub struct CancelSlot {
 
 #[derive(Debug, Default)]
 enum Running {
-    /// Nothing: a cancel is ignored, and no ReadyForQuery is owed for it.
+    /// Nothing of its own: a cancel is ignored, and no ReadyForQuery is owed for it.
     #[default]
     Idle,
     /// It stands in line for a backend.
     Waiting { cancelled: bool, waker: Option<Waker> },
     /// Its request is with a backend.
     Leased(Arc<CancelTarget>),
-    /// It has a backend on which only messages of ours run: a cancel is kept for the client's own.
-    Held { target: Arc<CancelTarget>, cancelled: bool },
 }
 
 /// What a cancel found.
@@ -193,10 +191,6 @@ impl CancelSlot {
                 if let Some(waker) = waker.take() {
                     waker.wake();
                 }
-                Strike::Noted
-            }
-            Running::Held { cancelled, .. } => {
-                *cancelled = true;
                 Strike::Noted
             }
             // Announced under the lock: the lease's end takes it too, and sees the cancel or precedes it.
@@ -229,33 +223,10 @@ impl CancelSlot {
         if cancelled { Cancelled::Yes } else { Cancelled::No }
     }
 
-    /// The lease is over: no cancel finds the backend by this slot any more.
+    /// The client's part of the lease is over, though it may still be cleaned: no cancel finds the backend by this slot any
+    /// more.
     pub(crate) fn end_lease(&self) {
         *lock(&self.running) = Running::Idle;
-    }
-
-    /// Messages of ours run alone on the leased backend (cleaning, a prelude that is waited for): cancels are kept.
-    pub fn hold(&self) {
-        let mut running = lock(&self.running);
-        if let Running::Leased(target) = &*running {
-            *running = Running::Held {
-                target: Arc::clone(target),
-                cancelled: false,
-            };
-        }
-    }
-
-    /// The client's own message is next. Says whether a cancel came for it meanwhile; it is used up then.
-    pub fn resume(&self) -> Cancelled {
-        let mut running = lock(&self.running);
-        match &*running {
-            Running::Held { target, cancelled } => {
-                let outcome = if *cancelled { Cancelled::Yes } else { Cancelled::No };
-                *running = Running::Leased(Arc::clone(target));
-                outcome
-            }
-            _ => Cancelled::No,
-        }
     }
 
     /// Ready when a cancel came for the client while it waits.

@@ -108,7 +108,7 @@ impl Lease {
         if clean {
             return self.park();
         }
-        self.holder.cancel_slot().hold();
+        self.holder.cancel_slot().end_lease();
         if plan == ResetPlan::Close {
             return self.discard(CloseReason::NotClean);
         }
@@ -128,7 +128,7 @@ impl Lease {
     /// Ends what a client that is gone left running: cancel, drain, ROLLBACK, within `pool.reset_timeout`; then the
     /// plan's reset. The client's last message must have been sent whole.
     pub async fn release_after_client_loss(mut self, owed: Owed, plan: ResetPlan) {
-        self.holder.cancel_slot().hold();
+        self.holder.cancel_slot().end_lease();
         let deadline = self.reset_deadline();
         match self.backend_mut().drain_after_client_loss(owed, deadline).await {
             Ok(()) => self.release(plan).await,

@@ -50,6 +50,17 @@ pub(super) struct UntoldPortal {
     statement: Described,
 }
 
+/// What stands behind the description of a statement's parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ColumnsBehind {
+    /// Nothing that concerns a second try.
+    Told,
+    /// It is known when this many bytes have arrived.
+    Unread(usize),
+    /// The error that leads to a second try: the parameters are told with that.
+    Stale,
+}
+
 /// What a backend returns beside what the client was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Columns {
@@ -119,23 +130,24 @@ impl Exchange {
     }
 
     /// PostgreSQL tells a statement's parameters before it refuses to tell its columns. Where that may lead to a second
-    /// try, the first waits for the second: what must have arrived (0: enough has), and whether it is refused.
-    pub(super) fn awaits_columns(&self, header: Header) -> (usize, bool) {
+    /// try, the first waits for the second.
+    pub(super) fn columns_behind(&self, header: Header) -> ColumnsBehind {
         if header.tag != BackendTag::ParameterDescription.byte() || self.second_try != SecondTry::Possible {
-            return (0, false);
+            return ColumnsBehind::Told;
         }
         let behind = self.down.undecided().get(header.frame_len()..).unwrap_or_default();
         let next = match Header::peek(behind) {
             Ok(Some(next)) => next,
-            Ok(None) => return (header.frame_len() + HEADER_LEN, false),
-            Err(_) => return (0, false),
+            Ok(None) => return ColumnsBehind::Unread(header.frame_len() + HEADER_LEN),
+            Err(_) => return ColumnsBehind::Told,
         };
         if next.tag != BackendTag::ErrorResponse.byte() || next.frame_len() > READ_LEN_MAX {
-            return (0, false);
+            return ColumnsBehind::Told;
         }
         match behind.get(..next.frame_len()) {
-            Some(report) => (0, is_of_a_stale_plan(report)),
-            None => (header.frame_len() + next.frame_len(), false),
+            Some(report) if is_of_a_stale_plan(report) => ColumnsBehind::Stale,
+            Some(_) => ColumnsBehind::Told,
+            None => ColumnsBehind::Unread(header.frame_len() + next.frame_len()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::stale_plan::is_of_a_stale_plan;
+use super::stale_plan::{ColumnsBehind, is_of_a_stale_plan};
 use super::{Exchange, Outcome, Parties};
 use crate::backend::ServerParameters;
 use crate::backend::parameters::is_settable;
@@ -49,13 +49,13 @@ impl Exchange {
             if self.must_be_whole(tag, header) && self.down.whole_body(header).is_none() {
                 return Ok(header.frame_len());
             }
-            let (awaited, is_refused) = self.awaits_columns(header);
-            if awaited > 0 {
-                return Ok(awaited);
-            }
-            if is_refused {
-                self.down.skip(header);
-                continue;
+            match self.columns_behind(header) {
+                ColumnsBehind::Told => {}
+                ColumnsBehind::Unread(length) => return Ok(length),
+                ColumnsBehind::Stale => {
+                    self.down.skip(header);
+                    continue;
+                }
             }
             self.on_backend_message(tag, header, parties)?;
         }

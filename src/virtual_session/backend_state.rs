@@ -60,11 +60,6 @@ impl BackendState {
             }
         }
     }
-
-    /// A Query of ours ran on it, which drops the unnamed statement (manual: protocol-flow-ext-query).
-    pub fn query_ran(&mut self) {
-        self.unnamed = None;
-    }
 }
 
 /// Whose sequence values a backend remembers.
