@@ -2,8 +2,8 @@
 //!
 //! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction. [`to_backend`] walks over
 //! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
-//! needs; [`to_client`] has the rules for PostgreSQL's. [`Exchange`] polls both directions: it tries first and waits
-//! after, so that a transaction costs two receives and two sends.
+//! needs; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
+//! after, so that a transaction costs two receives and two sends. [`telling`] is what the session says through it.
 
 mod extended_query;
 pub mod flow;
@@ -11,40 +11,28 @@ mod lost_transaction;
 mod preparation;
 mod simple_query;
 mod stale_plan;
+mod telling;
 mod to_backend;
 mod to_client;
+mod turns;
 
 use std::borrow::Cow;
-use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::backend::{Owed, ServerParameters};
 use crate::config::PoolMode;
-use crate::error::failed_transaction;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
 use crate::pool::{Lease, Pool};
-use crate::protocol::Violation;
 use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
 use crate::virtual_session::{Checkpoint, Note, VirtualSession};
+use crate::wire::Report;
 use crate::wire::backend_message::TransactionStatus;
-use crate::wire::{Report, Severity, compose};
 use flow::Flow;
-
-/// Answers of ours that may wait for the client, in bytes, before nothing more is read from it.
-const UNREAD_ANSWERS_MAX: usize = 64 * 1024;
-/// Buffers that one direction may move in a row before the other is looked at.
-const TURN_LEN: usize = 16;
-
-/// Bytes of a transfer that is still under way, of which the metrics are told at once.
-const UNCOUNTED_BYTES_MAX: u64 = 1024 * 1024;
-/// How long fewer of them may go untold, in milliseconds.
-const UNCOUNTED_MS_MAX: u64 = 2000;
 
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
@@ -254,25 +242,6 @@ impl Unsure {
     }
 }
 
-/// How far one direction has come.
-enum Step {
-    /// It went on, and may or may not have to wait now.
-    Moved,
-    /// It had to wait at once.
-    Waiting,
-    Stop(Outcome),
-}
-
-impl Step {
-    /// The same, behind what happened before it.
-    fn behind(self, before: Self) -> Self {
-        match self {
-            Self::Waiting => before,
-            step => step,
-        }
-    }
-}
-
 impl Exchange {
     /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
     pub fn recycle(&mut self) {
@@ -440,366 +409,6 @@ impl Exchange {
     /// Takes up bytes that the client sent behind its login.
     pub fn preload(&mut self, bytes: &[u8]) {
         self.up.preload(bytes);
-    }
-
-    /// Goes as far as the sockets let it. Ready with the next thing that the session must decide.
-    ///
-    /// PostgreSQL's side comes first: a reply that settles the exchange spares a look at the client's socket.
-    pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
-        // A backend that was sent nothing yet is listened to when the client's message is with it.
-        let mut down = match self.sent_to_backend == 0 && self.down.is_empty() {
-            true => Step::Moved,
-            false => self.poll_down(cx, parties),
-        };
-        loop {
-            let down_waits = match down {
-                Step::Stop(outcome) => return Poll::Ready(outcome),
-                Step::Waiting => true,
-                Step::Moved => false,
-            };
-            if !down_waits
-                && self.all_is_answered()
-                && let Some(outcome) = self.resting_place(parties)
-            {
-                return Poll::Ready(outcome);
-            }
-            let up_waits = match self.poll_up(cx, parties) {
-                Step::Stop(outcome) => return Poll::Ready(outcome),
-                Step::Waiting => true,
-                Step::Moved => false,
-            };
-            if let Some(outcome) = self.resting_place(parties) {
-                return Poll::Ready(outcome);
-            }
-            if down_waits && up_waits && self.down.is_written() && !self.take_second_try() {
-                return Poll::Pending;
-            }
-            down = self.poll_down(cx, parties);
-            // The client's side has waited: only what PostgreSQL said since could bring it further.
-            if matches!(down, Step::Waiting) && !self.take_second_try() {
-                return Poll::Pending;
-            }
-        }
-    }
-
-    /// Something was sent, and all of it is answered.
-    fn all_is_answered(&self) -> bool {
-        self.sent_to_backend > 0 && self.pipeline.owes_nothing()
-    }
-
-    /// Nothing waits and no backend is held: the exchange can be dropped.
-    pub fn is_drained(&self) -> bool {
-        self.lease.is_none()
-            && self.up.is_empty()
-            && self.down.is_empty()
-            && self.pipeline.owes_nothing()
-            && self.lost.is_none()
-    }
-
-    /// Where the exchange may stop between two messages.
-    fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
-        if self.new_pins || self.catalog_touched {
-            return Some(Outcome::Noted);
-        }
-        if self.lease.is_none() {
-            return self.is_drained().then_some(Outcome::Drained);
-        }
-        if !self.pipeline.owes_nothing() || !self.up.is_written() || !self.down_is_decided() {
-            return self.is_tally_due(parties).then_some(Outcome::Noted);
-        }
-        if self.pipeline.status() != TransactionStatus::Idle || !self.up.next_is_incomplete() {
-            return None;
-        }
-        let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
-        if !held {
-            return Some(Outcome::Settled);
-        }
-        if self.tally.transactions > 0 {
-            return Some(Outcome::Noted);
-        }
-        (self.ends_at_boundary && self.down.is_written()).then_some(Outcome::Boundary)
-    }
-
-    /// A long transfer shows in the metrics while it runs: two comparisons and a load each time that the sockets are
-    /// waited for, nothing per message.
-    fn is_tally_due(&mut self, parties: &Parties<'_>) -> bool {
-        let bytes = self.tally.bytes_to_backend + self.tally.bytes_to_client;
-        let now = parties.rules.pool.coarse_now();
-        let since = *self.tallied_at.get_or_insert(now);
-        let is_due = bytes >= UNCOUNTED_BYTES_MAX || (bytes > 0 && now.saturating_sub(since) >= UNCOUNTED_MS_MAX);
-        if is_due {
-            self.tallied_at = Some(now);
-        }
-        is_due
-    }
-
-    fn down_is_decided(&self) -> bool {
-        self.down.undecided().is_empty() && !self.down.is_amid_message()
-    }
-
-    /// Decides on what the client has said, sends it, and reads more, until something must be waited for.
-    fn poll_up(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        let mut step = Step::Waiting;
-        for _ in 0..TURN_LEN {
-            if !self.up.is_written() {
-                match self.poll_write_up(cx) {
-                    Step::Moved => step = Step::Moved,
-                    stopped => return stopped.behind(step),
-                }
-            }
-            let whole = match self.scan_client(parties) {
-                Ok(to_backend::Scan::NeedsBackend) => return Step::Stop(Outcome::NeedsBackend),
-                Ok(to_backend::Scan::Terminated) => return Step::Stop(Outcome::ClientGone),
-                // An answer is awaited first, of what may not have been sent yet.
-                Ok(to_backend::Scan::Held) if self.up.is_written() => return step,
-                Ok(to_backend::Scan::Held) => return self.poll_write_up(cx).behind(step),
-                Ok(to_backend::Scan::Wants(whole)) => whole,
-                Err(report) => return Step::Stop(Outcome::ClientViolation(Box::new(report))),
-            };
-            if !self.up.is_written() {
-                continue;
-            }
-            if !self.down.is_written() && (self.lease.is_none() || self.down.said_len() > UNREAD_ANSWERS_MAX) {
-                return step;
-            }
-            match self.up.poll_read(cx, parties.client, whole) {
-                Poll::Pending => return step,
-                Poll::Ready(Ok(1..)) => step = Step::Moved,
-                Poll::Ready(_) => return Step::Stop(Outcome::ClientGone),
-            }
-        }
-        // The other direction and other clients have their turn.
-        cx.waker().wake_by_ref();
-        Step::Moved
-    }
-
-    fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
-        let Some(lease) = self.lease.as_mut() else {
-            return Step::Waiting;
-        };
-        let written = self.up.poll_write(cx, &mut lease.stream);
-        let bytes = self.up.take_written();
-        self.sent_to_backend += bytes;
-        self.tally.bytes_to_backend += bytes;
-        match written {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(Ok(())) => Step::Moved,
-            // What the backend said before it closed is worth more than the broken pipe.
-            Poll::Ready(Err(error)) => match self.drain_last_words(cx) {
-                Some(step) => step,
-                None => Step::Stop(self.lost_backend(&error.to_string())),
-            },
-        }
-    }
-
-    /// After a failed write: a FATAL may stand in the socket.
-    fn drain_last_words(&mut self, cx: &mut Context<'_>) -> Option<Step> {
-        let lease = self.lease.as_mut()?;
-        if self.sent_to_backend == 0 || !self.down.is_written() {
-            return None;
-        }
-        match self.down.poll_read(cx, &mut lease.stream, 0) {
-            Poll::Ready(Ok(1..)) => {
-                self.note_last_words();
-                None
-            }
-            _ => None,
-        }
-    }
-
-    /// Tells the client what PostgreSQL has said, and reads more, until something must be waited for or all that was
-    /// asked is answered.
-    fn poll_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        let mut step = Step::Waiting;
-        for _ in 0..TURN_LEN {
-            if !self.down.is_written() {
-                match self.poll_write_down(cx, parties) {
-                    Step::Moved => step = Step::Moved,
-                    stopped => return stopped.behind(step),
-                }
-            }
-            let whole = match self.down.undecided().is_empty() {
-                true => 0,
-                false => match self.scan_backend(parties) {
-                    Ok(whole) => whole,
-                    Err(outcome) => return Step::Stop(outcome),
-                },
-            };
-            if !self.down.is_written() {
-                continue;
-            }
-            if matches!(step, Step::Moved) && self.all_is_answered() {
-                return step;
-            }
-            let Some(lease) = self.lease.as_mut() else {
-                return step;
-            };
-            match self.down.poll_read(cx, &mut lease.stream, whole) {
-                Poll::Pending => return step,
-                Poll::Ready(Ok(1..)) => step = Step::Moved,
-                Poll::Ready(Ok(0)) => return Step::Stop(self.lost_backend("it closed the connection")),
-                Poll::Ready(Err(error)) => return Step::Stop(self.lost_backend(&error.to_string())),
-            }
-        }
-        cx.waker().wake_by_ref();
-        Step::Moved
-    }
-
-    fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
-        let written = self.down.poll_write(cx, parties.client);
-        let bytes = self.down.take_written();
-        self.tally.bytes_to_client += bytes;
-        if bytes > 0 {
-            self.stalled_since = None;
-        }
-        match written {
-            Poll::Pending => {
-                self.stalled_since.get_or_insert_with(Instant::now);
-                Step::Waiting
-            }
-            Poll::Ready(Ok(())) => Step::Moved,
-            Poll::Ready(Err(_)) => Step::Stop(Outcome::ClientGone),
-        }
-    }
-
-    fn lost_backend(&mut self, cause: &str) -> Outcome {
-        let parting = self.parting_warning.take();
-        let last_words = self.last_words.take();
-        // A crash may come right behind a commit: its warning proves nothing.
-        let last_words = last_words.or_else(|| parting.filter(|_| !self.commit_at_risk));
-        Outcome::BackendLost(Box::new(Loss {
-            last_words,
-            cause: cause.to_owned(),
-            runs_on: false,
-            untouched: self.sent_to_backend == 0 && self.pipeline.status() == TransactionStatus::Idle,
-        }))
-    }
-
-    fn broken_backend(&mut self, violation: &Violation) -> Outcome {
-        Outcome::BackendLost(Box::new(Loss {
-            last_words: None,
-            cause: violation.to_string(),
-            runs_on: true,
-            untouched: false,
-        }))
-    }
-
-    // --- what the session tells the client through the exchange ---
-
-    /// The backend is lost (its lease must be detached and discarded by now). Tells the client once, in the form of its
-    /// protocol, and leaves it between transactions, or in a failed one if it was in a block.
-    pub fn tell_loss(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
-        if self.down.is_amid_message() {
-            return Aftermath::Cut;
-        }
-        // COMMIT and ROLLBACK end their block whatever becomes of them.
-        let in_block = self.pipeline.status() != TransactionStatus::Idle && !self.ends_block;
-        let status = if in_block {
-            TransactionStatus::Failed
-        } else {
-            TransactionStatus::Idle
-        };
-        let told = self.pipeline.is_skipping();
-        let abandoned = self.pipeline.abandon();
-        self.undo_dropped(parties);
-        self.forget_second_try();
-        self.up.forget_pieces();
-        self.down.forget_undecided();
-        if in_block {
-            self.lost = Some(lost_transaction::LostTransaction::default());
-        } else {
-            self.transaction_since = None;
-        }
-        self.answered_at = Some(Instant::now());
-        self.query_since = None;
-        self.cancel_sent_at = None;
-        self.commit_at_risk = false;
-        self.ends_block = false;
-        self.prelude_owed = false;
-        self.forgetting = false;
-        self.restore_due = false;
-        let refusal = if in_block { failed_transaction() } else { report.clone() };
-        for nth in 0..abandoned.readies {
-            self.down
-                .say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
-            self.down.say(|out| compose::ready_for_query(out, status));
-        }
-        if told {
-            // The group at hand has had its error, and gets no second one.
-            self.pipeline.refuse_until_sync();
-        } else if abandoned.mid_group {
-            let report = if abandoned.readies == 0 { report } else { &refusal };
-            self.down.say(|out| compose::report(out, report));
-            self.pipeline.refuse_until_sync();
-        } else if abandoned.readies == 0 && in_block {
-            // Idle in a transaction: PostgreSQL's own clients get its FATAL at once; ours learns it from its next statement.
-            if let Some(lost) = &mut self.lost {
-                lost.first_refusal = Some(report.clone());
-            }
-        }
-        Aftermath::GoesOn
-    }
-
-    /// The client's settings could not be made (the backend must be detached and discarded by now): whatever was sent
-    /// behind them has failed with them; where nothing was, because it waited for them, the message that waits fails.
-    pub fn tell_prelude_failure(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
-        let only_prelude = self.pipeline.len() <= 1 && !self.pipeline.is_unsynced();
-        let aftermath = self.tell_loss(report, parties);
-        if only_prelude && aftermath == Aftermath::GoesOn {
-            self.refuse_next(report, parties);
-        }
-        aftermath
-    }
-
-    /// No backend could be had for the client's next message: it is refused in the form of its protocol.
-    pub fn refuse_next(&mut self, report: &Report, parties: &mut Parties<'_>) {
-        let report = report.clone().with_severity(Severity::Error);
-        self.down.say(|out| compose::report(out, &report));
-        if self.skip_refused() {
-            self.down
-                .say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
-        } else {
-            self.pipeline.refuse_until_sync();
-        }
-        self.undo_dropped(parties);
-    }
-
-    /// Says a report to the client where the protocol allows one now; nothing amid a message.
-    pub fn say(&mut self, report: &Report) {
-        if !self.down.is_amid_message() {
-            self.down.say(|out| compose::report(out, report));
-        }
-    }
-
-    /// Writes what waits for the client, with nothing else to do.
-    pub async fn flush(&mut self, client: &mut Stream) -> io::Result<()> {
-        std::future::poll_fn(|cx| self.down.poll_write(cx, client)).await
-    }
-
-    /// A commit may have taken effect on a backend that died now.
-    pub const fn commit_at_risk(&self) -> bool {
-        self.commit_at_risk
-    }
-
-    /// The request must be sent again to another backend: nothing of it was taken by the kernel, and the exchange is as
-    /// before it was scanned.
-    pub fn rewind(&mut self, parties: &mut Parties<'_>) -> bool {
-        let rewound = self.down.is_empty() && self.up.rewind();
-        if rewound {
-            self.pipeline.abandon();
-            self.undo_dropped(parties);
-            if let Some(before) = self.before_effects.take() {
-                parties.session.return_to(before);
-            }
-            self.new_pins = false;
-            self.pinned_by = None;
-            self.commit_at_risk = false;
-            self.ends_block = false;
-            self.prelude_owed = false;
-            self.forgetting = false;
-            self.restore_due = false;
-        }
-        rewound
     }
 
     /// Records a request with what its reply decides.

@@ -1,0 +1,128 @@
+//! What the session tells the client through its exchange: a loss, a refusal, last words.
+
+use std::io;
+use std::time::Instant;
+
+use super::{Aftermath, Exchange, Parties, lost_transaction};
+use crate::error::failed_transaction;
+use crate::net::Stream;
+use crate::wire::backend_message::TransactionStatus;
+use crate::wire::{Report, Severity, compose};
+
+impl Exchange {
+    /// The backend is lost (its lease must be detached and discarded by now). Tells the client once, in the form of its
+    /// protocol, and leaves it between transactions, or in a failed one if it was in a block.
+    pub fn tell_loss(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
+        if self.down.is_amid_message() {
+            return Aftermath::Cut;
+        }
+        // COMMIT and ROLLBACK end their block whatever becomes of them.
+        let in_block = self.pipeline.status() != TransactionStatus::Idle && !self.ends_block;
+        let status = if in_block {
+            TransactionStatus::Failed
+        } else {
+            TransactionStatus::Idle
+        };
+        let told = self.pipeline.is_skipping();
+        let abandoned = self.pipeline.abandon();
+        self.undo_dropped(parties);
+        self.forget_second_try();
+        self.up.forget_pieces();
+        self.down.forget_undecided();
+        if in_block {
+            self.lost = Some(lost_transaction::LostTransaction::default());
+        } else {
+            self.transaction_since = None;
+        }
+        self.answered_at = Some(Instant::now());
+        self.query_since = None;
+        self.cancel_sent_at = None;
+        self.commit_at_risk = false;
+        self.ends_block = false;
+        self.prelude_owed = false;
+        self.forgetting = false;
+        self.restore_due = false;
+        let refusal = if in_block { failed_transaction() } else { report.clone() };
+        for nth in 0..abandoned.readies {
+            self.down
+                .say(|out| compose::report(out, if nth == 0 { report } else { &refusal }));
+            self.down.say(|out| compose::ready_for_query(out, status));
+        }
+        if told {
+            // The group at hand has had its error, and gets no second one.
+            self.pipeline.refuse_until_sync();
+        } else if abandoned.mid_group {
+            let report = if abandoned.readies == 0 { report } else { &refusal };
+            self.down.say(|out| compose::report(out, report));
+            self.pipeline.refuse_until_sync();
+        } else if abandoned.readies == 0 && in_block {
+            // Idle in a transaction: PostgreSQL's own clients get its FATAL at once; ours learns it from its next statement.
+            if let Some(lost) = &mut self.lost {
+                lost.first_refusal = Some(report.clone());
+            }
+        }
+        Aftermath::GoesOn
+    }
+
+    /// The client's settings could not be made (the backend must be detached and discarded by now): whatever was sent
+    /// behind them has failed with them; where nothing was, because it waited for them, the message that waits fails.
+    pub fn tell_prelude_failure(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
+        let only_prelude = self.pipeline.len() <= 1 && !self.pipeline.is_unsynced();
+        let aftermath = self.tell_loss(report, parties);
+        if only_prelude && aftermath == Aftermath::GoesOn {
+            self.refuse_next(report, parties);
+        }
+        aftermath
+    }
+
+    /// No backend could be had for the client's next message: it is refused in the form of its protocol.
+    pub fn refuse_next(&mut self, report: &Report, parties: &mut Parties<'_>) {
+        let report = report.clone().with_severity(Severity::Error);
+        self.down.say(|out| compose::report(out, &report));
+        if self.skip_refused() {
+            self.down
+                .say(|out| compose::ready_for_query(out, TransactionStatus::Idle));
+        } else {
+            self.pipeline.refuse_until_sync();
+        }
+        self.undo_dropped(parties);
+    }
+
+    /// Says a report to the client where the protocol allows one now; nothing amid a message.
+    pub fn say(&mut self, report: &Report) {
+        if !self.down.is_amid_message() {
+            self.down.say(|out| compose::report(out, report));
+        }
+    }
+
+    /// Writes what waits for the client, with nothing else to do.
+    pub async fn flush(&mut self, client: &mut Stream) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.down.poll_write(cx, client)).await
+    }
+
+    /// A commit may have taken effect on a backend that died now.
+    pub const fn commit_at_risk(&self) -> bool {
+        self.commit_at_risk
+    }
+
+    /// The request must be sent again to another backend: nothing of it was taken by the kernel, and the exchange is as
+    /// before it was scanned.
+    pub fn rewind(&mut self, parties: &mut Parties<'_>) -> bool {
+        let rewound = self.down.is_empty() && self.up.rewind();
+        if rewound {
+            self.pipeline.abandon();
+            self.undo_dropped(parties);
+            if let Some(before) = self.before_effects.take() {
+                parties.session.return_to(before);
+            }
+            self.new_pins = false;
+            self.pinned_by = None;
+            self.commit_at_risk = false;
+            self.ends_block = false;
+            self.prelude_owed = false;
+            self.forgetting = false;
+            self.restore_due = false;
+        }
+        rewound
+    }
+}
