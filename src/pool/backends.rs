@@ -20,6 +20,7 @@ use super::registry::PoolKey;
 use super::timeout_report;
 use super::total_cap::Want;
 use super::turnstile::Turnstile;
+use super::vacancy::Vacancy;
 use crate::backend::login::LoginOptions;
 use crate::backend::{ConnectFailure, Connector, ServerParameters};
 use crate::config::{PoolConfig, PoolMode};
@@ -458,6 +459,24 @@ impl Pool {
         drop(unfit);
     }
 
+    /// Clears a database for a statement that fails while anyone is connected to it: until the guard is dropped no pool has
+    /// an idle backend of it or opens one. `None` where the text does not tell which; `stays` where the database will be
+    /// what it was.
+    pub fn vacate(&self, database: Option<&[u8]>, stays: bool) -> Vacancy {
+        self.core.vacancies.vacate(&self.core.connector.load(), database, stays)
+    }
+
+    /// Closes the idle backends, and whatever is being opened when it is.
+    pub(crate) fn vacate_idle(&self, stays: bool) {
+        self.core.retire_all(CloseReason::Evicted);
+        self.close_unfit();
+        if !stays {
+            // A database of the same name will be another one.
+            self.core.knowledge.doubt_catalog();
+            self.core.knowledge.forget_what_follows_from_settings();
+        }
+    }
+
     /// Closes the backend that was idle longest. Says whether there was one.
     pub(crate) fn evict_idle(&self) -> bool {
         let evicted = {
@@ -539,6 +558,7 @@ impl PoolCore {
         };
         let connector = self.connector.load_full();
         let failure = loop {
+            self.vacancies.wait_for(&connector).await;
             match connector.connect(&options).await {
                 Ok(backend) => return Ok(self.admit(backend, place)),
                 Err(ConnectFailure::Refused(report)) => break report,

@@ -144,6 +144,9 @@ fn retire_surplus(pool: &Pool, now: u64) -> bool {
 /// Opens what `min_idle` lacks, several at a time; one at a time while the server is not reached (trap 79).
 fn refill(pool: &Arc<Pool>, stays_warm: bool) {
     let core = &pool.core;
+    if core.vacancies.is_held(&core.connector.load()) {
+        return;
+    }
     if !(stays_warm || core.has_logged_in()) || core.demand.is_some() || !core.failures.is_calm(Instant::now()) {
         return;
     }

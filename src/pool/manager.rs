@@ -16,6 +16,7 @@ use super::lock;
 use super::record::{NEVER, Record};
 use super::registry::PoolKey;
 use super::total_cap::{TotalCap, TotalPlace, Want};
+use super::vacancy::Vacancies;
 use crate::backend::login::LoginOptions;
 use crate::backend::{Backend, Condition, ConnectFailure, Connector, ServerParameters};
 use crate::config::PoolConfig;
@@ -51,6 +52,7 @@ pub(crate) struct PoolCore {
     pub(crate) demand: Arc<Demand>,
     pub(crate) line: Arc<Line>,
     pub(crate) total_cap: Arc<TotalCap>,
+    pub(crate) vacancies: Arc<Vacancies>,
     pub(crate) parameters: ArcSwapOption<ServerParameters>,
     pub(crate) knowledge: Knowledge,
     records: Mutex<Vec<Arc<Record>>>,
@@ -131,6 +133,7 @@ impl PoolCore {
         login_options: LoginOptions,
         metrics: Arc<Metrics>,
         total_cap: Arc<TotalCap>,
+        vacancies: Arc<Vacancies>,
     ) -> Arc<Self> {
         let pool_metrics = metrics.pool(&key.database, &key.user);
         pool_metrics.set_max_size(settings.max_size);
@@ -146,6 +149,7 @@ impl PoolCore {
             line,
             demand: Arc::default(),
             total_cap,
+            vacancies,
             parameters: ArcSwapOption::empty(),
             knowledge: Knowledge::new(),
             records: Mutex::default(),
@@ -162,6 +166,7 @@ impl PoolCore {
 
     /// Opens a backend. Its failure is remembered, and for the caller to publish.
     pub(crate) async fn open(self: &Arc<Self>, place: TotalPlace) -> Result<Box<OpenBackend>, ConnectError> {
+        self.vacancies.wait_for(&self.connector.load_full()).await;
         let generation = self.generation.load(Ordering::Acquire);
         let connector = self.connector.load_full();
         let options = self.login_options.load_full();

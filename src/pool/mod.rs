@@ -3,7 +3,8 @@
 //! [`registry`] finds the pool of a database and user, [`backends`] is one pool, [`lease`] the exclusive hold of one of
 //! its backends, [`cancel_keys`] what a CancelRequest may stop. Below them: [`manager`] opens backends for bb8,
 //! [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass in order, [`line`] knows who waits,
-//! [`total_cap`] bounds all pools together, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
+//! [`total_cap`] bounds all pools together, [`vacancy`] keeps databases empty that are to be dropped, [`parked`] keeps released
+//! backends near their clients, [`keeper`] watches the idle ones.
 //!
 //! A backend is idle in bb8, parked, in exactly one [`Lease`], or dedicated. bb8 0.9 stores and counts; its own retry,
 //! lifetimes and idle watch are off, because it retries after 400 ms only, wakes no waiter when a connect fails, and
@@ -25,6 +26,7 @@ mod registry;
 mod timeout_report;
 mod total_cap;
 mod turnstile;
+mod vacancy;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -35,6 +37,7 @@ pub use knowledge::{Knowledge, StartupSettings};
 pub use lease::Lease;
 pub use parked::Wish;
 pub use registry::{LoadedTls, PoolKey, Pools};
+pub use vacancy::Vacancy;
 
 /// A lock whose holder panicked is still good: everything under our locks is changed in single steps.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -11,6 +11,7 @@ use super::keeper;
 use super::lock;
 use super::manager::PoolCore;
 use super::total_cap::TotalCap;
+use super::vacancy::Vacancies;
 use crate::backend::Connector;
 use crate::backend::login::{LoginOptions, SaltedKeysCache};
 use crate::config::{
@@ -66,6 +67,7 @@ pub(crate) struct Registry {
     passed_secrets: Mutex<HashMap<String, LoginSecret>>,
     metrics: Arc<Metrics>,
     total_cap: Arc<TotalCap>,
+    vacancies: Arc<Vacancies>,
 }
 
 impl fmt::Debug for Registry {
@@ -90,8 +92,10 @@ impl Pools {
             pools: Mutex::default(),
             passed_secrets: Mutex::default(),
             metrics,
+            vacancies: Arc::default(),
         });
         registry.total_cap.attach(Arc::downgrade(&registry));
+        registry.vacancies.attach(Arc::downgrade(&registry));
         let weak = Arc::downgrade(&registry);
         registry.metrics.on_scrape(move || {
             if let Some(registry) = weak.upgrade() {
@@ -196,7 +200,8 @@ impl Registry {
             parameters: Vec::new(),
         };
         let (metrics, total_cap) = (Arc::clone(&self.metrics), Arc::clone(&self.total_cap));
-        let core = PoolCore::new(key.clone(), settings, connector, options, metrics, total_cap);
+        let vacancies = Arc::clone(&self.vacancies);
+        let core = PoolCore::new(key.clone(), settings, connector, options, metrics, total_cap, vacancies);
         let pool = Pool::new(core);
         pools.insert(key.clone(), Arc::clone(&pool));
         tokio::spawn(keeper::keep(
@@ -280,6 +285,13 @@ impl Registry {
                 return;
             }
         }
+    }
+
+    /// The pools whose backends log in so.
+    pub(crate) fn pools_where(&self, is_meant: impl Fn(&Connector) -> bool) -> Vec<Arc<Pool>> {
+        let pools = lock(&self.pools);
+        let meant = pools.values().filter(|pool| is_meant(&pool.core.connector.load()));
+        meant.cloned().collect()
     }
 
     /// Takes away a pool that nobody refers to any more.

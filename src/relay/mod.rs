@@ -24,7 +24,7 @@ use crate::backend::{Owed, ServerParameters};
 use crate::config::PoolMode;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
-use crate::pool::{Lease, Pool};
+use crate::pool::{Lease, Pool, Vacancy};
 use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
@@ -158,6 +158,8 @@ pub struct Exchange {
     pub ends_at_boundary: bool,
     /// What the ledger was before the first statement for this lease that changed it.
     before_effects: Option<Checkpoint>,
+    /// The database that the statement under way wants for itself.
+    vacancy: Option<Vacancy>,
     /// A warning that PostgreSQL says only when it is about to end the session.
     parting_warning: Option<Report>,
     /// Bytes of the lease's exchange that the kernel took.
@@ -272,6 +274,7 @@ impl Exchange {
             catalog_touched,
             ends_at_boundary,
             before_effects,
+            vacancy,
             parting_warning,
             sent_to_backend,
             lost,
@@ -309,6 +312,7 @@ impl Exchange {
         *catalog_touched = Default::default();
         *ends_at_boundary = Default::default();
         *before_effects = Default::default();
+        *vacancy = Default::default();
         *parting_warning = Default::default();
         *sent_to_backend = Default::default();
         *lost = Default::default();

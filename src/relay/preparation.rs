@@ -93,6 +93,9 @@ impl Exchange {
             self.catalog_touched = true;
             parties.session.forget_shared_statements();
         }
+        if let Some((database, stays)) = effects.steps.iter().find_map(Step::needs_unused) {
+            self.vacancy = Some(parties.rules.pool.vacate(database, stays));
+        }
         let forgets = |step: &Step| matches!(step.action, Action::DiscardAll | Action::DeallocateAll);
         if effects.steps.iter().any(forgets) {
             self.forgetting = true;

@@ -42,6 +42,7 @@ impl Exchange {
         self.prelude_owed = false;
         self.forgetting = false;
         self.restore_due = false;
+        self.vacancy = None;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
             self.down

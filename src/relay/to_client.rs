@@ -236,6 +236,7 @@ impl Exchange {
         }
         self.query_since = (!self.pipeline.is_quiet()).then_some(now);
         if self.pipeline.is_quiet() {
+            self.vacancy = None;
             parties.session.all_reported();
         }
         if status == TransactionStatus::Idle {

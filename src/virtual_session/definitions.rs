@@ -120,20 +120,21 @@ impl Scan<'_> {
             item = self.item()?;
         }
         let mut used = item.and_then(|item| self.folded(item));
-        let mut needs_unused = verb == Keyword::Drop;
+        let mut changes = verb == Keyword::Drop;
         if verb == Keyword::Create {
-            needs_unused = true;
             used = Some(b"template1".as_slice().into());
         }
         while let Some(item) = self.item()? {
             match item.keyword() {
                 Some(Keyword::Template) => used = self.template()?,
-                Some(Keyword::Rename | Keyword::Tablespace) if verb == Keyword::Alter => needs_unused = true,
+                Some(Keyword::Rename | Keyword::Tablespace) if verb == Keyword::Alter => changes = true,
                 _ => {}
             }
         }
-        if needs_unused {
-            self.step(Action::NeedsDatabaseUnused(used));
+        if verb == Keyword::Create {
+            self.step(Action::CopiesDatabase(used));
+        } else if changes {
+            self.step(Action::ChangesDatabase(used));
         }
         Ok(())
     }

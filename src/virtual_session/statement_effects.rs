@@ -142,6 +142,18 @@ pub struct Step {
     pub action: Action,
 }
 
+impl Step {
+    /// The database that nobody may be connected to when the statement runs, where there is one, with whether it stays what
+    /// it is; the inner `None` is one that the text does not spell.
+    pub fn needs_unused(&self) -> Option<(Option<&[u8]>, bool)> {
+        match &self.action {
+            Action::ChangesDatabase(name) => Some((name.as_deref(), false)),
+            Action::CopiesDatabase(name) => Some((name.as_deref(), true)),
+            _ => None,
+        }
+    }
+}
+
 /// A name, folded as PostgreSQL folds it. `None` where the text does not spell it (`U&"…"`).
 pub type Name = Option<Box<[u8]>>;
 
@@ -182,9 +194,10 @@ pub enum Action {
     DiscardTemporary,
     /// A call that may release session-level advisory locks.
     AdvisoryUnlock,
-    /// A statement that fails while anyone is connected to this database: DROP DATABASE, RENAME, SET TABLESPACE, or
-    /// the template of CREATE DATABASE.
-    NeedsDatabaseUnused(Name),
+    /// DROP DATABASE, RENAME, SET TABLESPACE: fails while anyone is connected to this database, and ends it or its name.
+    ChangesDatabase(Name),
+    /// CREATE DATABASE: fails while anyone is connected to this one, its template, which stays as it is.
+    CopiesDatabase(Name),
 }
 
 /// What a statement does to the transaction.

@@ -69,7 +69,8 @@ fn action(action: &Action) -> String {
         Action::Deallocate(name) => named("deallocate", name),
         Action::HoldCursor(name) => named("hold", name),
         Action::Close(name) => named("close", name),
-        Action::NeedsDatabaseUnused(name) => named("unused", name),
+        Action::ChangesDatabase(name) => named("changes database", name),
+        Action::CopiesDatabase(name) => named("copies database", name),
         other => format!("{other:?}"),
     }
 }
@@ -936,12 +937,21 @@ fn definitions_change_the_catalog_and_evaluate_nothing() {
         ("DROP OWNED BY r", "catalog"),
         ("ALTER FUNCTION f(int) SET x = 'y'", "catalog"),
         ("SELECT a INTO t FROM u", "catalog"),
-        ("CREATE DATABASE d", "unused template1 | database"),
-        ("CREATE DATABASE d WITH OWNER o TEMPLATE = \"T\"", "unused T | database"),
-        ("CREATE DATABASE d TEMPLATE template0", "unused template0 | database"),
-        ("DROP DATABASE IF EXISTS D WITH (FORCE)", "unused d | database"),
-        ("ALTER DATABASE d RENAME TO e", "unused d | database"),
-        ("ALTER DATABASE \"D\" SET TABLESPACE x", "unused D | database"),
+        ("CREATE DATABASE d", "copies database template1 | database"),
+        (
+            "CREATE DATABASE d WITH OWNER o TEMPLATE = \"T\"",
+            "copies database T | database",
+        ),
+        (
+            "CREATE DATABASE d TEMPLATE template0",
+            "copies database template0 | database",
+        ),
+        (
+            "DROP DATABASE IF EXISTS D WITH (FORCE)",
+            "changes database d | database",
+        ),
+        ("ALTER DATABASE d RENAME TO e", "changes database d | database"),
+        ("ALTER DATABASE \"D\" SET TABLESPACE x", "changes database D | database"),
         ("ALTER DATABASE d OWNER TO x", "database"),
         ("CREATE FROBNICATE x", "pin unknown | catalog"),
         ("IMPORT FOREIGN SCHEMA s FROM SERVER r INTO t", "catalog"),

@@ -12,6 +12,7 @@ mod client_tls;
 mod command_line;
 mod config_file;
 mod copy;
+mod databases;
 mod drain;
 mod fuzz_corpus;
 mod limits;
