@@ -3,6 +3,7 @@
 
 sidecar_pid='' noise_pid='' failures=0
 pool_size=20
+debian_keys=/usr/share/keyrings/debian-archive-keyring.gpg
 
 clean_up() {
     stop_noise
@@ -99,4 +100,17 @@ suites_apt() {
     mkdir -p "$root/lists/partial" "$root/archives/partial"
     apt-get -o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=/dev/null \
         -o Dir::State::Lists="$root/lists" -o Dir::Cache::Archives="$root/archives" -o APT::Sandbox::User="$(id -un)" -qq "$@"
+}
+
+# Reads the lists of Debian's archives of the release at hand, binaries and sources.
+suites_apt_update() {
+    local release kind
+    # shellcheck source=/dev/null
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    mkdir -p "$cache/apt"
+    for kind in deb deb-src; do
+        echo "$kind [signed-by=$debian_keys] http://deb.debian.org/debian $release main"
+        echo "$kind [signed-by=$debian_keys] http://deb.debian.org/debian-security $release-security main"
+    done >"$cache/apt/sources.list"
+    suites_apt update
 }

@@ -12,26 +12,14 @@ install_regress() {
     regress_cache=$cache/$package-$version
     [ -e "$regress_cache/regress.so" ] && return
     echo "fetching the source of $package $version"
-    mkdir -p "$regress_cache" "$cache/apt"
-    regress_sources >"$cache/apt/sources.list"
-    suites_apt update
+    mkdir -p "$regress_cache"
+    suites_apt_update
     (cd "$regress_cache" && suites_apt source --download-only "$package=$version" &&
         suites_apt download "postgresql-server-dev-$regress_major=$version")
     tar -xf "$regress_cache"/*.orig.tar.* -C "$regress_cache" --wildcards --strip-components=4 '*/src/test/regress/*'
     dpkg -x "$regress_cache"/postgresql-server-dev-*.deb "$regress_cache/dev"
     cc -O1 -w -shared -fPIC -I "$regress_cache/dev/usr/include/postgresql/$regress_major/server" \
         -I "$regress_cache/dev/usr/include/postgresql/internal" -o "$regress_cache/regress.so" "$regress_cache/regress.c"
-}
-
-# Debian's archives of the release at hand, binaries and sources.
-regress_sources() {
-    local release kind
-    # shellcheck source=/dev/null
-    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    for kind in deb deb-src; do
-        echo "$kind [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $release main"
-        echo "$kind [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security $release-security main"
-    done
 }
 
 run_regress() {
