@@ -533,18 +533,24 @@ impl Session {
     }
 
     async fn on_prelude_failure(&mut self, exchange: &mut Exchange, rules: &Rules, report: Report) -> Option<Then> {
+        let dedicated = exchange.lease().is_some_and(|lease| lease.is_dedicated());
         if let Some(lease) = exchange.detach() {
             lease.discard(CloseReason::NotClean);
         }
         tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings were refused; none of its statements was run");
-        let report = report.with_severity(Severity::Error);
-        self.context.metrics.error_sent(report.sqlstate);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
         };
+        exchange.forget_behind_prelude(&mut parties);
+        if dedicated || !parties.session.pins().is_empty() {
+            // What tied it is gone with the backend, as a connection of its own would be.
+            return self.leave(exchange, &report).await;
+        }
+        let report = report.with_severity(Severity::Error);
+        self.context.metrics.error_sent(report.sqlstate);
         match exchange.tell_prelude_failure(&report, &mut parties) {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),

@@ -128,6 +128,8 @@ pub struct Exchange {
     /// What is awaited was asked for with a Flush.
     flushed: bool,
     prelude_owed: bool,
+    /// What the ledger was before the prelude that is owed.
+    before_prelude: Option<Checkpoint>,
     /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
     forgetting: bool,
     unsure: Unsure,
@@ -259,6 +261,7 @@ impl Exchange {
             restore_bound,
             flushed,
             prelude_owed,
+            before_prelude,
             forgetting,
             unsure,
             undone,
@@ -297,6 +300,7 @@ impl Exchange {
         *restore_bound = Default::default();
         *flushed = Default::default();
         *prelude_owed = Default::default();
+        *before_prelude = Default::default();
         *forgetting = Default::default();
         *unsure = Default::default();
         *undone = Default::default();

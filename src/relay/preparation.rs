@@ -40,6 +40,7 @@ impl Exchange {
         lease.holder().set_idle_in_transaction(false);
         if settled && let Some(sql) = parties.session.prelude_for(&mut lease.state) {
             self.prelude_owed = true;
+            self.before_prelude = Some(parties.session.checkpoint());
             self.expect(Request::Query, Fate::Swallow, Note::None);
             self.up.say(|out| compose::query(out, &sql));
         }

@@ -65,6 +65,13 @@ impl Exchange {
         Aftermath::GoesOn
     }
 
+    /// The client's settings could not be made, so that nothing which was sent behind them has run: the ledger is as before.
+    pub fn forget_behind_prelude(&mut self, parties: &mut Parties<'_>) {
+        if let Some(before) = self.before_prelude.take() {
+            parties.session.return_to(before);
+        }
+    }
+
     /// The client's settings could not be made (the backend must be detached and discarded by now): whatever was sent
     /// behind them has failed with them; where nothing was, because it waited for them, the message that waits fails.
     pub fn tell_prelude_failure(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {

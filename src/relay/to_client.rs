@@ -218,6 +218,7 @@ impl Exchange {
     fn on_ready(&mut self, status: TransactionStatus, ours: bool, parties: &mut Parties<'_>) {
         if ours {
             self.prelude_owed = false;
+            self.before_prelude = None;
             return;
         }
         self.forget_second_try();

@@ -65,10 +65,12 @@ impl VirtualSession {
         if Arc::ptr_eq(&backend.applied, &self.wanted) && !backend.doubted {
             return None;
         }
-        let sql = if std::mem::take(&mut backend.doubted) {
-            Some(parameters::prelude_from_doubt(&self.wanted))
-        } else {
-            parameters::prelude(&backend.applied, &self.wanted)
+        let sql = match std::mem::take(&mut backend.doubted) {
+            true if self.pins.is_empty() => Some(parameters::prelude_from_doubt(&self.wanted)),
+            // The client held the backend when it was put in doubt, by a RESET of its own. What else is in force is its
+            // own too, the role above all, and could not be said again.
+            true => parameters::prelude(&Settings::default(), &self.wanted),
+            false => parameters::prelude(&backend.applied, &self.wanted),
         };
         backend.applied = self.wanted.clone();
         backend.note_placeholders(&self.wanted);

@@ -6,7 +6,7 @@ use pgsidecar::wire::backend_message::TransactionStatus;
 use pgsidecar::wire::compose;
 
 use crate::support::fake_backend::FakeBackend;
-use crate::support::postgres::{Database, PASSWORD, Postgres, USER, Version};
+use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER, Version};
 use crate::support::raw_client::{Message, RawClient, bind, close, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::Sidecar;
 
@@ -149,6 +149,57 @@ async fn trap_60_a_reset_returns_to_the_startup_parameters() {
     }
 }
 
+/// Trap 60: where a client holds its backend for settings that the ledger can't see, a RESET takes back what it names and
+/// nothing else, above all not the role.
+#[tokio::test]
+async fn trap_60_a_reset_leaves_a_pinned_clients_other_settings_and_its_role() {
+    let cluster = Postgres::shared();
+    let database = cluster.create_database();
+    let sidecar = Sidecar::builder(&database)
+        .upstream(database.url_as("postgres", SUPERUSER_PASSWORD))
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let begin = format!(
+        "SET ROLE {USER}; SET search_path = aside; SET work_mem = '5MB'; SET extra_float_digits = 1; SET DateStyle = 'German'"
+    );
+    let scripts: [&[&str]; 9] = [
+        &["RESET TimeZone"],
+        &["RESET work_mem"],
+        &["SET DateStyle TO DEFAULT"],
+        &["RESET ALL"],
+        &["RESET ROLE"],
+        &["RESET SESSION AUTHORIZATION"],
+        &["BEGIN", "RESET DateStyle", "RESET extra_float_digits", "ROLLBACK"],
+        &["BEGIN", "RESET ALL", "ROLLBACK"],
+        &["BEGIN", "RESET TimeZone", "RESET search_path", "SELECT 1", "COMMIT"],
+    ];
+    let settings = [
+        ("database", database.name.as_str()),
+        ("TimeZone", "Asia/Tokyo"),
+        ("options", "-c extra_float_digits=-5"),
+    ];
+    for script in scripts {
+        let mut seen = Vec::new();
+        for port in [database.port, sidecar.port] {
+            let mut client = RawClient::connect(port).await;
+            client
+                .log_in("postgres", SUPERUSER_PASSWORD, &settings)
+                .await
+                .expect("the login succeeds");
+            client.ask(&begin).await;
+            for sql in script {
+                client.ask(sql).await;
+            }
+            let sql = "SELECT concat_ws(' ', current_user, current_setting('search_path'), current_setting('work_mem'), \
+                       current_setting('TimeZone'), current_setting('extra_float_digits'), current_setting('DateStyle'))";
+            let first = client.value(sql).await;
+            seen.push([first, client.value(sql).await]);
+        }
+        assert_eq!(seen[0], seen[1], "{script:?}");
+    }
+}
+
 /// A setting that the role may no longer make: nothing of the client's is run without it.
 #[tokio::test]
 async fn a_prelude_that_fails_lets_no_statement_of_the_client_run() {
@@ -206,6 +257,48 @@ async fn a_prelude_that_fails_lets_no_statement_of_the_client_run() {
 }
 
 /// A statement that could leave a failed block waits for the prelude, and is then run.
+/// What the client holds can't be made again on another backend: it goes, as it would with a connection of its own.
+#[tokio::test]
+async fn a_prelude_that_fails_ends_a_pinned_client() {
+    let cluster = Postgres::shared();
+    let database = cluster.create_database();
+    let sidecar = Sidecar::builder(&database)
+        .upstream(database.url_as("postgres", SUPERUSER_PASSWORD))
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let settings = [("database", database.name.as_str()), ("log_min_messages", "error")];
+    let mut client = RawClient::connect(sidecar.port).await;
+    client
+        .log_in("postgres", SUPERUSER_PASSWORD, &settings)
+        .await
+        .expect("the login succeeds");
+    client.ask(&format!("SET ROLE {USER}")).await;
+    client.ask("RESET ALL").await;
+    client.send(&query("SELECT current_user")).await;
+    let answer = client.until_closed().await;
+    assert_eq!((tags(&answer).as_str(), answer[0].sqlstate().as_str()), ("E", "42501"));
+}
+
+/// What was sent behind a prelude that failed has not happened: it ties nobody to the next backend.
+#[tokio::test]
+async fn a_prelude_that_fails_leaves_no_pin_of_the_statement_behind_it() {
+    let cluster = Postgres::shared();
+    let database = cluster.create_database();
+    let role = format!("{}_team", database.name);
+    cluster.psql(&database.name, &format!("CREATE ROLE {role}; GRANT {role} TO {USER}"));
+    let sidecar = one_backend(&database).await;
+    let mut member = client_with(&sidecar, &database, &[("role", &role)]).await;
+    let mut other = client_with(&sidecar, &database, &[]).await;
+    cluster.psql("postgres", &format!("REVOKE {role} FROM {USER}"));
+    other.value("SELECT 1").await;
+    assert_eq!(tags(&member.ask("SET search_path = aside").await), "EZ");
+    cluster.psql("postgres", &format!("GRANT {role} TO {USER}"));
+    assert_eq!(member.value("SHOW search_path").await, "\"$user\", public");
+    assert_eq!(other.value("SELECT current_user").await, USER);
+    assert_eq!(member.value("SELECT current_user").await, role);
+}
+
 #[tokio::test]
 async fn the_first_word_behind_a_prelude_may_end_a_transaction() {
     let database = Postgres::shared().create_database();
@@ -247,28 +340,16 @@ async fn another_identity_never_reaches_another_client() {
     let role = format!("{}_team", database.name);
     cluster.psql(&database.name, &format!("CREATE ROLE {role}; GRANT {role} TO {USER}"));
     let sidecar = Sidecar::builder(&database)
-        .upstream(database.url_as("postgres", crate::support::postgres::SUPERUSER_PASSWORD))
+        .upstream(database.url_as("postgres", SUPERUSER_PASSWORD))
         .set("POOL__MAX_SIZE", "1")
         .start_ready()
         .await;
     for change in [format!("SET SESSION AUTHORIZATION {USER}"), format!("SET ROLE {role}")] {
-        let mut first = RawClient::login(
-            sidecar.port,
-            "postgres",
-            crate::support::postgres::SUPERUSER_PASSWORD,
-            &database.name,
-        )
-        .await;
+        let mut first = RawClient::login(sidecar.port, "postgres", SUPERUSER_PASSWORD, &database.name).await;
         first.ask(&change).await;
         assert_ne!(first.value("SELECT current_user").await, "postgres");
         drop(first);
-        let mut second = RawClient::login(
-            sidecar.port,
-            "postgres",
-            crate::support::postgres::SUPERUSER_PASSWORD,
-            &database.name,
-        )
-        .await;
+        let mut second = RawClient::login(sidecar.port, "postgres", SUPERUSER_PASSWORD, &database.name).await;
         assert_eq!(
             second.value("SELECT session_user || current_user").await,
             "postgrespostgres"
