@@ -17,7 +17,7 @@ use super::credentials::{self, KnownUser, parse_verifier};
 use crate::backend::{Backend, BackendError, ParameterisedOutcome, Row};
 use crate::config::AuthQueryConfig;
 use crate::metrics::CloseReason;
-use crate::pool::{Holder, Lease, PoolKey};
+use crate::pool::{Holder, Lease, PoolKey, Wish};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, SqlState};
 
@@ -174,7 +174,7 @@ async fn ask(
         .pool(&key)
         .map_err(|error| unreached(&key, &error.report()))?;
     let lease = pool
-        .lease(&Holder::internal("auth_query"))
+        .lease(&Holder::internal("auth_query"), Wish::Any)
         .await
         .map_err(|error| unreached(&key, &error.report()))?;
     let outcome = ask_lease(lease, user, &query.query).await.map_err(|cause| {

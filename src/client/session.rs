@@ -15,7 +15,7 @@ use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
 use crate::net::Stream;
-use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
+use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, Wish};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
 use crate::virtual_session::pins::PinSet;
@@ -181,18 +181,20 @@ impl Session {
         let mut unseen_retries = 0;
         loop {
             let then = match self.next_interruption(&mut exchange, &rules).await {
-                Interruption::Outcome(Outcome::NeedsBackend) => match self.pool.try_lease(&self.holder) {
-                    Some(lease) if self.ledger.accepts(&lease.state) => {
-                        exchange.attach(lease);
-                        None
+                Interruption::Outcome(Outcome::NeedsBackend) => {
+                    match self.pool.try_lease(&self.holder, Wish::SuitedTo(&self.ledger)) {
+                        Some(lease) if self.ledger.accepts(&lease.state) => {
+                            exchange.attach(lease);
+                            None
+                        }
+                        // It holds traces of a custom setting that this client never named.
+                        Some(lease) => {
+                            lease.discard(CloseReason::NotClean);
+                            None
+                        }
+                        None => Box::pin(self.acquire(&mut exchange, &rules)).await,
                     }
-                    // It holds traces of a custom setting that this client never named.
-                    Some(lease) => {
-                        lease.discard(CloseReason::NotClean);
-                        None
-                    }
-                    None => Box::pin(self.acquire(&mut exchange, &rules)).await,
-                },
+                }
                 Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
                     self.observe(&mut exchange);
                     if let Some(lease) = exchange.detach() {
@@ -304,7 +306,7 @@ impl Session {
             self.gauge.set(ClientState::Waiting);
             let leased = tokio::select! {
                 biased;
-                leased = self.pool.lease(&self.holder) => leased,
+                leased = self.pool.lease(&self.holder, Wish::SuitedTo(&self.ledger)) => leased,
                 () = self.stream.left() => return Some(Then::End),
                 () = self.drain.reached(Phase::ClosingAll) => {
                     return self.leave(exchange, &error::shutting_down()).await;

@@ -2,13 +2,14 @@
 //! SSLRequest and no other message.
 //!
 //! Reading order: [`stream`] is one connected socket, [`peer_address`] names who is at its other end, [`idle`] looks at
-//! one that nobody reads, [`socket_options`] is what every TCP socket is set to, [`listen`] accepts clients,
+//! one that nobody reads, `plain` tries a plain socket before it waits, [`socket_options`] is what every TCP socket is set to, [`listen`] accepts clients,
 //! `unix_socket` is the file that they find us by, [`mod@dial`] connects to PostgreSQL and [`tls`] secures either side.
 
 pub mod dial;
 pub mod idle;
 pub mod listen;
 pub mod peer_address;
+mod plain;
 pub mod socket_options;
 pub mod stream;
 #[cfg(test)]

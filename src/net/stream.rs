@@ -4,20 +4,21 @@
 //! wait for readiness without owning a buffer, and nothing else can be done with it.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, Ready};
+use tokio::io::{AsyncWrite, Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::idle::{self, IdleProbe, IdleState, ProbedFd};
 use super::peer_address::PeerAddress;
+use super::plain::{poll_read_into, poll_write_slice, poll_write_slices};
 use super::tls::session::{Socket, TlsSession};
 
 /// How often a peer that has sent something is looked at, while nobody reads it.
@@ -108,13 +109,12 @@ impl Stream {
         }
     }
 
-    /// Writes one slice. As [`poll_write_vectored`](Self::poll_write_vectored), but cheaper in the kernel, and tokio sees
-    /// from a short write that the socket is full.
+    /// Writes one slice. As [`poll_write_vectored`](Self::poll_write_vectored), but cheaper in the kernel.
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.kind {
-            Kind::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Kind::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Tcp(socket) => poll_write_slice(socket, cx, bytes),
+            Kind::Unix(socket) => poll_write_slice(socket, cx, bytes),
             Kind::Tls(session) => session.poll_write_vectored(cx, &[IoSlice::new(bytes)]),
         }
     }
@@ -320,26 +320,6 @@ impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stream({}{})", if self.is_tls() { "TLS, " } else { "" }, self.peer)
     }
-}
-
-/// One poll of tokio's own future, which reads into uninitialised memory and forgets readiness after a short read.
-/// (`try_read_buf` does not forget it: each wait after a read would begin with a read in vain.)
-#[inline]
-fn poll_read_into(
-    socket: &mut (impl AsyncRead + Unpin),
-    cx: &mut Context<'_>,
-    buf: &mut BytesMut,
-) -> Poll<io::Result<usize>> {
-    pin!(socket.read_buf(buf)).poll(cx)
-}
-
-#[inline]
-fn poll_write_slices(
-    socket: &mut (impl AsyncWrite + Unpin),
-    cx: &mut Context<'_>,
-    slices: &[IoSlice<'_>],
-) -> Poll<io::Result<usize>> {
-    Pin::new(socket).poll_write_vectored(cx, slices)
 }
 
 #[cfg(test)]

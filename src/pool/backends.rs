@@ -15,7 +15,7 @@ use super::lease::{Admitted, Lease, Pooled};
 use super::line::Ticket;
 use super::lock;
 use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
-use super::parked::Parked;
+use super::parked::{Parked, Wish};
 use super::registry::PoolKey;
 use super::timeout_report;
 use super::total_cap::Want;
@@ -135,9 +135,9 @@ impl Pool {
 
     /// A lease at once, if nobody is in line and a backend is parked: the client's own last one, else the most recent.
     /// No await, no timer, no clock.
-    pub fn try_lease(self: &Arc<Self>, holder: &Arc<Holder>) -> Option<Lease> {
+    pub fn try_lease(self: &Arc<Self>, holder: &Arc<Holder>, wish: Wish<'_>) -> Option<Lease> {
         let admitted = self.try_admit()?;
-        let connection = self.take_parked(holder.client_id())?;
+        let connection = self.take_parked(holder.client_id(), wish)?;
         self.last_asked.store(self.core.now(), Ordering::Relaxed);
         self.core.pool_metrics.observe_acquire(Duration::ZERO);
         Lease::begin(connection, admitted, holder)
@@ -150,12 +150,12 @@ impl Pool {
     ///
     /// # Errors
     /// See [`LeaseError`].
-    pub async fn lease(self: &Arc<Self>, holder: &Arc<Holder>) -> Result<Lease, LeaseError> {
+    pub async fn lease(self: &Arc<Self>, holder: &Arc<Holder>, wish: Wish<'_>) -> Result<Lease, LeaseError> {
         let started = Instant::now();
         let _waiting = holder.cancel_slot().begin_waiting();
         let ticket = self.core.line.join(started, self.core.settings.load().acquire_timeout);
         self.last_asked.store(self.core.now(), Ordering::Relaxed);
-        let waited = self.wait_for_backend(holder, &ticket).await;
+        let waited = self.wait_for_backend(holder, wish, &ticket).await;
         drop(ticket);
         self.core.pool_metrics.observe_acquire(started.elapsed());
         let (connection, admitted) = waited?;
@@ -201,7 +201,7 @@ impl Pool {
             return Ok(parameters);
         }
         let lease = self
-            .lease(&Holder::internal("learning the server's parameters"))
+            .lease(&Holder::internal("learning the server's parameters"), Wish::Any)
             .await?;
         let parameters = Arc::clone(lease.neutral_parameters());
         lease.park();
@@ -294,6 +294,7 @@ impl Pool {
     async fn wait_for_backend(
         self: &Arc<Self>,
         holder: &Holder,
+        wish: Wish<'_>,
         ticket: &Ticket<'_>,
     ) -> Result<(Pooled, Admitted), LeaseError> {
         let admitted = {
@@ -304,10 +305,10 @@ impl Pool {
             })
             .await?
         };
-        let connection = match self.take_parked(holder.client_id()) {
+        let connection = match self.take_parked(holder.client_id(), wish) {
             Some(connection) => connection,
             // Boxed: who finds one parked does not pay for the room.
-            None => Box::pin(self.backend_for(holder, ticket)).await?,
+            None => Box::pin(self.backend_for(holder, wish, ticket)).await?,
         };
         Ok((connection, admitted))
     }
@@ -339,12 +340,12 @@ impl Pool {
         Poll::Pending
     }
 
-    async fn backend_for(&self, holder: &Holder, ticket: &Ticket<'_>) -> Result<Pooled, LeaseError> {
+    async fn backend_for(&self, holder: &Holder, wish: Wish<'_>, ticket: &Ticket<'_>) -> Result<Pooled, LeaseError> {
         // Announced before looking: a release after this goes to bb8, which wakes us; one before it is found parked.
         let _wanting = self.core.demand.begin();
         loop {
             let client_id = holder.client_id();
-            if let Some(connection) = self.take_parked(client_id).or_else(|| self.take_idle()) {
+            if let Some(connection) = self.take_parked(client_id, wish).or_else(|| self.take_idle()) {
                 return Ok(connection);
             }
             if self.core.is_closed() {
@@ -367,9 +368,9 @@ impl Pool {
         }
     }
 
-    fn take_parked(&self, client_id: u64) -> Option<Pooled> {
+    fn take_parked(&self, client_id: u64, wish: Wish<'_>) -> Option<Pooled> {
         loop {
-            let mut connection = lock(&self.parked).take(client_id)?;
+            let mut connection = lock(&self.parked).take(client_id, wish)?;
             if connection.is_still_fit() {
                 return Some(connection);
             }

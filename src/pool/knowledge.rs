@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::manager::millis;
-use super::{Holder, Pool, lock};
+use super::{Holder, Pool, Wish, lock};
 use crate::backend::{Backend, BackendError, Row};
 use crate::metrics::CloseReason;
 use crate::virtual_session::SharedLedger;
@@ -212,7 +212,7 @@ impl Pool {
 
     async fn read_catalog_on_a_backend(self: &Arc<Self>) {
         let knowledge = self.knowledge();
-        let Ok(mut lease) = self.lease(&Holder::internal("reading the catalog")).await else {
+        let Ok(mut lease) = self.lease(&Holder::internal("reading the catalog"), Wish::Any).await else {
             return;
         };
         let limit = self.settings().reset_timeout;
@@ -261,7 +261,7 @@ impl Pool {
         holder: &Arc<Holder>,
         unknown: &[(String, String)],
     ) -> Result<HashMap<(String, String), Proven>, Report> {
-        let mut lease = self.lease(holder).await.map_err(|error| error.report())?;
+        let mut lease = self.lease(holder, Wish::Any).await.map_err(|error| error.report())?;
         let limit = self.settings().reset_timeout;
         let mut tried = HashMap::new();
         for pair in unknown {
@@ -287,7 +287,7 @@ impl Pool {
             if leaves_trace {
                 // The name exists on this backend now, with an empty value, where others' sessions have none.
                 lease.discard(CloseReason::NotClean);
-                lease = self.lease(holder).await.map_err(|error| error.report())?;
+                lease = self.lease(holder, Wish::Any).await.map_err(|error| error.report())?;
             }
         }
         lease.park();

@@ -33,6 +33,7 @@ pub use cancel_keys::{CancelKeys, CancelSlot, Cancelled, ClientCancel, SecretLen
 pub use holder::{Holder, HolderState};
 pub use knowledge::{Knowledge, StartupSettings};
 pub use lease::Lease;
+pub use parked::Wish;
 pub use registry::{LoadedTls, PoolKey, Pools};
 
 /// A lock whose holder panicked is still good: everything under our locks is changed in single steps.

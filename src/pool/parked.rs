@@ -1,6 +1,16 @@
 //! Released backends that stay near their last client for a moment, before bb8 has them.
 
 use super::lease::Pooled;
+use crate::virtual_session::VirtualSession;
+
+/// Which of several idle backends is best. Any of them will do.
+#[derive(Debug, Clone, Copy)]
+pub enum Wish<'a> {
+    /// The one used last: the server's caches are warmest for it.
+    Any,
+    /// One that needs no prelude for this client's ledger.
+    SuitedTo(&'a VirtualSession),
+}
 
 /// Most recently used last. Lending from here costs neither bb8's lock nor a clock.
 #[derive(Debug, Default)]
@@ -25,13 +35,30 @@ impl Parked {
         });
     }
 
-    /// The client's own last one, else the most recent.
-    pub(crate) fn take(&mut self, client_id: u64) -> Option<Pooled> {
-        let own = self.entries.iter().rposition(|entry| entry.client_id == client_id);
-        match own {
+    /// The one on which the client left values of sequences; else the most recent that agrees with its ledger; else the
+    /// client's own last one; else the most recent.
+    ///
+    /// Among equals the most recent, not the client's own: spread over all of them, the same statements cost PostgreSQL
+    /// more (decision 0011).
+    pub(crate) fn take(&mut self, client_id: u64, wish: Wish<'_>) -> Option<Pooled> {
+        let Wish::SuitedTo(ledger) = wish else {
+            return self.entries.pop().map(|entry| entry.connection);
+        };
+        let left_values = || {
+            let has_them = |entry: &Entry| ledger.left_values_on(&entry.connection.backend.state);
+            ledger.has_drawn().then(|| self.last(has_them)).flatten()
+        };
+        let chosen = left_values()
+            .or_else(|| self.last(|entry| ledger.agrees_with(&entry.connection.backend.state)))
+            .or_else(|| self.last(|entry| entry.client_id == client_id));
+        match chosen {
             Some(index) => Some(self.entries.remove(index).connection),
             None => self.entries.pop().map(|entry| entry.connection),
         }
+    }
+
+    fn last(&self, suits: impl Fn(&Entry) -> bool) -> Option<usize> {
+        self.entries.iter().rposition(suits)
     }
 
     /// The one that was parked first.

@@ -47,6 +47,11 @@ impl BackendState {
         self.drawn = Drawn::BySeveral;
     }
 
+    /// It remembers sequence values that one other client drew.
+    pub(super) fn keeps_values_for_another(&self, client: u64) -> bool {
+        matches!(self.drawn, Drawn::By(drawer) if drawer != client)
+    }
+
     /// DISCARD ALL has run: nothing is left of anyone.
     pub fn discarded(&mut self) {
         *self = Self {

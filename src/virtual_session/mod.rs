@@ -109,6 +109,8 @@ pub struct VirtualSession {
     neutral_lexing: Lexing,
     /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
     reads_sequences: bool,
+    /// It has drawn a value of a sequence, which it may ask for.
+    has_drawn: bool,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
     /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
@@ -141,6 +143,7 @@ impl VirtualSession {
             pins: PinSet::default(),
             unseen_settings: 0,
             reads_sequences: false,
+            has_drawn: false,
             unseen_until: Until::Reported,
             settings_touched: false,
             reports_due: false,
@@ -223,6 +226,16 @@ impl VirtualSession {
         }
     }
 
+    /// Whether the client ever drew a value of a sequence, which lastval and currval tell only where that was.
+    pub const fn has_drawn(&self) -> bool {
+        self.has_drawn
+    }
+
+    /// Whether the backend remembers what this client drew, and nobody else's.
+    pub fn left_values_on(&self, backend: &BackendState) -> bool {
+        backend.drawn == Drawn::By(self.client)
+    }
+
     /// A statement that has to do with sequences is about to run. True: the backend remembers values that others drew,
     /// and must forget them first (DISCARD SEQUENCES), so that lastval and currval tell nothing of theirs.
     pub fn use_sequences(&mut self, uses: SequenceUse, backend: &mut BackendState) -> bool {
@@ -233,6 +246,7 @@ impl VirtualSession {
         }
         self.reads_sequences |= uses.reads();
         if uses.draws() {
+            self.has_drawn = true;
             backend.drawn = match backend.drawn {
                 Drawn::ByNobody => own,
                 drawn if drawn == own => own,

@@ -56,6 +56,15 @@ impl VirtualSession {
             .all(|name| self.wanted.value(name).is_some())
     }
 
+    /// Nothing need be done to a backend before the client's next statement, nor does it keep what another client may still
+    /// ask it for.
+    pub fn agrees_with(&self, backend: &BackendState) -> bool {
+        Arc::ptr_eq(&backend.applied, &self.wanted)
+            && !backend.doubted
+            && !backend.keeps_values_for_another(self.client)
+            && self.accepts(backend)
+    }
+
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
     pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
         // What a client that keeps its backend has there, the ledger need not know.

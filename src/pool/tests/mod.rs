@@ -17,7 +17,10 @@ use crate::backend::{Connector, Owed};
 use crate::config::{Config, Flags, Host, Sources, UpstreamConfig};
 use crate::metrics::{BackendState, CancelOutcome, CloseReason, Metrics};
 use crate::net::dial::Names;
+use crate::virtual_session::parameters::Settings;
 use crate::virtual_session::reset::ResetPlan;
+use crate::virtual_session::sql_lexer::Lexing;
+use crate::virtual_session::{SharedLedger, VirtualSession};
 use crate::wire::{Report, SqlState, compose};
 use fake_server::FakeServer;
 
@@ -100,7 +103,7 @@ fn client(number: u64) -> Arc<Holder> {
 
 fn asking(pool: &Arc<Pool>, number: u64) -> JoinHandle<Result<Lease, LeaseError>> {
     let pool = Arc::clone(pool);
-    tokio::spawn(async move { pool.lease(&client(number)).await })
+    tokio::spawn(async move { pool.lease(&client(number), Wish::Any).await })
 }
 
 /// Lets everything that can happen without time passing happen.
@@ -126,37 +129,80 @@ fn marked(lease: &mut Lease) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_parked_backend_is_lent_again_without_waiting_and_to_its_own_client_first() {
+async fn a_parked_backend_is_lent_again_without_waiting_the_most_recent_first() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    assert!(pool.try_lease(&client(1)).is_none(), "nothing is open yet");
-    let mut one = pool.lease(&client(1)).await.unwrap();
-    let mut two = pool.lease(&client(2)).await.unwrap();
+    assert!(pool.try_lease(&client(1), Wish::Any).is_none(), "nothing is open yet");
+    let mut one = pool.lease(&client(1), Wish::Any).await.unwrap();
+    let mut two = pool.lease(&client(2), Wish::Any).await.unwrap();
     let (first, second) = (marked(&mut one), marked(&mut two));
-    one.park();
     two.park();
-    let mut again = pool.try_lease(&client(1)).unwrap();
-    assert_eq!(marked(&mut again), first, "its own last one");
-    again.park();
-    let mut stranger = pool.try_lease(&client(3)).unwrap();
-    assert_eq!(marked(&mut stranger), first, "the most recent one");
-    let mut last = pool.try_lease(&client(4)).unwrap();
-    assert_eq!(marked(&mut last), second);
-    assert!(pool.try_lease(&client(5)).is_none());
+    one.park();
+    let mut last = pool.try_lease(&client(2), Wish::Any).unwrap();
+    assert_eq!(marked(&mut last), first);
+    let mut other = pool.try_lease(&client(3), Wish::Any).unwrap();
+    assert_eq!(marked(&mut other), second);
+    assert!(pool.try_lease(&client(4), Wish::Any).is_none());
     assert_eq!(stage.server.logins(), 2);
+}
+
+fn ledger(number: u64, shared: &Arc<SharedLedger>, settings: &[(&str, &str)]) -> VirtualSession {
+    let settings = settings.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    VirtualSession::new(number, Arc::clone(shared), Settings::new(settings), Lexing::default())
+}
+
+/// A prelude costs the server a transaction; between backends that need none, the warmest is best.
+#[tokio::test(start_paused = true)]
+async fn the_backend_that_agrees_goes_before_the_clients_own_and_that_before_the_most_recent() {
+    let stage = Stage::new(&[]).await;
+    let pool = stage.pool();
+    let shared = Arc::new(SharedLedger::new(7));
+    let mut in_utc = ledger(1, &shared, &[("TimeZone", "UTC")]);
+    let plain = ledger(2, &shared, &[]);
+    let elsewhere = ledger(3, &shared, &[("TimeZone", "Asia/Shanghai")]);
+    let mut leases = Vec::new();
+    for number in 1..=3 {
+        leases.push(pool.lease(&client(number), Wish::Any).await.unwrap());
+    }
+    in_utc.prelude_for(&mut leases[0].state);
+    let marks: Vec<_> = leases.iter_mut().map(marked).collect();
+    leases.into_iter().for_each(Lease::park);
+    let taken = |number, ledger: &VirtualSession| {
+        let mut lease = pool.try_lease(&client(number), Wish::SuitedTo(ledger)).unwrap();
+        let mark = marked(&mut lease);
+        lease.park();
+        mark
+    };
+    assert_eq!(taken(2, &plain), marks[2], "the most recent of those that agree");
+    assert_eq!(
+        taken(1, &in_utc),
+        marks[0],
+        "the one that agrees, though it is the oldest"
+    );
+    assert_eq!(
+        taken(2, &plain),
+        marks[2],
+        "the most recent of those that agree, which is not the most recent"
+    );
+    assert_eq!(
+        taken(3, &elsewhere),
+        marks[2],
+        "none agrees, and its own has gone to another: the most recent"
+    );
+    assert_eq!(taken(3, &elsewhere), marks[2], "none agrees: its own");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_went_on_to_bb8_is_found_there() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     until("swept into bb8", || !pool.has_parked()).await;
     assert!(
-        pool.try_lease(&client(1)).is_none(),
+        pool.try_lease(&client(1), Wish::Any).is_none(),
         "the fast path looks at parked ones only"
     );
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     assert_eq!(stage.server.logins(), 1);
 }
 
@@ -164,13 +210,13 @@ async fn a_backend_that_went_on_to_bb8_is_found_there() {
 async fn leases_are_given_in_the_order_of_asking() {
     let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
     let pool = stage.pool();
-    let held = pool.lease(&client(0)).await.unwrap();
+    let held = pool.lease(&client(0), Wish::Any).await.unwrap();
     let order = Arc::new(std::sync::Mutex::new(Vec::new()));
     let mut waiters = Vec::new();
     for number in 1..=5 {
         let (pool, order) = (Arc::clone(&pool), Arc::clone(&order));
         waiters.push(tokio::spawn(async move {
-            let lease = pool.lease(&client(number)).await.unwrap();
+            let lease = pool.lease(&client(number), Wish::Any).await.unwrap();
             lock(&order).push(number);
             lease.park();
         }));
@@ -178,7 +224,10 @@ async fn leases_are_given_in_the_order_of_asking() {
     }
     assert_eq!(pool.status().waiting, 5);
     held.park();
-    assert!(pool.try_lease(&client(9)).is_none(), "nobody overtakes the line");
+    assert!(
+        pool.try_lease(&client(9), Wish::Any).is_none(),
+        "nobody overtakes the line"
+    );
     for waiter in waiters {
         waiter.await.unwrap();
     }
@@ -192,14 +241,14 @@ async fn a_wait_that_is_too_long_ends_with_counts_and_a_hint_and_no_names() {
     let pool = stage.pool();
     let (active, idle, pinned) = (client(1), client(2), client(3));
     active.set_application_name("secret name");
-    let _active = pool.lease(&active).await.unwrap();
-    let _idle = pool.lease(&idle).await.unwrap();
-    let mut lease = pool.lease(&pinned).await.unwrap();
+    let _active = pool.lease(&active, Wish::Any).await.unwrap();
+    let _idle = pool.lease(&idle, Wish::Any).await.unwrap();
+    let mut lease = pool.lease(&pinned, Wish::Any).await.unwrap();
     idle.set_idle_in_transaction(true);
     lease.set_pin(Some(crate::virtual_session::pins::PinReason::Listen));
     assert_eq!(stage.metrics.pool("app", "app").backends_in(BackendState::Pinned), 1);
     let started = Instant::now();
-    let Err(LeaseError::TimedOut(report)) = pool.lease(&client(4)).await else {
+    let Err(LeaseError::TimedOut(report)) = pool.lease(&client(4), Wish::Any).await else {
         panic!("a lease")
     };
     assert!(started.elapsed() >= Duration::from_secs(30) && started.elapsed() < Duration::from_secs(31));
@@ -243,7 +292,7 @@ async fn trap_77_a_refused_login_reaches_everyone_who_waits_at_once() {
     assert!(stage.server.logins() <= 2, "{} logins", stage.server.logins());
     stage.server.refuse(None);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,7 +304,10 @@ async fn a_missing_database_is_asked_for_once_in_five_seconds() {
     )));
     let pool = stage.pool();
     for _ in 0..20 {
-        assert!(matches!(pool.lease(&client(1)).await, Err(LeaseError::Refused(_))));
+        assert!(matches!(
+            pool.lease(&client(1), Wish::Any).await,
+            Err(LeaseError::Refused(_))
+        ));
     }
     assert_eq!(stage.server.logins(), 1);
     assert!(
@@ -263,7 +315,10 @@ async fn a_missing_database_is_asked_for_once_in_five_seconds() {
         "a refused name is no label"
     );
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert!(matches!(pool.lease(&client(1)).await, Err(LeaseError::Refused(_))));
+    assert!(matches!(
+        pool.lease(&client(1), Wish::Any).await,
+        Err(LeaseError::Refused(_))
+    ));
     assert_eq!(stage.server.logins(), 2);
 }
 
@@ -289,7 +344,7 @@ async fn trap_77_a_server_that_is_starting_is_waited_for_with_few_attempts() {
     )));
     stage.server.say_to_all(b"");
     until("all gone", || stage.pool().status().open == 0).await;
-    let Err(LeaseError::TimedOut(report)) = pool.lease(&client(1)).await else {
+    let Err(LeaseError::TimedOut(report)) = pool.lease(&client(1), Wish::Any).await else {
         panic!("a lease")
     };
     assert_eq!(report.sqlstate, SqlState::TOO_MANY_CONNECTIONS);
@@ -324,13 +379,13 @@ async fn sixteen_clients_open_sixteen_backends_at_once() {
 async fn a_dropped_lease_closes_its_backend_and_cancels_what_it_runs() {
     let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
     let pool = stage.pool();
-    let mut lease = pool.lease(&client(1)).await.unwrap();
+    let mut lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     let mut out = BytesMut::new();
     compose::query(&mut out, b"hang");
     lease.stream.write_all(&out).await.unwrap();
     drop(lease);
     stage.server.cancel_came().await;
-    pool.lease(&client(2)).await.unwrap().park();
+    pool.lease(&client(2), Wish::Any).await.unwrap().park();
     assert_eq!(stage.server.logins(), 2);
     assert_eq!(stage.closed(CloseReason::ClientGone), 1);
 }
@@ -341,9 +396,9 @@ async fn a_dropped_wait_leaves_the_line_and_loses_nothing() {
     let pool = stage.pool();
     stage.server.delay_logins(Duration::from_millis(50));
     for step in 0..20 {
-        let _ = timeout(Duration::from_millis(step * 5), pool.lease(&client(1))).await;
+        let _ = timeout(Duration::from_millis(step * 5), pool.lease(&client(1), Wish::Any)).await;
     }
-    let lease = pool.lease(&client(2)).await.unwrap();
+    let lease = pool.lease(&client(2), Wish::Any).await.unwrap();
     assert_eq!((pool.status().waiting, pool.status().open), (0, 1));
     lease.park();
 }
@@ -372,10 +427,10 @@ async fn trap_75_a_backend_that_died_idle_is_noticed_within_a_second_and_replace
 async fn trap_75_the_peek_at_hand_out_passes_over_a_dead_backend() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     stage.server.say_to_all(b"");
     until("closed by the server", || stage.server.sessions() == 0).await;
-    let lease = pool.lease(&client(1)).await.unwrap();
+    let lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     assert_eq!(stage.server.sessions(), 1);
     lease.park();
 }
@@ -384,7 +439,7 @@ async fn trap_75_the_peek_at_hand_out_passes_over_a_dead_backend() {
 async fn trap_63_a_setting_reported_while_idle_is_learned() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     assert_eq!(pool.learn().await.unwrap().text("server_version"), Some("15.7"));
     let mut status = BytesMut::new();
     compose::parameter_status(&mut status, "TimeZone", "Asia/Shanghai");
@@ -393,7 +448,7 @@ async fn trap_63_a_setting_reported_while_idle_is_learned() {
         pool.parameters().is_some_and(|known| known.contains("TimeZone"))
     })
     .await;
-    let lease = pool.lease(&client(1)).await.unwrap();
+    let lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     assert_eq!(lease.parameters.text("TimeZone"), Some("Asia/Shanghai"));
     assert_eq!(stage.server.logins(), 1);
     lease.park();
@@ -404,8 +459,8 @@ async fn trap_80_a_server_that_changes_its_role_is_left() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
     let (one, two) = (
-        pool.lease(&client(1)).await.unwrap(),
-        pool.lease(&client(2)).await.unwrap(),
+        pool.lease(&client(1), Wish::Any).await.unwrap(),
+        pool.lease(&client(2), Wish::Any).await.unwrap(),
     );
     one.park();
     let mut status = BytesMut::new();
@@ -438,9 +493,9 @@ async fn failover() -> (Stage, FakeServer, Arc<Pool>, Arc<Mutex<Vec<IpAddr>>>) {
 #[tokio::test(start_paused = true)]
 async fn trap_81_a_name_is_looked_up_at_each_connect_and_leads_new_backends_to_where_it_leads_now() {
     let (stage, other, pool, addresses) = failover().await;
-    let one = pool.lease(&client(1)).await.unwrap();
+    let one = pool.lease(&client(1), Wish::Any).await.unwrap();
     *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
-    let two = pool.lease(&client(2)).await.unwrap();
+    let two = pool.lease(&client(2), Wish::Any).await.unwrap();
     assert_eq!((stage.server.logins(), other.logins()), (1, 1));
     *lock(&addresses) = Vec::new();
     let lost = asking(&pool, 3);
@@ -460,8 +515,8 @@ async fn trap_81_a_name_is_looked_up_at_each_connect_and_leads_new_backends_to_w
 async fn trap_80_after_a_failover_backends_of_the_demoted_server_retire_and_new_ones_follow_the_name() {
     let (stage, other, pool, addresses) = failover().await;
     let (idle, used) = (
-        pool.lease(&client(1)).await.unwrap(),
-        pool.lease(&client(2)).await.unwrap(),
+        pool.lease(&client(1), Wish::Any).await.unwrap(),
+        pool.lease(&client(2), Wish::Any).await.unwrap(),
     );
     idle.park();
     *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
@@ -469,7 +524,7 @@ async fn trap_80_after_a_failover_backends_of_the_demoted_server_retire_and_new_
     compose::parameter_status(&mut status, "in_hot_standby", "on");
     stage.server.say_to_all(&status);
     until("the idle one is closed", || pool.status().open == 1).await;
-    let moved = pool.lease(&client(3)).await.unwrap();
+    let moved = pool.lease(&client(3), Wish::Any).await.unwrap();
     assert_eq!((stage.server.logins(), other.logins()), (2, 1));
     used.park();
     until("the used one too", || stage.server.sessions() == 0).await;
@@ -485,7 +540,7 @@ async fn trap_80_after_a_failover_backends_of_the_demoted_server_retire_and_new_
 #[tokio::test(start_paused = true)]
 async fn trap_80_a_server_that_goes_away_is_followed_to_where_its_name_leads() {
     let (stage, other, pool, addresses) = failover().await;
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     *lock(&addresses) = vec![IpAddr::from([127, 0, 0, 2])];
     let mut farewell = BytesMut::new();
     let report = Report::fatal(
@@ -495,7 +550,7 @@ async fn trap_80_a_server_that_goes_away_is_followed_to_where_its_name_leads() {
     compose::report(&mut farewell, &report);
     stage.server.say_to_all(&farewell);
     until("the idle one is closed", || pool.status().open == 0).await;
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     assert_eq!((stage.server.logins(), other.logins()), (1, 1));
 }
 
@@ -508,8 +563,8 @@ async fn trap_95_after_a_long_pause_idle_backends_are_closed_and_used_ones_stay(
     let clock = move || began.elapsed() + Duration::from_secs(clock.load(Ordering::Relaxed));
     let keeping = tokio::spawn(keeper::keep(Arc::downgrade(&pool), Weak::new(), clock));
     let (idle, used) = (
-        pool.lease(&client(1)).await.unwrap(),
-        pool.lease(&client(2)).await.unwrap(),
+        pool.lease(&client(1), Wish::Any).await.unwrap(),
+        pool.lease(&client(2), Wish::Any).await.unwrap(),
     );
     idle.park();
     paused_for.store(29, Ordering::Relaxed);
@@ -542,7 +597,7 @@ async fn min_idle_is_warm_before_any_client_and_after_a_lease() {
     let pool = stage.pool();
     let mut leases = Vec::new();
     for number in 0..4 {
-        leases.push(pool.lease(&client(number)).await.unwrap());
+        leases.push(pool.lease(&client(number), Wish::Any).await.unwrap());
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(
@@ -562,9 +617,9 @@ async fn trap_47_idle_timeout_closes_down_to_min_idle_and_lifetime_closes_all() 
     let stage = Stage::new(&settings).await;
     let pool = stage.pool();
     let leases = [
-        pool.lease(&client(1)).await,
-        pool.lease(&client(2)).await,
-        pool.lease(&client(3)).await,
+        pool.lease(&client(1), Wish::Any).await,
+        pool.lease(&client(2), Wish::Any).await,
+        pool.lease(&client(3), Wish::Any).await,
     ];
     leases.into_iter().for_each(|lease| lease.unwrap().park());
     tokio::time::sleep(Duration::from_secs(590)).await;
@@ -581,7 +636,7 @@ async fn trap_47_idle_timeout_closes_down_to_min_idle_and_lifetime_closes_all() 
 async fn trap_47_zero_is_never() {
     let stage = Stage::new(&[("IDLE_TIMEOUT", "off"), ("MAX_LIFETIME", "off")]).await;
     let pool = stage.pool();
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
     assert_eq!((pool.status().open, stage.server.logins()), (1, 1));
 }
@@ -590,30 +645,30 @@ async fn trap_47_zero_is_never() {
 async fn trap_48_a_reload_grows_and_shrinks_a_pool_without_dropping_anyone() {
     let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
     let pool = stage.pool();
-    let one = pool.lease(&client(1)).await.unwrap();
+    let one = pool.lease(&client(1), Wish::Any).await.unwrap();
     let waiter = asking(&pool, 2);
     settle().await;
     assert!(!waiter.is_finished());
     stage.reconfigure(&[("MAX_SIZE", "3")]);
     let two = waiter.await.unwrap().unwrap();
-    let three = pool.lease(&client(3)).await.unwrap();
+    let three = pool.lease(&client(3), Wish::Any).await.unwrap();
     stage.reconfigure(&[("MAX_SIZE", "1")]);
     one.park();
     two.park();
     until("the surplus is closed", || pool.status().open == 1).await;
     assert!(
-        pool.try_lease(&client(4)).is_none(),
+        pool.try_lease(&client(4), Wish::Any).is_none(),
         "the third still has the only place"
     );
     three.park();
-    pool.lease(&client(4)).await.unwrap().park();
+    pool.lease(&client(4), Wish::Any).await.unwrap().park();
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_joins_the_line_of_a_closed_pool_is_turned_away_at_once() {
     let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
     let pool = stage.pool();
-    let held = pool.lease(&client(1)).await.unwrap();
+    let held = pool.lease(&client(1), Wish::Any).await.unwrap();
     let before = asking(&pool, 2);
     settle().await;
     pool.close(CloseReason::Reload);
@@ -630,13 +685,13 @@ async fn whoever_joins_the_line_of_a_closed_pool_is_turned_away_at_once() {
 async fn a_reload_that_changes_the_login_replaces_backends_as_they_come_back() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    let held = pool.lease(&client(1)).await.unwrap();
-    pool.lease(&client(2)).await.unwrap().park();
+    let held = pool.lease(&client(1), Wish::Any).await.unwrap();
+    pool.lease(&client(2), Wish::Any).await.unwrap().park();
     stage.reconfigure(&[("CONNECT_QUERY", "SELECT 1")]);
     assert_eq!(pool.status().open, 1, "the idle one is closed at once");
     held.park();
     assert_eq!(pool.status().open, 0);
-    pool.lease(&client(1)).await.unwrap().park();
+    pool.lease(&client(1), Wish::Any).await.unwrap().park();
     assert_eq!(stage.server.queries(), ["SELECT 1"]);
     assert_eq!(stage.closed(CloseReason::Reload), 2);
 }
@@ -645,9 +700,9 @@ async fn a_reload_that_changes_the_login_replaces_backends_as_they_come_back() {
 async fn max_total_is_kept_by_closing_another_pools_idle_backend() {
     let stage = Stage::new(&[("MAX_TOTAL", "2")]).await;
     let (pool, other) = (stage.pool(), stage.other_pool());
-    let held = pool.lease(&client(1)).await.unwrap();
-    pool.lease(&client(2)).await.unwrap().park();
-    let mine = other.lease(&client(3)).await.unwrap();
+    let held = pool.lease(&client(1), Wish::Any).await.unwrap();
+    pool.lease(&client(2), Wish::Any).await.unwrap().park();
+    let mine = other.lease(&client(3), Wish::Any).await.unwrap();
     assert_eq!((pool.status().open, other.status().open), (1, 1));
     assert_eq!(stage.closed(CloseReason::Evicted), 1);
     let waiter = asking(&stage.other_pool(), 4);
@@ -688,7 +743,7 @@ async fn pools_are_bounded_and_unused_ones_make_room() {
 async fn trap_42_a_reset_ends_the_transaction_and_runs_under_no_client_timeout() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    let mut lease = pool.lease(&client(1)).await.unwrap();
+    let mut lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     lease.query("BEGIN").await.unwrap();
     lease.release(ResetPlan::DiscardAll).await;
     assert_eq!(
@@ -701,8 +756,8 @@ async fn trap_42_a_reset_ends_the_transaction_and_runs_under_no_client_timeout()
             "DISCARD ALL"
         ]
     );
-    pool.try_lease(&client(1)).unwrap().park();
-    let mut lease = pool.lease(&client(1)).await.unwrap();
+    pool.try_lease(&client(1), Wish::Any).unwrap().park();
+    let mut lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     lease.query("BEGIN").await.unwrap();
     lease.park();
     assert_eq!(pool.status().open, 0, "an open transaction is never given to anyone");
@@ -712,7 +767,7 @@ async fn trap_42_a_reset_ends_the_transaction_and_runs_under_no_client_timeout()
 async fn trap_43_what_a_vanished_client_left_running_is_cancelled_and_has_a_deadline() {
     let stage = Stage::new(&[]).await;
     let pool = stage.pool();
-    let mut lease = pool.lease(&client(1)).await.unwrap();
+    let mut lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     let mut out = BytesMut::new();
     compose::query(&mut out, b"hang");
     lease.stream.write_all(&out).await.unwrap();
@@ -723,7 +778,7 @@ async fn trap_43_what_a_vanished_client_left_running_is_cancelled_and_has_a_dead
     lease.release_after_client_loss(owed, ResetPlan::Nothing).await;
     assert_eq!(stage.server.cancels(), 1);
     assert_eq!(pool.status().open, 0, "this server did not answer the cancel");
-    let mut lease = pool.lease(&client(1)).await.unwrap();
+    let mut lease = pool.lease(&client(1), Wish::Any).await.unwrap();
     let mut out = BytesMut::new();
     compose::query(&mut out, b"BEGIN");
     lease.stream.write_all(&out).await.unwrap();
@@ -739,7 +794,7 @@ async fn trap_71_a_backend_is_nobodys_until_the_cancel_for_it_has_landed() {
     stage.server.hold_cancels();
     let cancel = stage.keys.register(SecretLength::Short).unwrap();
     let holder = Holder::new(1, "127.0.0.1:1", Arc::clone(&cancel.slot));
-    let lease = pool.lease(&holder).await.unwrap();
+    let lease = pool.lease(&holder, Wish::Any).await.unwrap();
     let (keys, key) = (Arc::clone(&stage.keys), cancel.key.clone());
     let cancelling = tokio::spawn(async move { keys.cancel(&key, LIMIT).await });
     stage.server.cancel_came().await;
@@ -761,13 +816,13 @@ async fn trap_73_a_cancel_that_does_not_land_in_time_costs_the_backend() {
     stage.server.hold_cancels();
     let cancel = stage.keys.register(SecretLength::Long).unwrap();
     let holder = Holder::new(1, "127.0.0.1:1", Arc::clone(&cancel.slot));
-    let lease = pool.lease(&holder).await.unwrap();
+    let lease = pool.lease(&holder, Wish::Any).await.unwrap();
     let (keys, key) = (Arc::clone(&stage.keys), cancel.key.clone());
     let cancelling = tokio::spawn(async move { keys.cancel(&key, LIMIT).await });
     stage.server.cancel_came().await;
     lease.park();
     assert_eq!(cancelling.await.unwrap(), CancelOutcome::TimedOut);
-    pool.lease(&client(2)).await.unwrap().park();
+    pool.lease(&client(2), Wish::Any).await.unwrap().park();
     assert_eq!(stage.server.logins(), 2);
     assert_eq!(stage.closed(CloseReason::Cancelled), 1);
 }
@@ -776,12 +831,12 @@ async fn trap_73_a_cancel_that_does_not_land_in_time_costs_the_backend() {
 async fn trap_72_a_cancel_takes_a_waiting_client_out_of_the_line() {
     let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
     let pool = stage.pool();
-    let held = pool.lease(&client(0)).await.unwrap();
+    let held = pool.lease(&client(0), Wish::Any).await.unwrap();
     let cancel = stage.keys.register(SecretLength::Short).unwrap();
     let holder = Holder::new(1, "127.0.0.1:1", Arc::clone(&cancel.slot));
     let waiting = {
         let (pool, holder) = (Arc::clone(&pool), Arc::clone(&holder));
-        tokio::spawn(async move { pool.lease(&holder).await })
+        tokio::spawn(async move { pool.lease(&holder, Wish::Any).await })
     };
     settle().await;
     assert_eq!(stage.keys.cancel(&cancel.key, LIMIT).await, CancelOutcome::Dequeued);
@@ -791,7 +846,7 @@ async fn trap_72_a_cancel_takes_a_waiting_client_out_of_the_line() {
     assert_eq!(error.report().sqlstate, SqlState::QUERY_CANCELED);
     assert_eq!(pool.status().waiting, 0);
     held.park();
-    pool.lease(&holder).await.unwrap().park();
+    pool.lease(&holder, Wish::Any).await.unwrap().park();
     assert_eq!(stage.server.cancels(), 0);
 }
 
@@ -816,7 +871,7 @@ async fn a_dedicated_backend_is_counted_and_never_lent() {
 async fn a_closed_pool_tells_those_who_wait() {
     let stage = Stage::new(&[("MAX_SIZE", "1")]).await;
     let pool = stage.pool();
-    let held = pool.lease(&client(1)).await.unwrap();
+    let held = pool.lease(&client(1), Wish::Any).await.unwrap();
     let waiter = asking(&pool, 2);
     settle().await;
     stage.pools.close();
