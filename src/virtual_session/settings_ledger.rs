@@ -60,7 +60,7 @@ impl VirtualSession {
     /// ask it for.
     pub fn agrees_with(&self, backend: &BackendState) -> bool {
         Arc::ptr_eq(&backend.applied, &self.wanted)
-            && !backend.doubted
+            && !(backend.doubted || backend.unsure)
             && !backend.keeps_values_for_another(self.client)
             && self.accepts(backend)
     }

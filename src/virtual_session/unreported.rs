@@ -74,6 +74,10 @@ struct Doubt {
 pub struct Question {
     doubts: Vec<Doubt>,
     under: u64,
+    /// The client may have a role, to which not every setting is allowed.
+    has_role: bool,
+    /// Whether the defaults are asked for, too. Where that was refused, a value is kept though it be the default.
+    with_defaults: bool,
 }
 
 impl Unreported {
@@ -108,6 +112,12 @@ impl Question {
             sql.push_str(if index == 0 { "" } else { ", " });
             sql.push_str(&format!("pg_catalog.current_setting({}, true)", literal(&doubt.name)));
         }
+        if !self.with_defaults {
+            return sql.into_bytes();
+        }
+        if self.has_role {
+            sql.push_str(", pg_catalog.set_config('role', 'none', true)");
+        }
         for doubt in self.doubts.iter().filter(|doubt| doubt.has_default()) {
             let name = literal(&doubt.name);
             sql.push_str(&format!(
@@ -127,13 +137,17 @@ impl VirtualSession {
     /// What PostgreSQL is to be asked now, between two transactions.
     pub fn question(&mut self) -> Option<Question> {
         let under = self.unseen_settings;
+        let had_role = self.wanted.value("role").is_some();
         let unreported = self
             .unreported
             .as_mut()
             .filter(|unreported| !unreported.doubts.is_empty())?;
         unreported.in_flight += 1;
+        let doubts = std::mem::take(&mut unreported.doubts);
         Some(Question {
-            doubts: std::mem::take(&mut unreported.doubts),
+            with_defaults: unreported.failures == 0,
+            has_role: had_role || doubts.iter().any(|doubt| &*doubt.name == "role"),
+            doubts,
             under,
         })
     }
@@ -180,10 +194,13 @@ impl VirtualSession {
             return self.cant_know(question);
         };
         let baseline = Arc::clone(&self.baseline);
-        let mut defaults = columns.iter().skip(question.doubts.len());
+        let mut defaults = columns
+            .iter()
+            .skip(question.doubts.len() + usize::from(question.has_role));
         let (mut on_backend, mut of_client) = (Vec::new(), Vec::new());
         for (doubt, value) in question.doubts.iter().zip(&columns) {
             let default = match doubt.has_default() {
+                true if !question.with_defaults => None,
                 true => defaults.next().copied().flatten(),
                 false => login.filter(|_| !doubt.name.contains('.')),
             };
@@ -192,6 +209,9 @@ impl VirtualSession {
             let is_taken_back = doubt.reset && (*value == default || (default.is_none() && *value == Some("")));
             let wanted = match baseline {
                 // Was it RESET, or set to what happens to be the server's default?
+                Some(_) if doubt.reset && doubt.has_default() && !question.with_defaults => {
+                    return self.cant_know(question);
+                }
                 Some(_) if is_taken_back && doubt.set => return self.cant_know(question),
                 Some(baseline) if is_taken_back => Some(baseline),
                 Some(_) => *value,
@@ -416,9 +436,10 @@ mod tests {
     fn what_is_in_doubt_ties_when_there_is_no_answer() {
         let (mut session, mut backend) = (client(&[]), BackendState::default());
         run(&mut session, &mut backend, &[set("work_mem")]);
-        for _ in 0..FAILURES_MAX {
+        for failures in 0..FAILURES_MAX {
             assert!(session.pins().is_empty() && session.is_bound());
             let question = session.question().unwrap();
+            assert_eq!(question.with_defaults, failures == 0);
             assert!(session.question().is_none() && session.is_in_doubt());
             session.unanswered(question);
         }
