@@ -9,7 +9,8 @@ use bytes::BytesMut;
 
 use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
-use crate::backend::ServerParameters;
+use super::pin_watch::PinWatch;
+use crate::backend::{BackendError, ServerParameters};
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
@@ -18,7 +19,8 @@ use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, Wish};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
-use crate::virtual_session::pins::PinSet;
+use crate::virtual_session::pin_end::{self, PinProof};
+use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::reset::ResetPlan;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
@@ -48,6 +50,8 @@ pub struct Session {
     drain: DrainWatch,
     /// The pins that the metrics and the log know of.
     announced: PinSet,
+    /// When to ask whether they still hold.
+    pin_watch: PinWatch,
 }
 
 /// What follows a busy spell.
@@ -65,6 +69,8 @@ enum Interruption {
     Drain,
     /// The time to look at the limits.
     Tick,
+    /// The client is pinned and has been still for so long: its pins may be over.
+    Still(Duration),
 }
 
 impl Session {
@@ -102,6 +108,7 @@ impl Session {
             gauge,
             drain: DrainWatch::new(drain),
             announced: PinSet::EMPTY,
+            pin_watch: PinWatch::default(),
         };
         (session, dedicated)
     }
@@ -237,10 +244,12 @@ impl Session {
         match interruption {
             Interruption::Tick => self.enforce_limits(exchange).await,
             Interruption::Drain => self.on_drain(exchange).await,
+            Interruption::Still(waited) => self.question_pins(exchange, rules, waited).await,
             Interruption::Outcome(outcome) => match outcome {
                 Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
                 Outcome::Noted => {
                     self.announce_pins(exchange);
+                    self.watch_pins(exchange);
                     self.doubt_catalog(exchange);
                     self.observe(exchange);
                     None
@@ -280,6 +289,9 @@ impl Session {
             }
             if self.drain.poll_reached(cx, leave_at).is_ready() {
                 return Poll::Ready(Interruption::Drain);
+            }
+            if let Poll::Ready(waited) = self.pin_watch.poll_due(cx) {
+                return Poll::Ready(Interruption::Still(waited));
             }
             match tick.as_mut().map(|tick| tick.as_mut().poll(cx)) {
                 Some(Poll::Ready(())) => Poll::Ready(Interruption::Tick),
@@ -347,6 +359,7 @@ impl Session {
         let mut lease = exchange.detach()?;
         if !self.announced.is_empty() {
             self.announced = PinSet::EMPTY;
+            self.pin_watch.end();
             lease.set_pin(None);
         }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
@@ -378,6 +391,55 @@ impl Session {
             return self.leave(exchange, &error::shutting_down()).await;
         }
         None
+    }
+
+    // --- pins and their end ---
+
+    /// A transaction of a pinned client has ended: when the client has been still for `pool.pin_check`, its pins are
+    /// questioned.
+    fn watch_pins(&mut self, exchange: &mut Exchange) {
+        let is_shared =
+            self.settings.mode == PoolMode::Transaction && exchange.lease().is_some_and(|lease| !lease.is_dedicated());
+        if let Some(first) = self.settings.pin_check
+            && is_shared
+            && exchange.is_between_transactions()
+            && self.ledger.can_be_freed()
+        {
+            self.pin_watch.begin(first);
+        }
+    }
+
+    /// Asks the client's own backend whether anything still pins it, and gives it back if nothing does.
+    async fn question_pins(&mut self, exchange: &mut Exchange, rules: &Rules, waited: Duration) -> Option<Then> {
+        if !exchange.is_between_transactions() || !self.ledger.can_be_freed() {
+            return None;
+        }
+        let limit = self.settings.sequence_pin_timeout;
+        self.ledger.end_sequence_pin(limit.is_some_and(|limit| waited >= limit));
+        let lease = exchange.lease()?;
+        if let Some(proof) = self.ledger.pin_proof() {
+            match tokio::time::timeout(self.settings.reset_timeout, ask(lease, &proof)).await {
+                Ok(Ok(held)) => self.ledger.end_proven_pins(held),
+                // What the backend does now is not known.
+                failed => {
+                    let cause = format!("it could not be asked what pins it: {failed:?}");
+                    let (last_words, runs_on, untouched) = (None, true, false);
+                    let loss = Loss {
+                        last_words,
+                        cause,
+                        runs_on,
+                        untouched,
+                    };
+                    return self.on_loss(exchange, rules, loss, 0).await;
+                }
+            }
+        }
+        if !self.ledger.pins().is_empty() {
+            self.pin_watch.again(self.settings.pin_check?);
+            return None;
+        }
+        tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), "a client's pin is over");
+        self.give_back_in_doubt(exchange).await
     }
 
     /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
@@ -619,6 +681,22 @@ impl Session {
         let pool = self.pool.clone();
         tokio::spawn(async move { pool.know_catalog().await });
     }
+}
+
+/// What still pins a backend. A question that was refused, or cancelled by the client's cancel that came late, proves
+/// nothing.
+async fn ask(lease: &mut Lease, proof: &PinProof) -> Result<PinSet, BackendError> {
+    let outcome = lease.query(proof.sql()).await?;
+    if let Some(report) = outcome.error {
+        tracing::info!(sqlstate = %report.sqlstate, "a backend did not tell what pins it");
+        lease.query("ROLLBACK").await?;
+        return Ok(PinSet::of(PinReason::Unknown));
+    }
+    let labels = outcome
+        .first_column
+        .iter()
+        .map(|label| label.as_deref().unwrap_or_default());
+    Ok(pin_end::still_held(labels))
 }
 
 fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules {

@@ -129,6 +129,8 @@ impl Config {
             ("cancel_timeout", duration(pool.cancel_timeout)),
             ("reset_timeout", duration(pool.reset_timeout)),
             ("catalog_refresh", duration_or_off(pool.catalog_refresh)),
+            ("pin_check", duration_or_off(pool.pin_check)),
+            ("sequence_pin_timeout", duration_or_off(pool.sequence_pin_timeout)),
         ])
     }
 

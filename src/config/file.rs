@@ -140,6 +140,8 @@ sections! {
         cancel_timeout: Scalar,
         reset_timeout: Scalar,
         catalog_refresh: Scalar,
+        pin_check: Scalar,
+        sequence_pin_timeout: Scalar,
     }
     /// `pool:` of a database or a user.
     OverrideFile {

@@ -353,6 +353,11 @@ pub struct PoolConfig {
     /// How old what the catalog told of routines and triggers may get while the pool is in use; DDL that passes through
     /// the pool renews it at once. `None`: DDL alone does.
     pub catalog_refresh: Option<Duration>,
+    /// How long a pinned client must be still before its backend is asked whether anything still pins it; twice as long
+    /// each time that something does. `None`: a pin lasts until the client leaves or says DISCARD ALL.
+    pub pin_check: Option<Duration>,
+    /// How long a client may be still before it is not expected any more to ask for the sequence value that it drew last.
+    pub sequence_pin_timeout: Option<Duration>,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?

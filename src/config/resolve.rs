@@ -143,6 +143,18 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             Scalar::duration_or_off,
             Some(seconds(60)),
         )?,
+        pin_check: at.read(
+            "pin_check",
+            &file.pin_check,
+            Scalar::duration_or_off,
+            Some(Duration::from_millis(50)),
+        )?,
+        sequence_pin_timeout: at.read(
+            "sequence_pin_timeout",
+            &file.sequence_pin_timeout,
+            Scalar::duration_or_off,
+            Some(seconds(5)),
+        )?,
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
     if pool.max_size > pool.max_total {

@@ -15,6 +15,7 @@ mod note;
 mod ordinary_statement;
 mod own_names;
 pub mod parameters;
+pub mod pin_end;
 pub mod pins;
 mod prepared;
 pub mod reset;
@@ -111,6 +112,8 @@ pub struct VirtualSession {
     reads_sequences: bool,
     /// It has drawn a value of a sequence, which it may ask for.
     has_drawn: bool,
+    /// It has drawn one since it last asked.
+    sequence_unread: bool,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
     /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
@@ -144,6 +147,7 @@ impl VirtualSession {
             unseen_settings: 0,
             reads_sequences: false,
             has_drawn: false,
+            sequence_unread: false,
             unseen_until: Until::Reported,
             settings_touched: false,
             reports_due: false,
@@ -245,8 +249,10 @@ impl VirtualSession {
             backend.drawn = Drawn::ByNobody;
         }
         self.reads_sequences |= uses.reads();
+        self.sequence_unread &= !uses.reads();
         if uses.draws() {
             self.has_drawn = true;
+            self.sequence_unread = !uses.reads();
             backend.drawn = match backend.drawn {
                 Drawn::ByNobody => own,
                 drawn if drawn == own => own,

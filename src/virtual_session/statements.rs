@@ -163,6 +163,11 @@ impl SharedStatements {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// How the name of every statement of ours begins: letters, digits and underscores.
+    pub fn name_prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// A client's own name that looks like one of ours would reach another client's statement.
     pub fn is_reserved(&self, name: &[u8]) -> bool {
         name.starts_with(self.prefix.as_bytes())
