@@ -348,7 +348,9 @@ impl Exchange {
         let Ok(status) = ParameterStatus::parse(body) else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
-        let mut is_news = !self.prelude_owed;
+        // Older servers report at once that a question of ours has left the client's role, and that it is back.
+        let is_ours = self.is_answer_to_us() && matches!(status.name, b"is_superuser" | b"session_authorization");
+        let mut is_news = !self.prelude_owed && !is_ours;
         let mut is_beyond_us = false;
         if let Some(lease) = self.lease.as_mut() {
             lease.learn_parameter(&status);

@@ -6,6 +6,9 @@ use super::parameters::{self, Settings};
 use super::statements::BackendStatements;
 use super::unnamed::UnnamedId;
 
+/// Custom settings that one backend may have traces of.
+const PLACEHOLDERS_MAX: usize = 1000;
+
 /// What one backend holds of clients' sessions.
 #[derive(Debug, Default)]
 pub struct BackendState {
@@ -66,11 +69,17 @@ impl BackendState {
         }
     }
 
-    /// A statement names this setting: if it is a custom one, its trace stays.
-    pub(super) fn note_placeholder(&mut self, name: &str) {
-        if name.contains('.') && !self.placeholders.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+    /// A statement names this setting: if it is a custom one, its trace stays. False: there are too many to keep, and the
+    /// backend must be closed.
+    pub(super) fn note_placeholder(&mut self, name: &str) -> bool {
+        if !name.contains('.') || self.placeholders.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            return true;
+        }
+        let has_room = self.placeholders.len() < PLACEHOLDERS_MAX;
+        if has_room {
             self.placeholders.push(name.into());
         }
+        has_room
     }
 
     /// The SQL that takes clients' settings off, so that statements of ours see what a new session would; they are then

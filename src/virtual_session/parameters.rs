@@ -360,6 +360,28 @@ mod tests {
         assert_eq!(String::from_utf8(sql.unwrap()).unwrap(), expected);
     }
 
+    /// A role is left before anything else is set, and taken last; who the session belongs to comes before its role.
+    #[test]
+    fn trap_54_who_one_is_comes_back_first_and_goes_last() {
+        let identity = [("role", "team"), ("session_authorization", "app")];
+        let applied = settings(&[&identity[..], &[("work_mem", "1MB")]].concat());
+        let wanted = settings(&[&identity[..], &[("jit", "off")]].concat());
+        let sql = String::from_utf8(prelude(&applied, &wanted).unwrap()).unwrap();
+        let expected = format!(
+            "{BEGIN}RESET \"session_authorization\";RESET \"role\";RESET \"work_mem\";\
+             SELECT pg_catalog.set_config('jit','off',false), \
+             pg_catalog.set_config('session_authorization','app',false), \
+             pg_catalog.set_config('role','team',false);COMMIT"
+        );
+        assert_eq!(sql, expected);
+        let sql = String::from_utf8(prelude(&applied, &Settings::default()).unwrap()).unwrap();
+        assert!(sql.ends_with("RESET \"role\";RESET \"work_mem\";COMMIT"), "{sql}");
+        // Statements are shared by role, and not parsed under another's.
+        let plain = settings(&[]);
+        let team = settings(&identity[..1]);
+        assert!(!plain.parses_like(&team) && plain.folds_like(&team));
+    }
+
     #[test]
     fn the_value_compares_with_its_capitals() {
         assert!(

@@ -183,7 +183,7 @@ impl VirtualSession {
             "search_path" if names_temporary_schema(value) => self.pins.insert(PinReason::TemporaryTable),
             _ => {}
         }
-        backend.note_placeholder(name);
+        self.note_name(name, backend);
         match (scope, self.following(name, value, scope, follows)) {
             // What is reported is known at the end of the transaction.
             (_, Following::ByReports) => self.see_not(Until::Reported),
@@ -253,7 +253,7 @@ impl VirtualSession {
             // A custom setting that the session never had leaves its placeholder.
             Following::Tied if name.contains('.') => {
                 self.pins.insert(PinReason::CustomSetting);
-                backend.note_placeholder(name);
+                self.note_name(name, backend);
                 self.see_not(Until::Discard);
             }
             Following::Tied => self.see_not(Until::Ready),

@@ -19,8 +19,6 @@ const NAME_LEN_MAX: usize = 256;
 /// Settings of one client that follow it, in bytes of names and values, and in number; beyond them it is tied.
 const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 const SETTINGS_MAX: usize = 256;
-/// Custom settings that one backend may have traces of.
-const PLACEHOLDERS_MAX: usize = 1000;
 /// How often a question may fail in a row (a cancel that came late, a timeout of the client's) before it is given up.
 const FAILURES_MAX: u32 = 3;
 /// A timeout that is shorter could end a statement of ours, in milliseconds.
@@ -40,7 +38,9 @@ pub enum Following {
 /// Whether a setting can be made on another backend as if it had been made there first.
 pub fn is_portable(name: &str) -> bool {
     // Its backend would end while nobody uses it, and its client would not.
-    !name.eq_ignore_ascii_case("idle_session_timeout") && name.len() <= NAME_LEN_MAX
+    let is_of_the_connection = name.eq_ignore_ascii_case("idle_session_timeout");
+    // Another name may be in an encoding in which we could not say it again.
+    name.is_ascii() && name.len() <= NAME_LEN_MAX && !is_of_the_connection
 }
 
 /// A name as settings are kept by: PostgreSQL takes these for two others.
@@ -104,6 +104,12 @@ impl Doubt {
 }
 
 impl Question {
+    fn columns(&self) -> usize {
+        let defaults = self.doubts.iter().filter(|doubt| doubt.has_default()).count();
+        let with_defaults = usize::from(self.with_defaults);
+        self.doubts.len() + with_defaults * (usize::from(self.has_role) + defaults)
+    }
+
     /// The statement that asks: the values first, then what each would be if it were taken back. That is undone with the
     /// transaction which the statement is.
     pub fn sql(&self) -> Vec<u8> {
@@ -155,7 +161,7 @@ impl VirtualSession {
     /// A statement is about to run that may change a setting which is not reported.
     pub(super) fn doubt(&mut self, name: &str, reset: bool, backend: &mut BackendState) {
         backend.unsure = true;
-        backend.note_placeholder(name);
+        self.note_name(name, backend);
         self.see_not(Until::Asked);
         let doubt = Doubt {
             name: name.into(),
@@ -164,9 +170,15 @@ impl VirtualSession {
         };
         let unreported = self.unreported.get_or_insert_default();
         unreported.add(doubt);
-        let too_many = unreported.doubts.len() > DOUBTS_MAX;
-        if too_many || backend.placeholders.len() > PLACEHOLDERS_MAX {
+        if unreported.doubts.len() > DOUBTS_MAX {
             self.tie_settings();
+        }
+    }
+
+    /// A custom setting's name stays on the backend, whatever becomes of its value.
+    pub(super) fn note_name(&mut self, name: &str, backend: &mut BackendState) {
+        if !backend.note_placeholder(name) {
+            self.pins.insert(PinReason::CustomSetting);
         }
     }
 
@@ -190,7 +202,8 @@ impl VirtualSession {
         login: Option<&str>,
         is_unicode: bool,
     ) {
-        let Some(columns) = columns(row, is_unicode) else {
+        let columns = columns(row, is_unicode).filter(|columns| columns.len() == question.columns());
+        let Some(columns) = columns else {
             return self.cant_know(question);
         };
         let baseline = Arc::clone(&self.baseline);
@@ -444,12 +457,27 @@ mod tests {
             session.unanswered(question);
         }
         assert!(session.pins().contains(PinReason::Setting) && !session.is_in_doubt());
-        for (columns, is_unicode) in [(&[Some("é"), Some("x")][..], false), (&[Some("1ms"), Some("0")], true)] {
+        for (columns, is_unicode) in [
+            (&[Some("é"), Some("x")][..], false),
+            (&[Some("1ms"), Some("0")], true),
+            (&[Some("1s")], true),
+            (&[Some("1s"), Some("0"), Some("0")], true),
+            (&[], true),
+        ] {
             let (mut session, mut backend) = (client(&[]), BackendState::default());
             run(&mut session, &mut backend, &[set("statement_timeout")]);
             let question = session.question().unwrap();
             session.answered(question, &row(columns), &mut backend, None, is_unicode);
             assert!(session.pins().contains(PinReason::Setting), "{columns:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_could_not_be_said_again_ties() {
+        for name in ["app.\u{fffd}", "idle_session_timeout", &"x".repeat(NAME_LEN_MAX + 1)] {
+            let (mut session, mut backend) = (client(&[]), BackendState::default());
+            run(&mut session, &mut backend, &[set(name)]);
+            assert!(!session.pins().is_empty() && !session.is_in_doubt(), "{name}");
         }
     }
 
@@ -477,6 +505,11 @@ mod tests {
         run(&mut session, &mut backend, &[set("app.x")]);
         answer(&mut session, &mut backend, &[Some(&"x".repeat(SETTINGS_BYTES_MAX))]);
         assert!(session.pins().contains(PinReason::Setting));
+        // Nor is there an end to the names that a backend could be made to remember.
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        let names: Vec<_> = (0..2000).map(|number| set(&format!("app.x{number}"))).collect();
+        run(&mut session, &mut backend, &names);
+        assert!(session.pins().contains(PinReason::CustomSetting) && backend.placeholders.len() <= 1000);
     }
 
     /// Trap 58: the name stays on the backend, whatever becomes of the transaction.

@@ -595,7 +595,7 @@ const ENDS: [(&str, &str, &str); 7] = [
 /// The statement by which pgsidecar asks, as pg_stat_activity shows it.
 async fn wait_asked(backend: &str) {
     let asked = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE pid = {backend} AND state = 'idle' AND query LIKE 'BEGIN READ ONLY; SET LOCAL%'"
+        "SELECT count(*) FROM pg_stat_activity WHERE pid = {backend} AND state = 'idle' AND query LIKE 'BEGIN%READ ONLY; SET LOCAL%'"
     );
     eventually("the backend is asked what pins it", async || {
         (Postgres::shared().psql("postgres", &asked).trim() == "1").then_some(())

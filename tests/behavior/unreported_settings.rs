@@ -326,7 +326,12 @@ async fn sidecar_of_superuser(database: &Database, max_size: &str) -> Sidecar {
 /// Who a client is follows it, and what only that one may set. Compared with the same client of PostgreSQL itself.
 #[tokio::test]
 async fn trap_54_roles_and_session_authorization_follow_in_the_order_that_postgresql_asks_for() {
-    let cluster = Postgres::shared();
+    for cluster in [Postgres::shared(), Postgres::shared_18()] {
+        who_a_client_is_follows_it(cluster).await;
+    }
+}
+
+async fn who_a_client_is_follows_it(cluster: &Postgres) {
     let database = cluster.create_database();
     let role = format!("{}_team", database.name);
     cluster.psql(&database.name, &format!("CREATE ROLE {role}; GRANT {role} TO {USER}"));
@@ -615,4 +620,51 @@ async fn trap_58_ten_tenants_over_two_backends_see_nothing_of_one_another() {
     }
     tenants.join_all().await;
     assert_eq!(pins(&sidecar).await, 0.0);
+}
+
+/// SQL's EXECUTE of a statement that was prepared by protocol does what no text tells.
+#[tokio::test]
+async fn trap_30_a_set_config_that_sql_executes_by_name_ties_its_client() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut client = login(&sidecar, &database).await;
+    let prepared = [parse("s", "SELECT set_config('work_mem', '7MB', false)"), sync()];
+    client.send(&together(&prepared)).await;
+    client.expect("1 Z").await;
+    client.ask("EXECUTE s").await;
+    client.ask("DEALLOCATE s").await;
+    sidecar
+        .wait_metric("pgsidecar_pins_total", &[("reason", "setting")], |count| count == 1.0)
+        .await;
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+    drop(client);
+    let mut other = login(&sidecar, &database).await;
+    assert_eq!(other.value("SHOW work_mem").await, "4MB");
+}
+
+/// What was set is asked for until there is an answer: a client that leaves before it, amid its transaction or behind it,
+/// leaves nothing to the next.
+#[tokio::test]
+async fn trap_58_a_client_that_vanishes_behind_its_set_leaves_nothing() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let all =
+        "SELECT current_setting('work_mem') || ' ' || coalesce(current_setting('app.x', true), 'null') || current_user";
+    let mut other = login(&sidecar, &database).await;
+    let neutral = other.value(all).await;
+    for set in [
+        "SET work_mem = '7MB'",
+        "SET app.x = 'mine'",
+        "BEGIN; SET LOCAL app.x = 'mine'; SELECT 1",
+        "BEGIN; SET work_mem = '7MB'",
+        "BEGIN; SET work_mem = '7MB'; COMMIT",
+    ] {
+        let mut client = login(&sidecar, &database).await;
+        client.query(set).await;
+        if !set.contains("SELECT") {
+            client.until_ready().await;
+        }
+        drop(client);
+        assert_eq!(other.value(all).await, neutral, "{set}");
+    }
 }
