@@ -168,8 +168,11 @@ impl Exchange {
         wait.then_some(Next::Held)
     }
 
-    /// Settings have changed that a ReadyForQuery on its way will tell.
+    /// Settings have changed that a ReadyForQuery on its way will tell, or PostgreSQL was asked for some.
     pub(super) fn awaits_reports(&mut self, parties: &Parties<'_>) -> bool {
+        if parties.session.awaits_answer() {
+            return true;
+        }
         let number = parties.session.unreported();
         number != 0 && self.pipeline.pending_mut().any(|note| note.reports() == number)
     }

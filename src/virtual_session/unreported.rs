@@ -140,6 +140,13 @@ impl VirtualSession {
         self.unreported.is_some()
     }
 
+    /// PostgreSQL was asked, and has not answered.
+    pub fn awaits_answer(&self) -> bool {
+        self.unreported
+            .as_ref()
+            .is_some_and(|unreported| unreported.in_flight > 0)
+    }
+
     /// What PostgreSQL is to be asked now, between two transactions.
     pub fn question(&mut self) -> Option<Question> {
         let under = self.unseen_settings;
@@ -453,7 +460,7 @@ mod tests {
             assert!(session.pins().is_empty() && session.is_bound());
             let question = session.question().unwrap();
             assert_eq!(question.with_defaults, failures == 0);
-            assert!(session.question().is_none() && session.is_in_doubt());
+            assert!(session.question().is_none() && session.is_in_doubt() && session.awaits_answer());
             session.unanswered(question);
         }
         assert!(session.pins().contains(PinReason::Setting) && !session.is_in_doubt());
