@@ -180,11 +180,19 @@ impl VirtualSession {
             // These end with the transaction, however they are set.
             "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => return,
             "seed" => self.pins.insert(PinReason::SetSeed),
-            "search_path" if names_temporary_schema(value) => self.pins.insert(PinReason::TemporaryTable),
+            // Objects that are made without a schema may be temporary ones.
+            "search_path" if names_temporary_schema(value) || is_hidden(value) => {
+                self.pins.insert(PinReason::TemporaryTable);
+            }
             _ => {}
         }
         self.note_name(name, backend);
-        match (scope, self.following(name, value, scope, follows)) {
+        let following = match follows(name) {
+            // Whenever that is, nobody will ask.
+            Following::ByAsking if scope == SettingScope::Later => Following::Tied,
+            following => following,
+        };
+        match (scope, following) {
             // What is reported is known at the end of the transaction.
             (_, Following::ByReports) => self.see_not(Until::Reported),
             // It ends then; but a custom setting leaves its name.
@@ -199,24 +207,6 @@ impl VirtualSession {
                 }
             }
             (_, Following::Tied) => self.tie_setting(name, backend),
-        }
-    }
-
-    fn following(
-        &self,
-        name: &str,
-        value: &SettingValue,
-        scope: SettingScope,
-        follows: &impl Fn(&str) -> Following,
-    ) -> Following {
-        // Objects that are made without a schema may be temporary ones.
-        let is_hidden_path =
-            name == "search_path" && matches!(value, SettingValue::FromBind(_) | SettingValue::Unknown);
-        match follows(name) {
-            Following::ByAsking if scope == SettingScope::Later || (is_hidden_path && scope != SettingScope::Local) => {
-                Following::Tied
-            }
-            following => following,
         }
     }
 
@@ -454,6 +444,11 @@ pub struct Checkpoint {
     pub(super) unseen_until: Until,
     pub(super) rebase: bool,
     pub(super) unreported: Option<Box<Unreported>>,
+}
+
+/// Whether nobody can tell what a setting gets.
+const fn is_hidden(value: &SettingValue) -> bool {
+    matches!(value, SettingValue::FromBind(_) | SettingValue::Unknown)
 }
 
 /// How long settings that the ledger can't see stay in force.

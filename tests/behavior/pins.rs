@@ -33,7 +33,6 @@ const fn case(reason: &'static str, leaves: &'static str, shows: &'static str) -
 
 const IDLE: &str = "SELECT CASE current_setting('idle_session_timeout') WHEN '7h' THEN 'mine' ELSE 'neutral' END";
 const TIMEOUT: &str = "SELECT CASE current_setting('statement_timeout') WHEN '999ms' THEN 'mine' ELSE 'neutral' END";
-const PATH: &str = "SELECT CASE current_setting('search_path') WHEN 'mine' THEN 'mine' ELSE 'neutral' END";
 const WORK_MEM: &str = "SELECT CASE current_setting('work_mem') WHEN '7MB' THEN 'mine' ELSE 'neutral' END";
 /// A custom setting that was ever set reads '' after RESET: only NULL is neutral.
 const TENANT: &str = "SELECT coalesce(nullif(current_setting('app.tenant_id', true), ''), CASE WHEN current_setting('app.tenant_id', true) IS NULL THEN 'neutral' ELSE 'trace' END)";
@@ -97,11 +96,6 @@ async fn trap_54_settings_that_can_not_be_moved() {
                 "setting",
                 "SET statement_timeout = '7ms'; SELECT 1; RESET statement_timeout; SET statement_timeout = '999ms'",
                 TIMEOUT,
-            ),
-            case(
-                "setting",
-                "SET search_path = mine; SELECT set_config('search_path', 'mi' || 'ne', false)",
-                PATH,
             ),
         ],
     )

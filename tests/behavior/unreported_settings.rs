@@ -668,3 +668,27 @@ async fn trap_58_a_client_that_vanishes_behind_its_set_leaves_nothing() {
         assert_eq!(other.value(all).await, neutral, "{set}");
     }
 }
+
+/// A path that the text does not tell may lead to temporary objects: its client keeps the backend until it is known not to
+/// have made any. The path itself follows.
+#[tokio::test]
+async fn trap_66_a_computed_search_path_keeps_its_backend_until_nothing_temporary_is_there() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut other = login(&sidecar, &database).await;
+    for (number, scope) in ["true", "false"].into_iter().enumerate() {
+        let mut client = login(&sidecar, &database).await;
+        client
+            .ask(&format!("SELECT set_config('search_path', 'asi' || 'de', {scope})"))
+            .await;
+        sidecar
+            .wait_metric("pgsidecar_pins_total", &[("reason", "temporary_table")], |count| {
+                count == f64::from(u32::try_from(number + 1).unwrap())
+            })
+            .await;
+        let neutral = "\"$user\", public";
+        assert_eq!(other.value("SHOW search_path").await, neutral);
+        let expected = if scope == "true" { neutral } else { "aside" };
+        assert_eq!(client.value("SHOW search_path").await, expected);
+    }
+}
