@@ -1,14 +1,12 @@
 //! Queries of our own: written whole, their replies read to the last ReadyForQuery. Nothing of a client's is in them.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::Backend;
 use crate::net::Stream;
 use crate::protocol::Violation;
-use crate::virtual_session::parameters::{Settings, prelude};
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus};
 use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, Malformed, Reader, Report, compose};
 
@@ -111,13 +109,11 @@ impl Backend {
 
     /// Takes clients' settings off, so that a query of ours sees what a new session would.
     pub async fn make_neutral(&mut self) -> Result<(), BackendError> {
-        let neutral = Arc::<Settings>::default();
-        if let Some(sql) = prelude(&self.state.applied, &neutral) {
+        if let Some(sql) = self.state.take_settings_off() {
             let outcome = self.query(&String::from_utf8_lossy(&sql)).await?;
             if outcome.error.is_some() {
                 return Err(Violation::Rule("RESET of a setting failed").into());
             }
-            self.state.applied = neutral;
         }
         Ok(())
     }

@@ -509,8 +509,7 @@ impl Session {
             None => {}
         }
         // What it never saw a byte of left nothing on it.
-        let tied =
-            dedicated || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
+        let tied = dedicated || !loss.untouched && (self.ledger.is_bound() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,

@@ -346,7 +346,9 @@ impl Pool {
         let _wanting = self.core.demand.begin();
         loop {
             let client_id = holder.client_id();
-            if let Some(connection) = self.take_parked(client_id, wish).or_else(|| self.take_idle()) {
+            let suited = self.take_parked(client_id, wish).or_else(|| self.take_idle(wish));
+            // One that will not do is at least one that can be replaced.
+            if let Some(connection) = suited.or_else(|| self.take_parked(client_id, Wish::Any)) {
                 return Ok(connection);
             }
             if self.core.is_closed() {
@@ -379,16 +381,25 @@ impl Pool {
         }
     }
 
-    /// An idle backend out of bb8, most recently used first, without beginning a connect.
-    fn take_idle(&self) -> Option<Pooled> {
+    /// An idle backend out of bb8, most recently used first, without beginning a connect. One that will not do only where
+    /// there is no other.
+    fn take_idle(&self, wish: Wish<'_>) -> Option<Pooled> {
+        let mut passed_over = Vec::new();
         loop {
-            let mut connection = {
+            let idle = {
                 let _order = lock(&self.parked);
-                self.take_any_idle()?
+                self.take_any_idle()
             };
-            if connection.is_fit() {
+            let Some(mut connection) = idle else {
+                return passed_over.pop();
+            };
+            if !connection.is_fit() {
+                continue;
+            }
+            if wish.accepts(&connection) {
                 return Some(connection);
             }
+            passed_over.push(connection);
         }
     }
 

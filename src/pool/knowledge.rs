@@ -143,6 +143,8 @@ impl Knowledge {
 
     /// Reads the catalog on a backend that is between transactions.
     pub async fn read_catalog(&self, backend: &mut Backend) -> Result<(), BackendError> {
+        // A client's role or timeout is not ours.
+        backend.make_neutral().await?;
         let outcome = backend.query(&catalog_query()).await?;
         match outcome.error {
             None => {

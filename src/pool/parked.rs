@@ -12,6 +12,16 @@ pub enum Wish<'a> {
     SuitedTo(&'a VirtualSession),
 }
 
+impl Wish<'_> {
+    /// Whether a backend will do at all: it has no trace of a custom setting that the client doesn't have.
+    pub(crate) fn accepts(self, connection: &Pooled) -> bool {
+        match self {
+            Self::Any => true,
+            Self::SuitedTo(ledger) => ledger.accepts(&connection.backend.state),
+        }
+    }
+}
+
 /// Most recently used last. Lending from here costs neither bb8's lock nor a clock.
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
@@ -36,7 +46,7 @@ impl Parked {
     }
 
     /// The one on which the client left values of sequences; else the most recent that agrees with its ledger; else the
-    /// client's own last one; else the most recent.
+    /// client's own last one; else the most recent that its ledger accepts.
     ///
     /// Among equals the most recent, not the client's own: spread over all of them, the same statements cost PostgreSQL
     /// more (decision 0011).
@@ -48,13 +58,12 @@ impl Parked {
             let has_them = |entry: &Entry| ledger.left_values_on(&entry.connection.backend.state);
             ledger.has_drawn().then(|| self.last(has_them)).flatten()
         };
+        let is_accepted = |entry: &Entry| wish.accepts(&entry.connection);
         let chosen = left_values()
             .or_else(|| self.last(|entry| ledger.agrees_with(&entry.connection.backend.state)))
-            .or_else(|| self.last(|entry| entry.client_id == client_id));
-        match chosen {
-            Some(index) => Some(self.entries.remove(index).connection),
-            None => self.entries.pop().map(|entry| entry.connection),
-        }
+            .or_else(|| self.last(|entry| entry.client_id == client_id && is_accepted(entry)))
+            .or_else(|| self.last(is_accepted));
+        chosen.map(|index| self.entries.remove(index).connection)
     }
 
     fn last(&self, suits: impl Fn(&Entry) -> bool) -> Option<usize> {

@@ -1,5 +1,7 @@
 //! The rules for Parse, Bind, Describe and Close: names of the client's stand for statements that backends share.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::simple_query::{deallocated_name, named_statement};
@@ -11,7 +13,7 @@ use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::statements::NamedStatement;
 use crate::virtual_session::{Described, Note, SWITCH_NAME, UnnamedStep, VirtualSession};
-use crate::wire::frontend_message::{BindHead, Named, Parse, Target};
+use crate::wire::frontend_message::{BindHead, Named, Parse, Target, bound_values};
 use crate::wire::{HEADER_LEN, Header, Malformed, Report, SMALL_MESSAGE_LEN_MAX, SqlState, compose};
 
 impl Exchange {
@@ -180,8 +182,12 @@ impl Exchange {
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
+        if let Some(wanted) = self.wants_values(header, &statement.effects, parties) {
+            return Ok(wanted);
+        }
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
         let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        let effects = self.with_values(header, effects);
         let is_first = self.pipeline.is_settled();
         if let Some(stop) = self
             .before_backend(parties, Some(&effects))
@@ -345,6 +351,25 @@ impl Exchange {
         Ok(Next::Done)
     }
 
+    /// The values of a Bind are read only where a setting's name, or its value, is one of them, and as long as they are no
+    /// longer than a text that is read.
+    fn wants_values(&self, header: Header, effects: &Effects, parties: &Parties<'_>) -> Option<Next> {
+        let wants = effects.is_bound_later()
+            && header.body_len <= parties.rules.statement_bytes
+            && self.up.whole_body(header).is_none();
+        wants.then(|| Next::Wants(header.frame_len()))
+    }
+
+    fn with_values<'a>(&self, header: Header, effects: Cow<'a, Effects>) -> Cow<'a, Effects> {
+        if !effects.is_bound_later() {
+            return effects;
+        }
+        match self.up.whole_body(header).map(bound_values) {
+            Some(Ok(values)) => Cow::Owned(effects.into_owned().bound(&values)),
+            _ => effects,
+        }
+    }
+
     /// Bind or Describe of the unnamed statement, which the backend may have to be taught (trap 29).
     pub(super) fn on_unnamed(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
         if let Some(stop) = self.before_backend(parties, None) {
@@ -361,6 +386,12 @@ impl Exchange {
                 .is_some_and(|lease| parties.session.must_teach_unnamed(&lease.state))
         {
             return Next::Held;
+        }
+        if request == Request::Bind
+            && let Some(effects) = parties.session.unnamed_effects()
+            && let Some(wanted) = self.wants_values(header, effects, parties)
+        {
+            return wanted;
         }
         let Some(lease) = self.lease.as_mut() else {
             return Next::NeedsBackend;
@@ -396,32 +427,41 @@ impl Exchange {
         if self.prelude_owed && effects.exits_failed_block {
             return Next::Held;
         }
-        if request == Request::Bind {
-            let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
-            if let Some(stop) = self.before_name().filter(|_| named) {
-                return stop;
-            }
-            if let Some(deallocated) = deallocated_name(&effects) {
-                let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
-                let portal = portal.unwrap_or_default();
-                let replaced = HEADER_LEN + portal.len() + 1;
-                if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
-                    return Next::Done;
-                }
-            }
-            if let (false, Some(lease), Some(sql)) = (
-                effects.pins.is_empty(),
-                self.lease.as_ref(),
-                parties.session.unnamed_sql(),
-            ) {
-                lease.note_statement(sql, parties.session.lexing());
-            }
-            self.materialise_named(&effects, Fate::Swallow, parties);
-            self.apply(&effects, request, parties);
+        if request == Request::Bind
+            && let Some(stop) = self.before_unnamed_bind(header, effects, parties)
+        {
+            return stop;
         }
         self.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
         Next::Done
+    }
+
+    /// What a Bind of the unnamed statement may do is recorded.
+    fn before_unnamed_bind(&mut self, header: Header, effects: Effects, parties: &mut Parties<'_>) -> Option<Next> {
+        let effects = self.with_values(header, Cow::Owned(effects));
+        let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
+        if let Some(stop) = self.before_name().filter(|_| named) {
+            return Some(stop);
+        }
+        if let Some(deallocated) = deallocated_name(&effects) {
+            let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
+            let portal = portal.unwrap_or_default();
+            let replaced = HEADER_LEN + portal.len() + 1;
+            if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                return Some(Next::Done);
+            }
+        }
+        if let (false, Some(lease), Some(sql)) = (
+            effects.pins.is_empty(),
+            self.lease.as_ref(),
+            parties.session.unnamed_sql(),
+        ) {
+            lease.note_statement(sql, parties.session.lexing());
+        }
+        self.materialise_named(&effects, Fate::Swallow, parties);
+        self.apply(&effects, Request::Bind, parties);
+        None
     }
 
     /// A name that is not in the ledger goes to the backend as it is: a pinned one may know it (SQL PREPARE), another

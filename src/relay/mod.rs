@@ -15,6 +15,7 @@ mod telling;
 mod to_backend;
 mod to_client;
 mod turns;
+mod unreported;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -223,7 +224,12 @@ impl Unsure {
         match note {
             Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
-            Note::None | Note::Reports(_) | Note::SequencesForgotten | Note::Bound(_) | Note::Described(_) => None,
+            Note::None
+            | Note::Reports(_)
+            | Note::SequencesForgotten
+            | Note::Bound(_)
+            | Note::Described(_)
+            | Note::Asked(_) => None,
         }
     }
 
@@ -436,15 +442,16 @@ impl Exchange {
         let oldest_failed = self.pipeline.take_oldest_failed();
         let mut notes = self.pipeline.take_dropped();
         let failed = if oldest_failed { notes.pop() } else { None };
-        let mut backend = self.lease.as_mut().map(|lease| &mut lease.state);
-        for note in notes {
+        for mut note in notes {
             self.unsure.end(&note);
-            parties
-                .session
-                .undo(note, backend.as_deref_mut(), self.pipeline.pending_mut());
+            self.on_no_answer(&mut note, parties);
+            let backend = self.lease.as_mut().map(|lease| &mut lease.state);
+            parties.session.undo(note, backend, self.pipeline.pending_mut());
         }
-        if let Some(note) = failed {
+        if let Some(mut note) = failed {
             self.unsure.end(&note);
+            self.on_no_answer(&mut note, parties);
+            let backend = self.lease.as_mut().map(|lease| &mut lease.state);
             parties.session.undo_failed(note, backend, self.pipeline.pending_mut());
         }
     }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::to_backend::Next;
+use super::unreported::following;
 use super::{Exchange, Parties};
-use crate::backend::parameters::is_settable;
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
@@ -44,7 +44,8 @@ impl Exchange {
             self.expect(Request::Query, Fate::Swallow, Note::None);
             self.up.say(|out| compose::query(out, &sql));
         }
-        if quiet {
+        // Behind a question of ours it is the first one all the same.
+        if quiet || self.query_since.is_none() {
             self.request_begins();
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
@@ -82,8 +83,7 @@ impl Exchange {
         self.remember_ledger(parties);
         self.keep_sequences_apart(effects.sequence, request, parties);
         if let Some(lease) = self.lease.as_mut() {
-            let reported = &**parties.neutral;
-            let follows = |name: &str| reported.contains(name) && is_settable(name);
+            let follows = following(lease.is_dedicated(), parties.rules, parties.neutral);
             parties.session.apply(effects, &mut lease.state, follows);
         }
         if parties.session.pins() != pinned {
@@ -172,8 +172,11 @@ impl Exchange {
         wait.then_some(Next::Held)
     }
 
-    /// Settings have changed that a ReadyForQuery on its way will tell.
+    /// Settings have changed that a ReadyForQuery on its way will tell, or PostgreSQL was asked for some.
     pub(super) fn awaits_reports(&mut self, parties: &Parties<'_>) -> bool {
+        if parties.session.awaits_answer() {
+            return true;
+        }
         let number = parties.session.unreported();
         number != 0 && self.pipeline.pending_mut().any(|note| note.reports() == number)
     }

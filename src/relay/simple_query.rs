@@ -179,6 +179,12 @@ impl Exchange {
             let Some(note) = parties.session.hand_over(name) else {
                 continue;
             };
+            // What it does when SQL executes it is in no text.
+            statement
+                .effects
+                .pins
+                .iter()
+                .for_each(|reason| parties.session.pin(reason));
             self.note_pin();
             self.up.say(|out| compose::parse(out, name, &statement.definition));
             self.expect(Request::Parse, fate.clone(), note);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::stale_plan::{ColumnsBehind, is_of_a_stale_plan};
+use super::unreported::following;
 use super::{Exchange, Outcome, Parties};
 use crate::backend::ServerParameters;
 use crate::backend::parameters::is_settable;
@@ -97,7 +98,8 @@ impl Exchange {
                 | BackendTag::CommandComplete
                 | BackendTag::NoticeResponse
         ) || (tag == BackendTag::RowDescription
-            && matches!(self.pipeline.head_note(), Some(Note::Described(_))));
+            && matches!(self.pipeline.head_note(), Some(Note::Described(_))))
+            || (tag == BackendTag::DataRow && self.is_answer_to_us());
         read && header.body_len <= READ_LEN_MAX
     }
 
@@ -116,7 +118,7 @@ impl Exchange {
                     return Ok(());
                 }
                 let body = self.down.whole_body(header).unwrap_or_default();
-                self.undone = true;
+                self.undone |= !self.is_answer_to_us();
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
@@ -124,6 +126,7 @@ impl Exchange {
                 }
             }
             BackendTag::CommandComplete => self.on_command_tag(header, parties),
+            BackendTag::DataRow if self.is_answer_to_us() => self.on_answer(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
             BackendTag::NoticeResponse => self.parting_warning = parting_warning(body).or(self.parting_warning.take()),
             _ => {}
@@ -154,7 +157,15 @@ impl Exchange {
         self.on_verdict(header, verdict, parties)
     }
 
-    fn on_verdict(&mut self, header: Header, verdict: Verdict<Note>, parties: &mut Parties<'_>) -> Result<(), Outcome> {
+    fn on_verdict(
+        &mut self,
+        header: Header,
+        mut verdict: Verdict<Note>,
+        parties: &mut Parties<'_>,
+    ) -> Result<(), Outcome> {
+        if let Some((_, note)) = &mut verdict.completed {
+            self.on_no_answer(note, parties);
+        }
         if let Some(status) = verdict.ready {
             let ours = verdict.action == Action::Swallow;
             if let Some((_, note)) = &verdict.completed {
@@ -320,7 +331,8 @@ impl Exchange {
         match tag {
             Some(b"DISCARD ALL") => {
                 (self.reset_ran, self.undone) = (true, false);
-                parties.session.discarded_all(&mut lease.state);
+                let follows = following(lease.is_dedicated(), parties.rules, parties.neutral);
+                parties.session.discarded_all(&mut lease.state, follows);
             }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
             Some(b"ROLLBACK") => self.undone = true,
@@ -338,7 +350,9 @@ impl Exchange {
         let Ok(status) = ParameterStatus::parse(body) else {
             return Err(self.broken_backend(&Violation::Rule("a ParameterStatus that can't be read")));
         };
-        let mut is_news = !self.prelude_owed;
+        // Older servers report at once that a question of ours has left the client's role, and that it is back.
+        let is_ours = self.is_answer_to_us() && matches!(status.name, b"is_superuser" | b"session_authorization");
+        let mut is_news = !self.prelude_owed && !is_ours;
         let mut is_beyond_us = false;
         if let Some(lease) = self.lease.as_mut() {
             lease.learn_parameter(&status);

@@ -55,6 +55,7 @@ impl Exchange {
             };
             if !down_waits
                 && self.all_is_answered()
+                && !self.ask_of_settings(parties)
                 && let Some(outcome) = self.resting_place(parties)
             {
                 return Poll::Ready(outcome);
@@ -64,6 +65,10 @@ impl Exchange {
                 Step::Waiting => true,
                 Step::Moved => false,
             };
+            if self.ask_of_settings(parties) {
+                down = Step::Moved;
+                continue;
+            }
             if let Some(outcome) = self.resting_place(parties) {
                 return Poll::Ready(outcome);
             }
@@ -107,6 +112,9 @@ impl Exchange {
             return None;
         }
         let held = parties.rules.mode == PoolMode::Session || !parties.session.pins().is_empty();
+        if !held && parties.session.is_in_doubt() {
+            return None;
+        }
         if !held {
             return Some(Outcome::Settled);
         }

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use super::parameters::Settings;
+use super::parameters::{self, Settings};
 use super::statements::BackendStatements;
 use super::unnamed::UnnamedId;
+
+/// Custom settings that one backend may have traces of.
+const PLACEHOLDERS_MAX: usize = 1000;
 
 /// What one backend holds of clients' sessions.
 #[derive(Debug, Default)]
@@ -17,6 +20,8 @@ pub struct BackendState {
     pub(super) drawn: Drawn,
     /// `applied` may not be what is in force: a RESET was sent whose transaction may not have committed.
     pub(super) doubted: bool,
+    /// `applied` may lack what a client has set, until PostgreSQL has told what became of it.
+    pub(super) unsure: bool,
     /// Whose unnamed statement it holds, if anyone's.
     pub(super) unnamed: Option<UnnamedId>,
     /// Custom settings (`app.tenant`) that a prelude has ever applied. RESET and DISCARD ALL leave `''` of them where a
@@ -59,11 +64,33 @@ impl BackendState {
     }
 
     pub(super) fn note_placeholders(&mut self, settings: &Settings) {
-        for (name, _) in settings.entries().iter().filter(|(name, _)| name.contains('.')) {
-            if !self.placeholders.iter().any(|known| known.eq_ignore_ascii_case(name)) {
-                self.placeholders.push(name.clone());
-            }
+        for (name, _) in settings.entries() {
+            self.note_placeholder(name);
         }
+    }
+
+    /// A statement names this setting: if it is a custom one, its trace stays. False: there are too many to keep, and the
+    /// backend must be closed.
+    pub(super) fn note_placeholder(&mut self, name: &str) -> bool {
+        if !name.contains('.') || self.placeholders.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            return true;
+        }
+        let has_room = self.placeholders.len() < PLACEHOLDERS_MAX;
+        if has_room {
+            self.placeholders.push(name.into());
+        }
+        has_room
+    }
+
+    /// The SQL that takes clients' settings off, so that statements of ours see what a new session would; they are then
+    /// taken to be off. `None` when there are none.
+    pub fn take_settings_off(&mut self) -> Option<Vec<u8>> {
+        let sql = match std::mem::take(&mut self.doubted) | std::mem::take(&mut self.unsure) {
+            true => Some(parameters::prelude_from_doubt(&Settings::default())),
+            false => parameters::prelude(&self.applied, &Settings::default()),
+        };
+        self.applied = Arc::default();
+        sql
     }
 }
 

@@ -32,6 +32,7 @@ mod statement_scan;
 pub mod statements;
 pub mod suspects;
 mod unnamed;
+mod unreported;
 mod word_table;
 
 use std::sync::{Arc, Weak};
@@ -43,6 +44,7 @@ pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
 pub use settings_ledger::{Checkpoint, lexing_of};
 pub use unnamed::{Unnamed, UnnamedStep};
+pub use unreported::{Following, Question, is_portable};
 
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
@@ -50,6 +52,7 @@ use pins::{PinReason, PinSet};
 use sql_lexer::Lexing;
 use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
 use statements::{ClientStatements, SharedStatements, Statement};
+use unreported::Unreported;
 
 /// The name of statements of ours that are used once, behind their Parse.
 pub const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
@@ -99,7 +102,9 @@ pub struct VirtualSession {
     /// What changes settings is under way, so that PostgreSQL may report something with its reply.
     reports_due: bool,
     /// Statements that were parsed under unseen settings which PostgreSQL will report, with the number of these.
-    unresolved: Vec<(u64, Weak<Statement>)>,
+    unresolved: Vec<(u64, Until, Weak<Statement>)>,
+    /// Settings that PostgreSQL must be asked for; nearly always none.
+    unreported: Option<Box<Unreported>>,
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
@@ -147,6 +152,7 @@ impl VirtualSession {
             settings_touched: false,
             reports_due: false,
             unresolved: Vec::new(),
+            unreported: None,
             rebase: false,
             set_to_default: false,
             before_reset: None,
@@ -183,19 +189,25 @@ impl VirtualSession {
         self.pins
     }
 
+    /// Whether something of the session is only on its backend, or may be: without that it can't go on.
+    pub const fn is_bound(&self) -> bool {
+        !self.pins.is_empty() || self.is_in_doubt()
+    }
+
     /// Ties the backend to the client for a reason that no statement shows.
     pub fn pin(&mut self, reason: PinReason) {
         self.pins.insert(reason);
     }
 
-    /// A statement of these effects is about to run. `follows` tells which settings are reported and so follow.
-    pub fn apply(&mut self, effects: &Effects, backend: &mut BackendState, follows: impl Fn(&str) -> bool) {
+    /// A statement of these effects is about to run. `follows` tells how each setting follows the client.
+    pub fn apply(&mut self, effects: &Effects, backend: &mut BackendState, follows: impl Fn(&str) -> Following) {
         if effects.is_none() {
             return;
         }
         // Each SET is a step, which tells whether it follows its client or ties it.
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
+        pins.remove(PinReason::CustomSetting);
         let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
         if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
             self.see_not(Until::Reported);
@@ -288,8 +300,8 @@ mod tests {
             one.serial = serial;
             two.serial = 0;
             let known = client(3).prepare(b"s", definition, || Effects::NONE);
-            one.apply(&set_local(), &mut backend, |_| true);
-            two.apply(&set_local(), &mut backend, |_| true);
+            one.apply(&set_local(), &mut backend, |_| Following::ByReports);
+            two.apply(&set_local(), &mut backend, |_| Following::ByReports);
             let unseen = one.prepare(b"s", definition, || Effects::NONE);
             assert_ne!(unseen.id, known.id);
             assert_ne!(unseen.id, two.prepare(b"s", definition, || Effects::NONE).id);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::statements::{NamedStatement, Statement};
 use super::unnamed::{Unnamed, doubt_unnamed};
-use super::{BackendState, VirtualSession};
+use super::{BackendState, Question, VirtualSession};
 
 /// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub enum Note {
     ChangedUnnamed(ChangedUnnamed),
     /// A Sync: before its reply PostgreSQL reports what the settings of this number come to.
     Reports(u64),
+    /// PostgreSQL is asked for settings that it does not report; the question is with the message that is answered.
+    Asked(Option<Box<Question>>),
 }
 
 /// What a change of the unnamed statement must be undone to. Each knows the one before it, so that any of several that
@@ -104,7 +106,8 @@ impl VirtualSession {
         pending: impl Iterator<Item = &'a mut Note>,
     ) {
         match note {
-            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) => {}
+            // A question is taken out before.
+            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Asked(_) => {}
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {

@@ -110,8 +110,18 @@ impl Settings {
                     .all(|((name, value), (other, same))| compare(name, other).is_eq() && value == same))
     }
 
+    /// Whether a statement that is parsed under the one may be used under the other: who parses it is looked at again
+    /// when it is used.
+    pub fn folds_like(&self, other: &Self) -> bool {
+        self.folded_by_parsing().eq(other.folded_by_parsing())
+    }
+
     fn read_by_parsing(&self) -> impl Iterator<Item = &Setting> {
         self.entries.iter().filter(|(name, _)| !is_harmless(name))
+    }
+
+    fn folded_by_parsing(&self) -> impl Iterator<Item = &Setting> {
+        self.read_by_parsing().filter(|(name, _)| !is_identity(name))
     }
 
     /// Bytes of all names and values.
@@ -171,46 +181,56 @@ impl SettingsInterner {
 /// The SQL that brings a backend from `applied` to `wanted`: one transaction, so that a failure in it leaves the status
 /// failed and the client's message gets 25P02 instead of running under another role or tenant. `None` when they agree.
 pub fn prelude(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
-    let mut stale: Vec<_> = applied
-        .entries
-        .iter()
-        .filter(|(name, _)| wanted.value(name).is_none())
-        .collect();
-    // Who one is comes back first and goes last: under another role a setting might not be allowed.
-    stale.sort_by_key(|(name, _)| !is_identity(name));
-    let mut sql = String::new();
-    for (name, _) in stale {
-        sql.push_str("RESET ");
-        push_name(&mut sql, name);
-        sql.push(';');
+    let stale = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none());
+    let is_changed = |(name, value): &&Setting| applied.value(name) != Some(value);
+    let changed = wanted.entries.iter().filter(is_changed);
+    if stale.clone().next().is_none() && changed.clone().next().is_none() {
+        return None;
     }
-    let mut changed: Vec<_> = wanted
-        .entries
-        .iter()
-        .filter(|(name, value)| applied.value(name) != Some(value))
-        .collect();
-    changed.sort_by_key(|(name, _)| is_identity(name));
-    push_set_config(
-        &mut sql,
-        changed
-            .into_iter()
-            .map(|(name, value)| (name.as_ref(), Some(value.as_ref()))),
-    );
-    (!sql.is_empty()).then(|| format!("BEGIN;{};COMMIT", sql.trim_end_matches(';')).into_bytes())
+    let mut sql = BEGIN.to_owned();
+    // Who one is comes back first and goes last: under another role a setting might not be allowed.
+    for name in IDENTITY.iter().filter(|name| applied.value(name).is_some()) {
+        push_reset(&mut sql, name);
+    }
+    for (name, _) in stale.filter(|(name, _)| !is_identity(name)) {
+        push_reset(&mut sql, name);
+    }
+    let others = changed.filter(|(name, _)| !is_identity(name));
+    push_set_config(&mut sql, in_order(others, wanted));
+    sql.push_str(if sql.ends_with(';') { "COMMIT" } else { ";COMMIT" });
+    Some(sql.into_bytes())
+}
+
+/// What begins a transaction of ours, whatever a client made the default: it must not wait for a safe snapshot.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED, NOT DEFERRABLE;";
+
+/// The settings that say who one is, in the order in which they are made: another session's user has no role yet.
+const IDENTITY: [&str; 2] = ["session_authorization", "role"];
+
+/// These settings, and behind them who is wanted.
+fn in_order<'a>(
+    others: impl Iterator<Item = &'a Setting>,
+    wanted: &'a Settings,
+) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+    let identity = IDENTITY.iter().filter_map(|name| wanted.entry(name));
+    others
+        .chain(identity)
+        .map(|(name, value)| (name.as_ref(), Some(value.as_ref())))
+}
+
+fn push_reset(sql: &mut String, name: &str) {
+    sql.push_str("RESET ");
+    push_name(sql, name);
+    sql.push(';');
 }
 
 /// The SQL that brings a backend to `wanted` from nobody knows where (of settings that RESET takes back).
 pub fn prelude_from_doubt(wanted: &Settings) -> Vec<u8> {
-    let mut sql = "BEGIN;RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;".to_owned();
-    let mut entries: Vec<_> = wanted.entries.iter().collect();
-    entries.sort_by_key(|(name, _)| is_identity(name));
-    push_set_config(
-        &mut sql,
-        entries
-            .into_iter()
-            .map(|(name, value)| (name.as_ref(), Some(value.as_ref()))),
-    );
-    format!("{};COMMIT", sql.trim_end_matches(';')).into_bytes()
+    let mut sql = format!("{BEGIN}RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;");
+    let others = wanted.entries.iter().filter(|(name, _)| !is_identity(name));
+    push_set_config(&mut sql, in_order(others, wanted));
+    sql.push_str(if sql.ends_with(';') { "COMMIT" } else { ";COMMIT" });
+    sql.into_bytes()
 }
 
 /// One statement that brings a backend from `applied` to `wanted` inside whatever transaction it is in.
@@ -230,9 +250,9 @@ pub fn restore(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
 
 /// One statement that changes what parsing reads of `from` to what it reads of `to`, whatever transaction it is in.
 pub fn switch(from: &Settings, to: &Settings) -> Vec<u8> {
-    let gone = from.read_by_parsing().filter(|(name, _)| to.value(name).is_none());
+    let gone = from.folded_by_parsing().filter(|(name, _)| to.value(name).is_none());
     let new = to
-        .read_by_parsing()
+        .folded_by_parsing()
         .filter(|(name, value)| from.value(name) != Some(value));
     let mut sql = String::new();
     push_set_config(
@@ -259,8 +279,9 @@ fn push_set_config<'a>(sql: &mut String, changes: impl Iterator<Item = (&'a str,
     }
 }
 
-fn is_identity(name: &str) -> bool {
-    name.eq_ignore_ascii_case("role") || name.eq_ignore_ascii_case("session_authorization")
+/// Whether a setting says who one is.
+pub(super) fn is_identity(name: &str) -> bool {
+    IDENTITY.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
 /// A setting's name as SQL: each part of `a.b` quoted.
@@ -334,9 +355,31 @@ mod tests {
             &settings(&[("lock_timeout", "1s")]),
             &settings(&[("search_path", "\"a b\", c'd"), ("app.x", "q\\")]),
         );
-        let expected = "BEGIN;RESET \"lock_timeout\";SELECT pg_catalog.set_config('app.x', E'q\\\\',false), \
+        let expected = "BEGIN ISOLATION LEVEL READ COMMITTED, NOT DEFERRABLE;RESET \"lock_timeout\";SELECT pg_catalog.set_config('app.x', E'q\\\\',false), \
                         pg_catalog.set_config('search_path','\"a b\", c''d',false);COMMIT";
         assert_eq!(String::from_utf8(sql.unwrap()).unwrap(), expected);
+    }
+
+    /// A role is left before anything else is set, and taken last; who the session belongs to comes before its role.
+    #[test]
+    fn trap_54_who_one_is_comes_back_first_and_goes_last() {
+        let identity = [("role", "team"), ("session_authorization", "app")];
+        let applied = settings(&[&identity[..], &[("work_mem", "1MB")]].concat());
+        let wanted = settings(&[&identity[..], &[("jit", "off")]].concat());
+        let sql = String::from_utf8(prelude(&applied, &wanted).unwrap()).unwrap();
+        let expected = format!(
+            "{BEGIN}RESET \"session_authorization\";RESET \"role\";RESET \"work_mem\";\
+             SELECT pg_catalog.set_config('jit','off',false), \
+             pg_catalog.set_config('session_authorization','app',false), \
+             pg_catalog.set_config('role','team',false);COMMIT"
+        );
+        assert_eq!(sql, expected);
+        let sql = String::from_utf8(prelude(&applied, &Settings::default()).unwrap()).unwrap();
+        assert!(sql.ends_with("RESET \"role\";RESET \"work_mem\";COMMIT"), "{sql}");
+        // Statements are shared by role, and not parsed under another's.
+        let plain = settings(&[]);
+        let team = settings(&identity[..1]);
+        assert!(!plain.parses_like(&team) && plain.folds_like(&team));
     }
 
     #[test]

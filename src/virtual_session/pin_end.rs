@@ -25,7 +25,7 @@ impl PinProof {
     fn new(own_statements: &str) -> Self {
         Self {
             sql: format!(
-                "BEGIN READ ONLY; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL ROLE NONE; \
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL ROLE NONE; \
                  SET LOCAL search_path = pg_catalog; \
                  SELECT label FROM (VALUES \
                  ('{prepare}', EXISTS (SELECT FROM pg_catalog.pg_prepared_statements \
@@ -63,7 +63,7 @@ impl VirtualSession {
     /// Whether every pin can end while the client stays: asked before any question is.
     pub fn can_be_freed(&self) -> bool {
         let ends = |reason| PROVABLE.contains(&reason) || reason == PinReason::Sequence;
-        !self.pins.is_empty() && self.pins.iter().all(ends) && !self.creates_temporary_objects()
+        !self.pins.is_empty() && self.pins.iter().all(ends) && !self.is_in_doubt() && !self.creates_temporary_objects()
     }
 
     /// What to ask the backend; `None` where the pins that are left need no question.

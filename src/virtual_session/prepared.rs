@@ -9,7 +9,7 @@ use super::result_shape::ResultShape;
 use super::settings_ledger::Until;
 use super::statement_effects::Effects;
 use super::statements::{NamedStatement, ParseKey, Statement};
-use super::{BackendState, Described, Note, SWITCH_NAME, VirtualSession};
+use super::{BackendState, Described, Following, Note, SWITCH_NAME, VirtualSession};
 
 impl VirtualSession {
     pub(super) fn parse_key(&self) -> ParseKey {
@@ -106,9 +106,9 @@ impl VirtualSession {
     /// Gives a free name to a definition. Returns the shared statement.
     pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
-        let unresolved = self.unresolved_number();
-        if unresolved != 0 {
-            self.unresolved.push((unresolved, Arc::downgrade(&statement)));
+        if self.unseen_settings != 0 && matches!(self.unseen_until, Until::Reported | Until::Asked) {
+            let (number, until) = (self.unseen_settings, self.unseen_until);
+            self.unresolved.push((number, until, Arc::downgrade(&statement)));
         }
         self.statements.insert(name, statement.clone());
         statement
@@ -167,12 +167,18 @@ impl VirtualSession {
     }
 
     /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.
-    pub fn discarded_all(&mut self, backend: &mut BackendState) {
+    pub fn discarded_all(&mut self, backend: &mut BackendState, follows: impl Fn(&str) -> Following) {
         self.deallocated_all(backend);
-        self.reset_all(backend);
+        self.forget_settings(backend, follows);
         self.before_reset = None;
         backend.doubted = false;
-        self.unseen_settings = 0;
+        match self.is_in_doubt() {
+            true => self.unseen_until = Until::Asked,
+            false => {
+                backend.unsure = false;
+                self.unseen_settings = 0;
+            }
+        }
         self.pins = self
             .pins
             .iter()
@@ -219,7 +225,7 @@ pub struct Switch {
 
 impl Switch {
     pub(super) fn between(now: &Settings, then: &Settings) -> Option<Self> {
-        (!then.parses_like(now)).then(|| Self {
+        (!then.folds_like(now)).then(|| Self {
             before: parameters::switch(now, then),
             after: parameters::switch(then, now),
         })

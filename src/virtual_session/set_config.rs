@@ -53,6 +53,11 @@ pub(super) fn on_call(scan: &mut Scan<'_>, chain: NameChain) -> Result<(), Unrea
         Argument::Parameter(number) => SettingScope::FromBind(number),
         Argument::Text(_) | Argument::Computed => SettingScope::Unknown,
     };
+    let scope = match scan.statement.execution {
+        Execution::Now => scope,
+        Execution::Later | Execution::Definition if scope.may_last() => SettingScope::Later,
+        Execution::Later | Execution::Definition => scope,
+    };
     note(scan, name, value, scope);
     if !in_plain_list {
         scan.statement.has_clause = true;
@@ -91,7 +96,7 @@ pub(super) fn make_uncertain(steps: &mut [Step]) {
     }
 }
 
-fn names_temporary_schema(value: &SettingValue) -> bool {
+pub(super) fn names_temporary_schema(value: &SettingValue) -> bool {
     match value {
         SettingValue::Source(bytes) | SettingValue::Text(bytes) => {
             bytes.windows(7).any(|window| window.eq_ignore_ascii_case(b"pg_temp"))

@@ -54,6 +54,8 @@ pub enum SettingScope {
     Session,
     /// To the end of the transaction.
     Local,
+    /// A prepared statement or a cursor gives the value, whenever it is run.
+    Later,
     /// set_config's third argument is the value of a parameter ($1 is 1).
     FromBind(u16),
     /// Computed by the statement.
@@ -79,6 +81,43 @@ impl SettingChange {
             } => Some(name),
             _ => None,
         }
+    }
+
+    /// Whether a parameter's value decides which setting it is, or what becomes of it.
+    pub const fn is_bound_later(&self) -> bool {
+        matches!(
+            self,
+            Self::Set {
+                name: SettingName::FromBind(_),
+                ..
+            } | Self::Set {
+                value: SettingValue::FromBind(_),
+                ..
+            }
+        )
+    }
+
+    /// The same with these values of the statement's parameters.
+    #[must_use]
+    pub fn bound(&self, values: &[Option<&[u8]>]) -> Self {
+        let Self::Set { name, value, scope } = self else {
+            return self.clone();
+        };
+        let of = |number: u16| values.get(usize::from(number).checked_sub(1)?).copied().flatten();
+        let name = match name {
+            SettingName::FromBind(number) => of(*number).map_or(SettingName::Unknown, |name| {
+                SettingName::Known(name.to_ascii_lowercase().into())
+            }),
+            name => name.clone(),
+        };
+        let value = match value {
+            SettingValue::FromBind(number) => {
+                of(*number).map_or(SettingValue::Default, |text| SettingValue::Text(text.into()))
+            }
+            value => value.clone(),
+        };
+        let scope = *scope;
+        Self::Set { name, value, scope }
     }
 
     /// The statement that makes this change at session level on another backend, whatever that backend's

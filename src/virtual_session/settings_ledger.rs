@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::parameters::{self, Settings};
 use super::pins::{PinReason, PinSet};
-use super::setting_change::{SettingChange, SettingName, SettingScope};
+use super::set_config::names_temporary_schema;
+use super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
 use super::sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use super::statement_effects::{Action, Effects};
+use super::unreported::{Following, Unreported, canonical};
 use super::{BackendState, VirtualSession};
 
 impl VirtualSession {
@@ -18,6 +20,7 @@ impl VirtualSession {
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
             rebase: self.rebase,
+            unreported: self.unreported.clone(),
         }
     }
 
@@ -29,6 +32,7 @@ impl VirtualSession {
             unseen_settings,
             unseen_until,
             rebase,
+            unreported,
         } = checkpoint;
         self.wanted = wanted;
         self.relex();
@@ -36,6 +40,7 @@ impl VirtualSession {
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
         self.rebase = rebase;
+        self.unreported = unreported;
     }
 
     /// The settings that follow the client.
@@ -57,21 +62,28 @@ impl VirtualSession {
         // Equal settings are one allocation, but for those of a backend that nobody has used yet.
         let is_same = Arc::ptr_eq(&backend.applied, &self.wanted)
             || (backend.applied.entries().is_empty() && self.wanted.entries().is_empty());
-        is_same && !backend.doubted && !backend.keeps_values_for_another(self.client) && self.accepts(backend)
+        is_same
+            && !(backend.doubted || backend.unsure)
+            && !backend.keeps_values_for_another(self.client)
+            && self.accepts(backend)
     }
 
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
     pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        if Arc::ptr_eq(&backend.applied, &self.wanted) && !backend.doubted {
+        // What a client that keeps its backend has there, the ledger need not know.
+        let doubted = backend.doubted || (backend.unsure && self.pins.is_empty());
+        if Arc::ptr_eq(&backend.applied, &self.wanted) && !doubted {
             return None;
         }
-        let sql = match std::mem::take(&mut backend.doubted) {
+        let sql = match doubted {
             true if self.pins.is_empty() => Some(parameters::prelude_from_doubt(&self.wanted)),
             // The client held the backend when it was put in doubt, by a RESET of its own. What else is in force is its
             // own too, the role above all, and could not be said again.
             true => parameters::prelude(&Settings::default(), &self.wanted),
             false => parameters::prelude(&backend.applied, &self.wanted),
         };
+        backend.doubted = false;
+        backend.unsure &= !self.pins.is_empty();
         backend.applied = self.wanted.clone();
         backend.note_placeholders(&self.wanted);
         if sql.is_some() {
@@ -129,57 +141,115 @@ impl VirtualSession {
         &mut self,
         change: &SettingChange,
         backend: &mut BackendState,
-        follows: &impl Fn(&str) -> bool,
+        follows: &impl Fn(&str) -> Following,
     ) {
         if let Some(name) = change.taken_back() {
             self.set_to_default |= !matches!(change, SettingChange::Reset(_));
             return self.reset_setting(name, backend, follows);
         }
         match change {
-            // What is local, or reported and so known, ends or is known at the end of the transaction.
-            SettingChange::Set {
-                name,
-                scope: SettingScope::Local,
-                ..
-            } => {
-                let known = matches!(name, SettingName::Known(name) if follows(&String::from_utf8_lossy(name)));
-                self.see_not(if known { Until::Reported } else { Until::Ready });
-            }
             SettingChange::Set {
                 name: SettingName::Known(name),
-                ..
-            } => {
-                let name = String::from_utf8_lossy(name);
-                if follows(&name) {
-                    return self.see_not(Until::Reported);
-                }
-                self.pins.insert(if name.contains('.') {
-                    PinReason::CustomSetting
-                } else {
-                    PinReason::Setting
-                });
-                self.forget_setting(&name, backend);
-                self.see_not(Until::Discard);
-            }
+                value,
+                scope,
+            } => self.set(
+                canonical(&String::from_utf8_lossy(name)),
+                value,
+                *scope,
+                backend,
+                follows,
+            ),
+            // It may be a custom one, whose name stays.
             SettingChange::Set { .. } => {
                 self.pins.insert(PinReason::CustomSetting);
                 self.see_not(Until::Discard);
             }
             SettingChange::Reset(_) => {}
-            SettingChange::ResetAll => self.reset_all(backend),
+            SettingChange::ResetAll => self.reset_all(backend, follows),
         }
     }
 
-    pub(super) fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> bool) {
-        self.doubt_settings(backend);
+    fn set(
+        &mut self,
+        name: &str,
+        value: &SettingValue,
+        scope: SettingScope,
+        backend: &mut BackendState,
+        follows: &impl Fn(&str) -> Following,
+    ) {
+        // A value that was bound is known only now.
+        match name {
+            // These end with the transaction, however they are set.
+            "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => return,
+            "seed" => self.pins.insert(PinReason::SetSeed),
+            // Objects that are made without a schema may be temporary ones.
+            "search_path" if names_temporary_schema(value) || is_hidden(value) => {
+                self.pins.insert(PinReason::TemporaryTable);
+            }
+            _ => {}
+        }
+        self.note_name(name, backend);
+        let following = match follows(name) {
+            // Whenever that is, nobody will ask.
+            Following::ByAsking if scope == SettingScope::Later => Following::Tied,
+            following => following,
+        };
+        match (scope, following) {
+            // What is reported is known at the end of the transaction.
+            (_, Following::ByReports) => self.see_not(Until::Reported),
+            // It ends then; but a custom setting leaves its name.
+            (SettingScope::Local, Following::ByAsking) if name.contains('.') && self.wanted.value(name).is_none() => {
+                self.doubt(name, false, backend);
+            }
+            (SettingScope::Local, _) => self.see_not(Until::Ready),
+            (_, Following::ByAsking) => {
+                self.doubt(name, false, backend);
+                if name == "session_authorization" {
+                    self.doubt("role", false, backend);
+                }
+            }
+            (_, Following::Tied) => self.tie_setting(name, backend),
+        }
+    }
+
+    fn tie_setting(&mut self, name: &str, backend: &mut BackendState) {
+        self.pins.insert(match name.contains('.') {
+            true => PinReason::CustomSetting,
+            false => PinReason::Setting,
+        });
+        self.forget_setting(name, backend);
+        self.see_not(Until::Discard);
+    }
+
+    fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
         let name = String::from_utf8_lossy(name);
-        let known = follows(&name);
-        if let Some((name, baseline)) = self.baseline.entry(&name).cloned() {
+        let name = canonical(&name);
+        let following = follows(name);
+        let baseline = self.baseline.entry(name).cloned();
+        if following != Following::ByAsking || baseline.is_some() {
+            self.doubt_settings(backend);
+        }
+        if let Some((name, baseline)) = baseline {
             self.forget_setting(&name, backend);
             self.want(self.wanted.with(&name, Some(&baseline)));
             self.rebase = true;
         }
-        self.see_not(if known { Until::Reported } else { Until::Ready });
+        match following {
+            Following::ByReports => self.see_not(Until::Reported),
+            Following::ByAsking => {
+                self.doubt(name, true, backend);
+                if name == "session_authorization" {
+                    self.doubt("role", true, backend);
+                }
+            }
+            // A custom setting that the session never had leaves its placeholder.
+            Following::Tied if name.contains('.') => {
+                self.pins.insert(PinReason::CustomSetting);
+                self.note_name(name, backend);
+                self.see_not(Until::Discard);
+            }
+            Following::Tied => self.see_not(Until::Ready),
+        }
     }
 
     /// A SET was completed: whether it may have been one to a default, which is a RESET by another name.
@@ -207,14 +277,39 @@ impl VirtualSession {
         }
     }
 
-    pub(super) fn reset_all(&mut self, backend: &mut BackendState) {
+    fn reset_all(&mut self, backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
         self.doubt_settings(backend);
         self.rebase = !self.baseline.entries().is_empty();
-        // What is not of the baseline is reported when it changes.
+        let asked = |name: &&str| !parameters::is_identity(name) && follows(name) == Following::ByAsking;
+        let wanted = Arc::clone(&self.wanted);
+        let names = wanted.entries().iter().map(|(name, _)| &**name).filter(asked);
+        // What is not of the baseline is reported when it changes, or asked for.
         let entries = self.wanted.entries().iter().chain(self.baseline.entries()).cloned();
         self.want(Settings::new(entries));
+        backend.applied = self
+            .shared
+            .settings
+            .intern(backend.applied.only(parameters::is_identity));
+        self.see_not(Until::Reported);
+        self.doubt_all(names.map(Box::from), backend);
+    }
+
+    /// DISCARD ALL ran: what the client started with is what is left, and what PostgreSQL will report. The names of custom
+    /// settings stay, without their values.
+    pub(super) fn forget_settings(&mut self, backend: &mut BackendState, follows: impl Fn(&str) -> Following) {
+        self.rebase = !self.baseline.entries().is_empty();
+        let left = self.wanted.entries().iter().filter_map(|(name, value)| {
+            let value = match name.contains('.') {
+                true => Box::from(""),
+                false => value.clone(),
+            };
+            (name.contains('.') || follows(name) == Following::ByReports).then(|| (name.clone(), value))
+        });
+        let settings = Settings::new(left.chain(self.baseline.entries().iter().cloned()));
+        self.want(settings);
         backend.applied = Arc::default();
         self.see_not(Until::Reported);
+        self.doubt_all(std::iter::empty(), backend);
     }
 
     /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.
@@ -295,7 +390,10 @@ impl VirtualSession {
             return;
         }
         // Numbers only grow.
-        for (under, statement) in self.unresolved.extract_if(.., |(under, _)| *under <= number) {
+        for (under, _, statement) in self
+            .unresolved
+            .extract_if(.., |(under, until, _)| *until == Until::Reported && *under <= number)
+        {
             if let Some(statement) = statement.upgrade().filter(|_| under == number) {
                 statement.resolve(self.wanted.clone());
             }
@@ -315,7 +413,7 @@ impl VirtualSession {
     pub fn all_reported(&mut self) {
         self.reported_up_to(self.unseen_settings);
         self.reports_due = false;
-        self.unresolved.clear();
+        self.unresolved.retain(|(_, until, _)| *until == Until::Asked);
     }
 
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction
@@ -347,6 +445,12 @@ pub struct Checkpoint {
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
     pub(super) rebase: bool,
+    pub(super) unreported: Option<Box<Unreported>>,
+}
+
+/// Whether nobody can tell what a setting gets.
+const fn is_hidden(value: &SettingValue) -> bool {
+    matches!(value, SettingValue::FromBind(_) | SettingValue::Unknown)
 }
 
 /// How long settings that the ledger can't see stay in force.
@@ -356,6 +460,8 @@ pub(super) enum Until {
     Reported,
     /// The transaction's end.
     Ready,
+    /// PostgreSQL is asked for them, behind the transaction's end.
+    Asked,
     /// DISCARD ALL, or the client's end.
     Discard,
 }

@@ -123,6 +123,22 @@ impl Effects {
         self.ends_transaction && !only_rolls_back
     }
 
+    /// Whether the values of parameters decide which settings it changes.
+    pub fn is_bound_later(&self) -> bool {
+        self.settings().any(SettingChange::is_bound_later)
+    }
+
+    /// The same with these values of the statement's parameters.
+    #[must_use]
+    pub fn bound(mut self, values: &[Option<&[u8]>]) -> Self {
+        for step in &mut self.steps {
+            if let Action::Setting(change) = &mut step.action {
+                *change = change.bound(values);
+            }
+        }
+        self
+    }
+
     /// The changes of settings, in order.
     pub fn settings(&self) -> impl Iterator<Item = &SettingChange> {
         self.steps.iter().filter_map(|step| match &step.action {

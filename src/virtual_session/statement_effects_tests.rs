@@ -51,6 +51,7 @@ fn setting(change: &SettingChange) -> String {
         SettingScope::Local => "local".into(),
         SettingScope::FromBind(number) => format!("${number}"),
         SettingScope::Unknown => "?".into(),
+        SettingScope::Later => "later".into(),
     };
     format!("set {scope} {name}={value}")
 }
@@ -497,15 +498,15 @@ fn trap_57_set_config_is_found_wherever_it_stands() {
         ),
         (
             "explain analyze select set_config('x', 'y', false)",
-            "pin setting | set session x=?",
+            "pin setting | set later x=?",
         ),
         (
             "prepare p as select set_config('x', 'y', false)",
-            "pin setting,prepare | prepare p | set session x=?",
+            "pin setting,prepare | prepare p | set later x=?",
         ),
         (
             "declare c cursor for select set_config('x', 'y', false)",
-            "pin setting | set session x=?",
+            "pin setting | set later x=?",
         ),
         (
             "create table t as select set_config('x', 'y', false)",

@@ -77,6 +77,11 @@ impl VirtualSession {
         self.unnamed.as_ref()?.definition.split(|&byte| byte == 0).next()
     }
 
+    /// What the unnamed statement does.
+    pub fn unnamed_effects(&self) -> Option<&Effects> {
+        self.unnamed.as_ref().map(|unnamed| &unnamed.effects)
+    }
+
     /// The backend does not hold it, and must be taught it under the settings of then.
     pub fn must_teach_unnamed(&self, backend: &BackendState) -> bool {
         let held = |unnamed: &Unnamed| {

@@ -82,6 +82,24 @@ impl<'a> BindHead<'a> {
     }
 }
 
+/// The values of a Bind whose whole body is there, in order; `None` is NULL. Their formats are not told.
+pub fn bound_values(body: &[u8]) -> Result<Vec<Option<&[u8]>>, Malformed> {
+    let mut reader = Reader::new(body);
+    reader.cstr()?;
+    reader.cstr()?;
+    for _ in 0..reader.i16()? {
+        reader.i16()?;
+    }
+    let mut values = Vec::new();
+    for _ in 0..reader.i16()? {
+        values.push(match usize::try_from(reader.i32()?) {
+            Ok(len) => Some(reader.bytes(len)?),
+            Err(_) => None,
+        });
+    }
+    Ok(values)
+}
+
 /// Describe or Close: a kind and a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Named<'a> {
@@ -147,6 +165,16 @@ mod tests {
             (&b"p"[..], &b"s1"[..], 2)
         );
         assert_eq!(BindHead::parse(b"p\0s1"), Err(Malformed::Unterminated));
+    }
+
+    #[test]
+    fn the_values_of_a_bind_are_read_where_somebody_asks_for_them() {
+        let body = b"p\0s1\0\0\x01\0\0\0\x02\0\0\0\x02hi\xff\xff\xff\xff\0\0";
+        assert_eq!(bound_values(body), Ok(vec![Some(&b"hi"[..]), None]));
+        for len in 0..body.len() - 2 {
+            assert!(bound_values(&body[..len]).is_err(), "{len}");
+        }
+        assert!(bound_values(b"p\0s1\0\0\0\0\x01\x7f\xff\xff\xffx").is_err());
     }
 
     #[test]

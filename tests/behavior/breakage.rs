@@ -552,7 +552,7 @@ async fn a_client_whose_backend_held_what_cant_be_made_again_is_closed() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
     let mut amid = client(&sidecar, &database).await;
-    amid.ask("SET work_mem = '7MB'").await;
+    amid.ask("SET idle_session_timeout = '7h'").await;
     amid.query("SELECT pg_sleep(60)").await;
     until_backends(&database, "wait_event = 'PgSleep'", 1).await;
     terminate_backends(&database);

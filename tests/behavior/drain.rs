@@ -129,9 +129,9 @@ async fn a_server_ends_clients_that_keep_their_backends_at_the_same_place() {
         .set("DRAIN__DEADLINE", "60s");
     let mut sidecar = builder.start_ready().await;
     let mut idle = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    idle.ask("SET work_mem = '7MB'").await;
+    idle.ask("SET idle_session_timeout = '7h'").await;
     let mut inside = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    inside.ask("SET work_mem = '7MB'").await;
+    inside.ask("SET idle_session_timeout = '7h'").await;
     inside.ask("BEGIN").await;
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(idle.until_closed().await[0].sqlstate(), "57P01");

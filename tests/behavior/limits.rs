@@ -181,7 +181,7 @@ async fn client_idle_timeout_is_57p05() {
     served.ask("SELECT 1").await;
     assert_eq!(served.until_closed().await[0].sqlstate(), "57P05");
     let mut pinned = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
-    pinned.ask("SET work_mem = '7MB'").await;
+    pinned.ask("SET idle_session_timeout = '7h'").await;
     assert_eq!(pinned.until_closed().await[0].sqlstate(), "57P05");
     let mut inside = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     inside.ask("BEGIN").await;

@@ -32,4 +32,5 @@ mod threads;
 mod transaction_pooling;
 mod traps;
 mod twins;
+mod unreported_settings;
 mod upstream;

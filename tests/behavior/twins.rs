@@ -140,7 +140,19 @@ fn random_step(dice: &mut Dice, client: usize) -> Step {
 }
 
 fn any_query(dice: &mut Dice, client: usize) -> String {
-    match dice.roll(12) {
+    match dice.roll(14) {
+        12 => format!(
+            "{}; {}; SELECT 1/{}",
+            unreported_setting(dice, false).0,
+            unreported_setting(dice, false).0,
+            dice.roll(2)
+        ),
+        13 => format!(
+            "BEGIN; {}; SAVEPOINT a; {}; ROLLBACK TO a; {}",
+            unreported_setting(dice, false).0,
+            unreported_setting(dice, false).0,
+            dice.pick(&["COMMIT", "ROLLBACK", "COMMIT AND CHAIN"]),
+        ),
         0..=5 => statement(dice, client, false).0,
         6 => "SELECT 1 AS one; SELECT 2 AS two".to_owned(),
         7 => format!("INSERT INTO own_{client} VALUES (100, 'lost'); SELECT 1/0"),
@@ -173,7 +185,7 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         dice.roll(6).to_string()
     };
     let one = usize::from(extended);
-    match dice.roll(34) {
+    match dice.roll(44) {
         0 => ("SELECT x, t FROM shared ORDER BY x".to_owned(), 0),
         1 | 2 => (LITERAL.to_owned(), 0),
         3 => (
@@ -243,8 +255,57 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
             "SELECT pg_catalog.set_config('TimeZone', 'Europe/Berlin', false)".to_owned(),
             0,
         ),
+        33..=36 => unreported_setting(dice, extended),
+        37..=42 => (SETTINGS.to_owned(), 0),
         _ => (String::new(), 0),
     }
+}
+
+/// What PostgreSQL does not report, and what it tells of who one is.
+const SETTINGS: &str = "SELECT current_setting('work_mem'), current_setting('search_path'), current_setting('lock_timeout'), \
+                        current_setting('app.x', true), current_setting('app.y', true), session_user, current_user, \
+                        current_setting('default_transaction_isolation'), current_setting('xmloption')";
+
+/// A change of a setting that PostgreSQL does not report, for the session or the transaction, by any of its forms.
+fn unreported_setting(dice: &mut Dice, extended: bool) -> (String, usize) {
+    if extended && dice.one_in(4) {
+        let name = dice.pick(&["app.x", "app.y", "work_mem"]);
+        return (
+            format!(
+                "SELECT set_config('{name}', $1 || '{}', false)",
+                if name == "work_mem" { "MB" } else { "é" }
+            ),
+            1,
+        );
+    }
+    let sql = dice.pick(&[
+        "SET work_mem = '7MB'",
+        "SET search_path = aside, public",
+        "SET search_path TO public, \"no such\"",
+        "SET lock_timeout TO 33000",
+        "SET app.x = 'one'",
+        "SET SESSION app.y TO 'it''s'",
+        "SELECT set_config('app.x', 'two', false), set_config('work_mem', '9MB', false)",
+        "SELECT set_config('app.y', 'local', true)",
+        "SELECT set_config('app.x', 'never', false) WHERE false",
+        "SET LOCAL app.x = 'local'",
+        "SET LOCAL search_path = aside",
+        "SET LOCAL ROLE twin_role",
+        "SET ROLE twin_role",
+        "SET ROLE twin_role",
+        "SET ROLE nosuch",
+        "SET ROLE NONE",
+        "RESET ROLE",
+        "SET SESSION AUTHORIZATION DEFAULT",
+        "RESET app.x",
+        "RESET work_mem",
+        "SET search_path TO DEFAULT",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "SET default_transaction_isolation TO DEFAULT",
+        "SET XML OPTION DOCUMENT",
+        "SET work_mem = 'nonsense'",
+    ]);
+    (sql.to_owned(), 0)
 }
 
 /// The messages of one group without its Sync, told in words.
@@ -567,12 +628,14 @@ fn sessions(seed: u64, count: usize) -> Vec<Vec<Session>> {
 }
 
 fn setup() -> String {
-    let mut sql = "CREATE SCHEMA aside; CREATE TABLE shared (x int, t text);
+    let mut sql =
+        "DO $$ BEGIN CREATE ROLE twin_role; EXCEPTION WHEN duplicate_object THEN NULL; END $$; GRANT twin_role TO app;
+                   CREATE SCHEMA aside; CREATE TABLE shared (x int, t text);
                    INSERT INTO shared SELECT g, 'text ' || g FROM generate_series(1, 5) g;
                    CREATE TABLE other (which text); INSERT INTO other VALUES ('public');
                    CREATE TABLE aside.other (which text); INSERT INTO aside.other VALUES ('aside');
                    GRANT USAGE ON SCHEMA aside TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA aside TO PUBLIC;"
-        .to_owned();
+            .to_owned();
     for client in 0..CLIENTS {
         let _ = write!(sql, "CREATE TABLE own_{client} (id int PRIMARY KEY, v text);");
     }

@@ -1,0 +1,538 @@
+//! Settings that PostgreSQL does not report: which of them the client may have changed, and asking PostgreSQL for them.
+//!
+//! What a SET comes to depends on savepoints, errors and the fate of the transaction. So nothing is computed: when the
+//! transaction has ended, PostgreSQL is asked for the names that were touched, behind the client's back and without
+//! anyone waiting. Until it has answered the backend stays where it is.
+
+use std::sync::Arc;
+
+use super::parameters::{Settings, literal};
+use super::pins::PinReason;
+use super::settings_ledger::Until;
+use super::{BackendState, VirtualSession};
+use crate::wire::Reader;
+
+/// Names that may be in doubt at a time; beyond them the client is tied.
+const DOUBTS_MAX: usize = 64;
+/// The longest name that is asked for, in bytes.
+const NAME_LEN_MAX: usize = 256;
+/// Settings of one client that follow it, in bytes of names and values, and in number; beyond them it is tied.
+const SETTINGS_BYTES_MAX: usize = 64 * 1024;
+const SETTINGS_MAX: usize = 256;
+/// How often a question may fail in a row (a cancel that came late, a timeout of the client's) before it is given up.
+const FAILURES_MAX: u32 = 3;
+/// A timeout that is shorter could end a statement of ours, in milliseconds.
+const SHORT_TIMEOUT_MS: u32 = 1000;
+
+/// How the ledger learns what a SET has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Following {
+    /// PostgreSQL reports the setting.
+    ByReports,
+    /// PostgreSQL is asked when the transaction has ended.
+    ByAsking,
+    /// Not at all: the client is tied to its backend.
+    Tied,
+}
+
+/// Whether a setting can be made on another backend as if it had been made there first.
+pub fn is_portable(name: &str) -> bool {
+    // Its backend would end while nobody uses it, and its client would not.
+    let is_of_the_connection = name.eq_ignore_ascii_case("idle_session_timeout");
+    // Another name may be in an encoding in which we could not say it again.
+    name.is_ascii() && name.len() <= NAME_LEN_MAX && !is_of_the_connection
+}
+
+/// A name as settings are kept by: PostgreSQL takes these for two others.
+pub(super) fn canonical(name: &str) -> &str {
+    match name {
+        "sort_mem" => "work_mem",
+        "vacuum_mem" => "maintenance_work_mem",
+        name => name,
+    }
+}
+
+/// Settings in doubt, and questions on their way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unreported {
+    doubts: Vec<Doubt>,
+    in_flight: u32,
+    failures: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Doubt {
+    name: Box<str>,
+    /// It may have been given a value.
+    set: bool,
+    /// It may have been taken back.
+    reset: bool,
+}
+
+/// What PostgreSQL is asked: the names, and the number of the settings that were in force.
+#[derive(Debug)]
+pub struct Question {
+    doubts: Vec<Doubt>,
+    under: u64,
+    /// The client may have a role, to which not every setting is allowed.
+    has_role: bool,
+    /// Whether the defaults are asked for, too. Where that was refused, a value is kept though it be the default.
+    with_defaults: bool,
+}
+
+impl Unreported {
+    fn add(&mut self, doubt: Doubt) {
+        let is_full = self.doubts.len() > DOUBTS_MAX;
+        match self.doubts.iter_mut().find(|known| known.name == doubt.name) {
+            Some(known) => {
+                known.set |= doubt.set;
+                known.reset |= doubt.reset;
+            }
+            // One more says that there are too many.
+            None if is_full => {}
+            None => self.doubts.push(doubt),
+        }
+    }
+}
+
+impl Doubt {
+    /// Custom settings have no default but `''`, which a value can be too. The login's own identity is reported, and going
+    /// back to it, if only for a look, would end the role.
+    fn has_default(&self) -> bool {
+        !self.name.contains('.') && &*self.name != "session_authorization"
+    }
+}
+
+impl Question {
+    fn columns(&self) -> usize {
+        let defaults = self.doubts.iter().filter(|doubt| doubt.has_default()).count();
+        let with_defaults = usize::from(self.with_defaults);
+        self.doubts.len() + with_defaults * (usize::from(self.has_role) + defaults)
+    }
+
+    /// The statement that asks: the values first, then what each would be if it were taken back. That is undone with the
+    /// transaction which the statement is.
+    pub fn sql(&self) -> Vec<u8> {
+        let mut sql = "SELECT ".to_owned();
+        for (index, doubt) in self.doubts.iter().enumerate() {
+            sql.push_str(if index == 0 { "" } else { ", " });
+            sql.push_str(&format!("pg_catalog.current_setting({}, true)", literal(&doubt.name)));
+        }
+        if !self.with_defaults {
+            return sql.into_bytes();
+        }
+        if self.has_role {
+            sql.push_str(", pg_catalog.set_config('role', 'none', true)");
+        }
+        for doubt in self.doubts.iter().filter(|doubt| doubt.has_default()) {
+            let name = literal(&doubt.name);
+            sql.push_str(&format!(
+                ", CASE WHEN pg_catalog.current_setting({name}, true) IS NOT NULL THEN pg_catalog.set_config({name}, NULL, true) END"
+            ));
+        }
+        sql.into_bytes()
+    }
+}
+
+impl VirtualSession {
+    /// Whether PostgreSQL must be asked, or was and has not answered, before anyone else may have the backend.
+    pub const fn is_in_doubt(&self) -> bool {
+        self.unreported.is_some()
+    }
+
+    /// PostgreSQL was asked, and has not answered.
+    pub fn awaits_answer(&self) -> bool {
+        self.unreported
+            .as_ref()
+            .is_some_and(|unreported| unreported.in_flight > 0)
+    }
+
+    /// What PostgreSQL is to be asked now, between two transactions.
+    pub fn question(&mut self) -> Option<Question> {
+        let under = self.unseen_settings;
+        let had_role = self.wanted.value("role").is_some();
+        let unreported = self
+            .unreported
+            .as_mut()
+            .filter(|unreported| !unreported.doubts.is_empty())?;
+        unreported.in_flight += 1;
+        let doubts = std::mem::take(&mut unreported.doubts);
+        Some(Question {
+            with_defaults: unreported.failures == 0,
+            has_role: had_role || doubts.iter().any(|doubt| &*doubt.name == "role"),
+            doubts,
+            under,
+        })
+    }
+
+    /// A statement is about to run that may change a setting which is not reported.
+    pub(super) fn doubt(&mut self, name: &str, reset: bool, backend: &mut BackendState) {
+        backend.unsure = true;
+        self.note_name(name, backend);
+        self.see_not(Until::Asked);
+        let doubt = Doubt {
+            name: name.into(),
+            set: !reset,
+            reset,
+        };
+        let unreported = self.unreported.get_or_insert_default();
+        unreported.add(doubt);
+        if unreported.doubts.len() > DOUBTS_MAX {
+            self.tie_settings();
+        }
+    }
+
+    /// A custom setting's name stays on the backend, whatever becomes of its value.
+    pub(super) fn note_name(&mut self, name: &str, backend: &mut BackendState) {
+        if !backend.note_placeholder(name) {
+            self.pins.insert(PinReason::CustomSetting);
+        }
+    }
+
+    /// Every setting in doubt, and these besides, may have been taken back.
+    pub(super) fn doubt_all(&mut self, names: impl Iterator<Item = Box<str>>, backend: &mut BackendState) {
+        if let Some(unreported) = &mut self.unreported {
+            unreported.doubts.iter_mut().for_each(|doubt| doubt.reset = true);
+        }
+        for name in names {
+            self.doubt(&name, true, backend);
+        }
+    }
+
+    /// PostgreSQL has answered with this row. `login` is who the backend logged in as; `is_unicode` whether values that are
+    /// not ASCII can be said again.
+    pub fn answered(
+        &mut self,
+        question: Question,
+        row: &[u8],
+        backend: &mut BackendState,
+        login: Option<&str>,
+        is_unicode: bool,
+    ) {
+        let columns = columns(row, is_unicode).filter(|columns| columns.len() == question.columns());
+        let Some(columns) = columns else {
+            return self.cant_know(question);
+        };
+        let baseline = Arc::clone(&self.baseline);
+        let mut defaults = columns
+            .iter()
+            .skip(question.doubts.len() + usize::from(question.has_role));
+        let (mut on_backend, mut of_client) = (Vec::new(), Vec::new());
+        for (doubt, value) in question.doubts.iter().zip(&columns) {
+            let default = match doubt.has_default() {
+                true if !question.with_defaults => None,
+                true => defaults.next().copied().flatten(),
+                false => login.filter(|_| !doubt.name.contains('.')),
+            };
+            let here = value.filter(|_| *value != default);
+            let baseline = baseline.value(&doubt.name);
+            let is_taken_back = doubt.reset && (*value == default || (default.is_none() && *value == Some("")));
+            let wanted = match baseline {
+                // Was it RESET, or set to what happens to be the server's default?
+                Some(_) if doubt.reset && doubt.has_default() && !question.with_defaults => {
+                    return self.cant_know(question);
+                }
+                Some(_) if is_taken_back && doubt.set => return self.cant_know(question),
+                Some(baseline) if is_taken_back => Some(baseline),
+                Some(_) => *value,
+                None => here,
+            };
+            on_backend.push((&*doubt.name, here));
+            of_client.push((&*doubt.name, wanted));
+        }
+        if of_client.iter().any(|(name, value)| may_end_ours(name, *value)) {
+            return self.cant_know(question);
+        }
+        backend.applied = self.shared.settings.intern(with_all(&backend.applied, &on_backend));
+        let told_all = Arc::ptr_eq(&self.told, &self.wanted);
+        self.want(with_all(&self.wanted, &of_client));
+        if told_all {
+            // None of it is reported.
+            self.told = self.wanted.clone();
+        }
+        if let Some(before) = &mut self.before_reset {
+            *before = Arc::new(with_all(before, &of_client));
+        }
+        if self.wanted.entries().len() > SETTINGS_MAX || self.wanted.bytes() > SETTINGS_BYTES_MAX {
+            self.tie_settings();
+        }
+        self.end_question(question.under, Some(backend));
+    }
+
+    /// PostgreSQL did not answer, or not with what was asked.
+    pub fn unanswered(&mut self, question: Question) {
+        let Some(unreported) = &mut self.unreported else {
+            return;
+        };
+        unreported.failures += 1;
+        if unreported.failures >= FAILURES_MAX {
+            return self.cant_know(question);
+        }
+        unreported.in_flight -= 1;
+        question.doubts.into_iter().for_each(|doubt| unreported.add(doubt));
+    }
+
+    fn cant_know(&mut self, question: Question) {
+        self.tie_settings();
+        self.end_question(question.under, None);
+    }
+
+    /// What the client's settings are is not known for sure: they stay where they were made.
+    fn tie_settings(&mut self) {
+        self.pins.insert(PinReason::Setting);
+        self.see_not(Until::Discard);
+    }
+
+    fn end_question(&mut self, under: u64, backend: Option<&mut BackendState>) {
+        let Some(unreported) = &mut self.unreported else {
+            return;
+        };
+        unreported.in_flight -= 1;
+        unreported.failures = 0;
+        let known = backend.is_some();
+        for (number, _, statement) in self
+            .unresolved
+            .extract_if(.., |(number, until, _)| *until == Until::Asked && *number <= under)
+        {
+            if let Some(statement) = statement.upgrade().filter(|_| known && number == under) {
+                statement.resolve(self.wanted.clone());
+            }
+        }
+        if !unreported.doubts.is_empty() || unreported.in_flight > 0 {
+            return;
+        }
+        self.unreported = None;
+        if let Some(backend) = backend {
+            backend.unsure = false;
+        }
+        if self.unseen_until == Until::Asked {
+            // What was begun since ends with its own transaction.
+            self.unseen_until = Until::Ready;
+            if under == self.unseen_settings {
+                self.unseen_settings = 0;
+            }
+        }
+    }
+}
+
+/// The columns of a DataRow; `None` where one is not text that we could say again.
+fn columns(row: &[u8], is_unicode: bool) -> Option<Vec<Option<&str>>> {
+    let mut reader = Reader::new(row);
+    let count = reader.i16().ok()?;
+    let mut columns = Vec::new();
+    for _ in 0..count {
+        let column = match usize::try_from(reader.i32().ok()?) {
+            Ok(len) => Some(std::str::from_utf8(reader.bytes(len).ok()?).ok()?),
+            Err(_) => None,
+        };
+        if column.is_some_and(|text| !text.is_ascii() && !is_unicode) {
+            return None;
+        }
+        columns.push(column);
+    }
+    Some(columns)
+}
+
+/// The same settings with each of these set or taken out, under the names that they have already.
+fn with_all(settings: &Settings, changes: &[(&str, Option<&str>)]) -> Settings {
+    let kept = settings
+        .entries()
+        .iter()
+        .filter(|(name, _)| !changes.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)));
+    let new = changes.iter().filter_map(|(name, value)| {
+        let name = settings.entry(name).map_or((*name).into(), |(name, _)| name.clone());
+        value.map(|value| (name, value.into()))
+    });
+    Settings::new(kept.cloned().chain(new))
+}
+
+/// A statement of ours runs under whatever the client before it left (trap 61).
+fn may_end_ours(name: &str, value: Option<&str>) -> bool {
+    let milliseconds = value.and_then(|value| value.strip_suffix("ms")?.parse::<u32>().ok());
+    matches!(name, "statement_timeout" | "transaction_timeout" | "lock_timeout")
+        && milliseconds.is_some_and(|milliseconds| milliseconds < SHORT_TIMEOUT_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
+    use super::super::sql_lexer::Lexing;
+    use super::super::statement_effects::{Action, Effects, Step};
+    use super::super::{SharedLedger, VirtualSession};
+    use super::*;
+
+    fn client(startup: &[(&str, &str)]) -> VirtualSession {
+        let startup = Settings::new(startup.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+        VirtualSession::new(1, Arc::new(SharedLedger::new(7)), startup, Lexing::default())
+    }
+
+    fn run(session: &mut VirtualSession, backend: &mut BackendState, changes: &[SettingChange]) {
+        let steps = changes.iter().map(|change| Step {
+            statement: 0,
+            action: Action::Setting(change.clone()),
+        });
+        let effects = Effects {
+            steps: steps.collect(),
+            statement_count: 1,
+            ..Effects::NONE
+        };
+        session.apply(&effects, backend, |name| match is_portable(name) {
+            true => Following::ByAsking,
+            false => Following::Tied,
+        });
+    }
+
+    fn set(name: &str) -> SettingChange {
+        SettingChange::Set {
+            name: SettingName::Known(name.as_bytes().into()),
+            value: SettingValue::Text(b"x".as_slice().into()),
+            scope: SettingScope::Session,
+        }
+    }
+
+    fn reset(name: &str) -> SettingChange {
+        SettingChange::Reset(name.as_bytes().into())
+    }
+
+    fn row(columns: &[Option<&str>]) -> Vec<u8> {
+        let mut row = i16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+        for column in columns {
+            let len = column.map_or(-1, |text| i32::try_from(text.len()).unwrap());
+            row.extend(len.to_be_bytes());
+            row.extend(column.unwrap_or_default().bytes());
+        }
+        row
+    }
+
+    fn answer(session: &mut VirtualSession, backend: &mut BackendState, columns: &[Option<&str>]) {
+        let question = session.question().expect("something is in doubt");
+        session.answered(question, &row(columns), backend, Some("app"), true);
+    }
+
+    #[test]
+    fn trap_56_a_setting_is_what_postgresql_says_that_it_has_become() {
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        run(&mut session, &mut backend, &[set("work_mem"), set("app.x")]);
+        assert!(session.is_in_doubt() && session.pins().is_empty());
+        let sql = String::from_utf8(session.question().unwrap().sql()).unwrap();
+        assert_eq!(
+            sql,
+            "SELECT pg_catalog.current_setting('work_mem', true), pg_catalog.current_setting('app.x', true), CASE WHEN \
+             pg_catalog.current_setting('work_mem', true) IS NOT NULL THEN pg_catalog.set_config('work_mem', NULL, true) END"
+        );
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        run(&mut session, &mut backend, &[set("work_mem"), set("app.x")]);
+        answer(&mut session, &mut backend, &[Some("7MB"), Some("one"), Some("4MB")]);
+        assert!(!session.is_in_doubt() && !backend.unsure);
+        assert_eq!(session.settings().value("work_mem"), Some("7MB"));
+        assert!(Arc::ptr_eq(&backend.applied, &session.wanted) && session.prelude_for(&mut backend).is_none());
+        // Taken back: equal to its default, and a custom one empty.
+        run(&mut session, &mut backend, &[SettingChange::ResetAll]);
+        answer(&mut session, &mut backend, &[Some(""), Some("4MB"), Some("4MB")]);
+        assert_eq!(session.settings().entries(), [("app.x".into(), "".into())]);
+    }
+
+    /// Trap 60: equal to the server's default is not equal to what the client started with.
+    #[test]
+    fn trap_60_a_reset_and_a_set_to_the_default_are_told_apart_or_tie() {
+        let startup = [("work_mem", "5MB")];
+        for (changes, expected) in [
+            (&[set("work_mem")][..], Some("4MB")),
+            (&[reset("work_mem")], Some("5MB")),
+        ] {
+            let (mut session, mut backend) = (client(&startup), BackendState::default());
+            run(&mut session, &mut backend, changes);
+            answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+            assert_eq!(session.settings().value("work_mem"), expected);
+            assert!(session.pins().is_empty());
+        }
+        let (mut session, mut backend) = (client(&startup), BackendState::default());
+        run(&mut session, &mut backend, &[reset("work_mem"), set("work_mem")]);
+        answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+        assert!(session.pins().contains(PinReason::Setting));
+    }
+
+    #[test]
+    fn what_is_in_doubt_ties_when_there_is_no_answer() {
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        run(&mut session, &mut backend, &[set("work_mem")]);
+        for failures in 0..FAILURES_MAX {
+            assert!(session.pins().is_empty() && session.is_bound());
+            let question = session.question().unwrap();
+            assert_eq!(question.with_defaults, failures == 0);
+            assert!(session.question().is_none() && session.is_in_doubt() && session.awaits_answer());
+            session.unanswered(question);
+        }
+        assert!(session.pins().contains(PinReason::Setting) && !session.is_in_doubt());
+        for (columns, is_unicode) in [
+            (&[Some("é"), Some("x")][..], false),
+            (&[Some("1ms"), Some("0")], true),
+            (&[Some("1s")], true),
+            (&[Some("1s"), Some("0"), Some("0")], true),
+            (&[], true),
+        ] {
+            let (mut session, mut backend) = (client(&[]), BackendState::default());
+            run(&mut session, &mut backend, &[set("statement_timeout")]);
+            let question = session.question().unwrap();
+            session.answered(question, &row(columns), &mut backend, None, is_unicode);
+            assert!(session.pins().contains(PinReason::Setting), "{columns:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_could_not_be_said_again_ties() {
+        for name in ["app.\u{fffd}", "idle_session_timeout", &"x".repeat(NAME_LEN_MAX + 1)] {
+            let (mut session, mut backend) = (client(&[]), BackendState::default());
+            run(&mut session, &mut backend, &[set(name)]);
+            assert!(!session.pins().is_empty() && !session.is_in_doubt(), "{name}");
+        }
+    }
+
+    /// A SET behind a question is asked for by another.
+    #[test]
+    fn what_was_touched_since_the_question_stays_in_doubt() {
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        run(&mut session, &mut backend, &[set("work_mem")]);
+        let question = session.question().unwrap();
+        run(&mut session, &mut backend, &[set("work_mem")]);
+        session.answered(question, &row(&[Some("1MB"), Some("4MB")]), &mut backend, None, true);
+        assert!(session.is_in_doubt() && backend.unsure);
+        answer(&mut session, &mut backend, &[Some("2MB"), Some("4MB")]);
+        assert_eq!(session.settings().value("work_mem"), Some("2MB"));
+        assert!(!session.is_in_doubt() && session.unseen_settings == 0);
+    }
+
+    #[test]
+    fn a_client_with_more_settings_than_are_kept_is_tied() {
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        let names: Vec<_> = (0..=DOUBTS_MAX).map(|number| set(&format!("app.x{number}"))).collect();
+        run(&mut session, &mut backend, &names);
+        assert!(session.pins().contains(PinReason::Setting));
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        run(&mut session, &mut backend, &[set("app.x")]);
+        answer(&mut session, &mut backend, &[Some(&"x".repeat(SETTINGS_BYTES_MAX))]);
+        assert!(session.pins().contains(PinReason::Setting));
+        // Nor is there an end to the names that a backend could be made to remember.
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        let names: Vec<_> = (0..2000).map(|number| set(&format!("app.x{number}"))).collect();
+        run(&mut session, &mut backend, &names);
+        assert!(session.pins().contains(PinReason::CustomSetting) && backend.placeholders.len() <= 1000);
+    }
+
+    /// Trap 58: the name stays on the backend, whatever becomes of the transaction.
+    #[test]
+    fn trap_58_a_backend_on_which_a_custom_setting_was_named_is_for_those_who_named_it() {
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        let other = client(&[]);
+        let local = SettingChange::Set {
+            name: SettingName::Known(b"app.x".as_slice().into()),
+            value: SettingValue::Unknown,
+            scope: SettingScope::Local,
+        };
+        run(&mut session, &mut backend, std::slice::from_ref(&local));
+        answer(&mut session, &mut backend, &[Some("")]);
+        assert!(session.accepts(&backend) && !other.accepts(&backend));
+        run(&mut session, &mut backend, &[local]);
+        assert!(!session.is_in_doubt(), "it is asked once");
+    }
+}
