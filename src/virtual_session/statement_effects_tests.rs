@@ -175,6 +175,7 @@ fn ordinary_expressions_have_no_effect() {
         "SELECT pg_catalog.lower('A'), PG_CATALOG . upper ( 'a' ), \"lower\"('A'), \"pg_catalog\".\"lower\"('x')",
         "SELECT cast(a AS numeric(10, 2)), b::varchar(10), c::vector(3), extract(epoch FROM d), e AT TIME ZONE (f) FROM t",
         "SELECT * FROM generate_series(1, 3) AS g(i), unnest(array[1, 2]) u(j), (VALUES (1)) v(k)",
+        "SELECT array(SELECT a FROM unnest(b) WITH ORDINALITY cols(c, d) ORDER BY d), unnest(e) WITH ORDINALITY AS x(f, g)",
         "SELECT * FROM t x(a, b) JOIN u USING (id) LEFT JOIN LATERAL (SELECT 1) l ON (true)",
         "SELECT a, row_number() OVER (PARTITION BY b ORDER BY c), sum(x) FILTER (WHERE y) OVER w FROM t WINDOW w AS (ORDER BY z)",
         "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY a) FROM t TABLESAMPLE system (10)",
@@ -796,6 +797,28 @@ fn trap_70_discards_are_told_apart() {
         (
             "CLOSE ALL; UNLISTEN *; RESET ALL; DEALLOCATE ALL",
             "CloseAll | UnlistenAll | reset all | DeallocateAll",
+        ),
+    ]);
+}
+
+#[test]
+fn trap_69_a_call_beside_ordinality_is_a_call() {
+    check(&[
+        (
+            "SELECT a FROM unheard_of('x') WITH ORDINALITY cols(b, c)",
+            "pin routine",
+        ),
+        (
+            "SELECT a FROM unnest(b) WITH ORDINALITY cols(c, d), unheard_of('x')",
+            "pin routine",
+        ),
+        (
+            "SELECT a FROM unnest(b) WITH ORDINALITY WHERE unheard_of('x')",
+            "pin routine",
+        ),
+        (
+            "WITH ordinality AS (SELECT unheard_of('x')) TABLE ordinality",
+            "pin routine",
         ),
     ]);
 }

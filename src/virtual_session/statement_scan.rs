@@ -508,6 +508,8 @@ impl<'t> Scan<'t> {
         match keyword {
             Keyword::Into | Keyword::As | Keyword::References | Keyword::With | Keyword::Recursive => true,
             Keyword::Execute | Keyword::Prepare | Keyword::Tablesample => true,
+            // `f(x) WITH ORDINALITY alias (a, b)`, or a name like any other.
+            Keyword::Ordinality => true,
             Keyword::Copy => lead == Some(Keyword::Copy),
             Keyword::Type => lead == Some(Keyword::Alter),
             Keyword::Table | Keyword::View | Keyword::Exists | Keyword::Only => {
