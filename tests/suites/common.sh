@@ -72,26 +72,39 @@ stop_noise() {
 # compare_outcomes NAME DIRECT THROUGH: two files of lines "test outcome". Prints the table and the differences; a
 # difference is a test that is ok directly and anything else, or missing, through.
 compare_outcomes() {
-    local name=$1 direct=$2 through=$3 test reason unexpected=0
+    local name=$1 direct=$2 through=$3 test outcome reason unexpected=0
     echo "$name: $(grep -c ' ok$' "$direct") of $(wc -l <"$direct") pass directly, $(grep -c ' ok$' "$through") of" \
         "$(wc -l <"$through") through pgsidecar"
-    awk 'NR == FNR { if ($2 == "ok") want[$1]; next } $2 == "ok" { delete want[$1] } END { for (t in want) print t }' \
+    awk 'NR == FNR { if ($2 == "ok") want[$1]; next } { found[$1] = $2 }
+        END { for (t in want) if (found[t] != "ok") print t, t in found ? found[t] : "not-run" }' \
         "$direct" "$through" | sort >"$results/$name.differences"
-    while read -r test; do
-        reason=$(exception "$test")
+    while read -r test outcome; do
+        reason=$(exception "$test" "$(difference_of "$name" "$test")")
         if [ -n "$reason" ]; then
             echo "  excepted $test: $reason"
         else
-            echo "  differs  $test: $(awk -v t="$test" '$1 == t { print $2; f = 1 } END { if (!f) print "not run" }' "$through")"
+            echo "  differs  $test: $outcome"
             unexpected=$((unexpected + 1))
         fi
     done <"$results/$name.differences"
     [ "$unexpected" = 0 ] || failures=$((failures + 1))
 }
 
-# The reason that tests/suites/exceptions has for a test: lines "test reason…", # begins a comment.
+# Where a suite leaves files of what each test printed, the lines that differ as diff says them, with a | behind each.
+difference_of() {
+    local directory=$results/$1
+    [ -d "$directory-direct.results" ] || return 0
+    diff "$directory-direct.results/$2.out" "$directory-through.results/$2.out" | sed -n '/^[<>]/p' | tr '\n' '|'
+}
+
+# exception TEST DIFFERENCE: the reason that tests/suites/exceptions has for it. Lines "test reason…" and, behind one, lines
+# "< …" and "> …" that the difference must be; # begins a comment.
 exception() {
-    awk -v t="$1" '$1 == t { $1 = ""; sub(/^ /, ""); print; exit }' "tests/suites/exceptions/$suite.txt" 2>/dev/null
+    awk -v t="$1" -v difference="$2" '
+        /^[<>]/ { if (on) expected = expected $0 "|"; next }
+        { on = $1 == t }
+        on { $1 = ""; sub(/^ /, ""); reason = $0 }
+        END { if (reason && (expected == "" || expected == difference)) print reason }' "tests/suites/exceptions/$suite.txt"
 }
 
 # apt with lists of its own, in the cache, so that neither root nor a deb-src line of the system is needed.
