@@ -15,7 +15,7 @@ use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
 use crate::net::Stream;
-use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool};
+use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, Subscription};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
 use crate::virtual_session::pins::PinSet;
@@ -48,6 +48,8 @@ pub struct Session {
     drain: DrainWatch,
     /// The pins that the metrics and the log know of.
     announced: PinSet,
+    /// Where it hears notifications without a backend of its own, if it listens.
+    subscription: Option<Box<Subscription>>,
 }
 
 /// What follows a busy spell.
@@ -102,6 +104,7 @@ impl Session {
             gauge,
             drain: DrainWatch::new(drain),
             announced: PinSet::EMPTY,
+            subscription: None,
         };
         (session, dedicated)
     }
@@ -122,7 +125,7 @@ impl Session {
         }
     }
 
-    /// Waits, without a buffer, until the client says something. False: the client is done for.
+    /// Waits, without a buffer, until the client says something, or is to be told something. False: the client is done for.
     async fn wait_idle(&mut self) -> bool {
         self.gauge.set(ClientState::Idle);
         let limit = self.snapshot.config.limits.client_idle_timeout;
@@ -130,6 +133,13 @@ impl Session {
         let mut timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
         let last_words = std::future::poll_fn(|cx| {
             if self.stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if self
+                .subscription
+                .as_ref()
+                .is_some_and(|subscription| subscription.has_mail(cx))
+            {
                 return Poll::Ready(None);
             }
             if self.drain.poll_reached(cx, leave_at).is_ready() {
@@ -222,6 +232,7 @@ impl Session {
             && !exchange.read_only_refused
             && exchange.unexplained.is_empty()
             && self.announced.is_empty()
+            && !exchange.backend_listens()
             && self.drain.phase() == Phase::Serving
     }
 
@@ -254,6 +265,7 @@ impl Session {
                 Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, *report).await,
                 Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
                 Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
+                Outcome::Unheard(report) => self.leave(exchange, &report).await,
             },
         }
     }
@@ -271,6 +283,7 @@ impl Session {
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
@@ -335,6 +348,7 @@ impl Session {
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         exchange.refuse_next(&report, &mut parties);
     }
@@ -346,6 +360,9 @@ impl Session {
         if !self.announced.is_empty() {
             self.announced = PinSet::EMPTY;
             lease.set_pin(None);
+        }
+        if lease.state.listens && !self.end_listening(&mut lease).await {
+            return None;
         }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
@@ -378,6 +395,18 @@ impl Session {
         None
     }
 
+    /// The pool's listener hears for the client: its backend stops. False: the backend was lost over it.
+    async fn end_listening(&mut self, lease: &mut Lease) -> bool {
+        let asked = tokio::time::timeout(self.settings.reset_timeout, lease.query("UNLISTEN *")).await;
+        let has_ended = matches!(asked, Ok(Ok(outcome)) if outcome.error.is_none());
+        if has_ended {
+            lease.state.listens = false;
+        } else {
+            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was told to listen no more");
+        }
+        has_ended
+    }
+
     /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
     async fn explain(&mut self, lease: &mut Lease, unexplained: &[Box<str>]) -> bool {
         let limit = self.settings.reset_timeout;
@@ -404,7 +433,10 @@ impl Session {
             return Some(Then::End);
         };
         let catalog_changed = std::mem::take(&mut exchange.catalog_changed);
-        let plan = self.reset_plan(exchange);
+        let plan = match self.reset_plan(exchange) {
+            ResetPlan::Nothing if lease.state.listens => ResetPlan::DiscardAll,
+            plan => plan,
+        };
         lease.transaction_status = exchange.backend_status();
         match exchange.owed() {
             _ if lease.is_dedicated() => lease.abandon(CloseReason::SessionEnd),
@@ -445,13 +477,16 @@ impl Session {
             None => {}
         }
         // What it never saw a byte of left nothing on it.
-        let tied =
-            dedicated || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
+        let is_listen_at_risk = self.ledger.listening().is_some_and(|it| it.is_pending()) && exchange.commit_at_risk();
+        let tied = dedicated
+            || is_listen_at_risk
+            || !loss.untouched && (!self.ledger.pins().is_empty() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             return None;
@@ -480,6 +515,7 @@ impl Session {
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         match exchange.tell_prelude_failure(&report, &mut parties) {
             Aftermath::GoesOn => None,
@@ -627,6 +663,8 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
         statement_bytes: limits.statement_bytes,
         client_statement_bytes: limits.client_statement_bytes,
         backend_statement_bytes: settings.statement_cache_bytes,
+        client_channels: limits.client_channels,
+        client_notification_bytes: limits.client_notification_bytes,
         pool: pool.clone(),
     }
 }

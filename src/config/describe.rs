@@ -129,6 +129,7 @@ impl Config {
             ("cancel_timeout", duration(pool.cancel_timeout)),
             ("reset_timeout", duration(pool.reset_timeout)),
             ("catalog_refresh", duration_or_off(pool.catalog_refresh)),
+            ("listen_on_loss", word(resolve::LISTEN_ON_LOSS, pool.listen_on_loss)),
         ])
     }
 
@@ -150,6 +151,11 @@ impl Config {
             (
                 "client_statement_bytes",
                 show_size(limits.client_statement_bytes).into(),
+            ),
+            ("client_channels", limits.client_channels.into()),
+            (
+                "client_notification_bytes",
+                show_size(limits.client_notification_bytes).into(),
             ),
         ])
     }

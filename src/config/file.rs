@@ -140,6 +140,7 @@ sections! {
         cancel_timeout: Scalar,
         reset_timeout: Scalar,
         catalog_refresh: Scalar,
+        listen_on_loss: Scalar,
     }
     /// `pool:` of a database or a user.
     OverrideFile {
@@ -164,6 +165,8 @@ sections! {
         client_write_timeout: Scalar,
         statement_bytes: Scalar,
         client_statement_bytes: Scalar,
+        client_channels: Scalar,
+        client_notification_bytes: Scalar,
     }
     /// `drain:`.
     DrainFile { mode: Scalar, deadline: Scalar }

@@ -326,6 +326,16 @@ pub enum PoolMode {
     Statement,
 }
 
+/// What becomes of clients that listen when the connection that hears for them is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ListenOnLoss {
+    /// They are closed, as their own connection would have been.
+    #[default]
+    Close,
+    /// A new one listens for them; what is notified in between is lost.
+    Resume,
+}
+
 /// `pool:`, general.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "see config.yaml")]
@@ -353,6 +363,8 @@ pub struct PoolConfig {
     /// How old what the catalog told of routines and triggers may get while the pool is in use; DDL that passes through
     /// the pool renews it at once. `None`: DDL alone does.
     pub catalog_refresh: Option<Duration>,
+    /// What becomes of clients that listen when the connection that hears for them is lost.
+    pub listen_on_loss: ListenOnLoss,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?
@@ -386,6 +398,10 @@ pub struct LimitsConfig {
     pub statement_bytes: usize,
     /// Prepared statements that one client may hold, in bytes of their texts.
     pub client_statement_bytes: usize,
+    /// Channels that one client may hear without a backend of its own; more pin.
+    pub client_channels: usize,
+    /// Notifications that may wait for one client, in bytes; with more it is closed.
+    pub client_notification_bytes: usize,
 }
 
 /// `drain:`.

@@ -2,7 +2,8 @@
 //!
 //! [`registry`] finds the pool of a database and user, [`backends`] is one pool, [`lease`] the exclusive hold of one of
 //! its backends, [`cancel_keys`] what a CancelRequest may stop. Below them: [`manager`] opens backends for bb8,
-//! [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass in order, [`line`] knows who waits,
+//! [`mod@listener`] hears notifications for those who listen, who say so at a desk ([`subscription`]) and find them in a
+//! [`mailbox`]; [`notifiers`] knows who sent them. [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass in order, [`line`] knows who waits,
 //! [`total_cap`] bounds all pools together, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
 //!
 //! A backend is idle in bb8, parked, in exactly one [`Lease`], or dedicated. bb8 0.9 stores and counts; its own retry,
@@ -18,10 +19,14 @@ mod keeper;
 mod knowledge;
 mod lease;
 mod line;
+mod listener;
+mod mailbox;
 mod manager;
+mod notifiers;
 mod parked;
 mod record;
 mod registry;
+mod subscription;
 mod timeout_report;
 mod total_cap;
 mod turnstile;
@@ -33,7 +38,9 @@ pub use cancel_keys::{CancelKeys, CancelSlot, Cancelled, ClientCancel, SecretLen
 pub use holder::{Holder, HolderState};
 pub use knowledge::{Knowledge, StartupSettings};
 pub use lease::Lease;
+pub use notifiers::{MayNotify, Notifying};
 pub use registry::{LoadedTls, PoolKey, Pools};
+pub use subscription::{Awaited, Subscription};
 
 /// A lock whose holder panicked is still good: everything under our locks is changed in single steps.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,10 +3,11 @@
 //! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction. [`to_backend`] walks over
 //! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
 //! needs; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
-//! after, so that a transaction costs two receives and two sends. [`telling`] is what the session says through it.
+//! after, so that a transaction costs two receives and two sends. [`listening`] is LISTEN, and [`telling`] what the session says through it.
 
 mod extended_query;
 pub mod flow;
+mod listening;
 mod lost_transaction;
 mod preparation;
 mod simple_query;
@@ -24,7 +25,7 @@ use crate::backend::{Owed, ServerParameters};
 use crate::config::PoolMode;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
-use crate::pool::{Lease, Pool};
+use crate::pool::{Lease, Pool, Subscription};
 use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
@@ -45,6 +46,10 @@ pub struct Rules {
     pub client_statement_bytes: usize,
     /// What one backend's prepared statements may weigh.
     pub backend_statement_bytes: usize,
+    /// Channels that one client may hear without a backend of its own.
+    pub client_channels: usize,
+    /// Notifications that may wait for one client.
+    pub client_notification_bytes: usize,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
 }
@@ -60,6 +65,8 @@ pub struct Parties<'a> {
     pub rules: &'a Rules,
     /// What a backend of the pool reports by itself, as far as the client was told.
     pub neutral: &'a mut Arc<ServerParameters>,
+    /// Where it hears notifications without a backend of its own, if it listens.
+    pub subscription: &'a mut Option<Box<Subscription>>,
 }
 
 /// Why the relay stopped.
@@ -86,6 +93,8 @@ pub enum Outcome {
     ClientViolation(Box<Report>),
     /// Pool mode `statement` met a transaction block.
     TransactionRefused,
+    /// The client listens, and can't be told of every notification.
+    Unheard(Box<Report>),
 }
 
 /// How a backend was lost.
@@ -164,6 +173,8 @@ pub struct Exchange {
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
     lost: Option<lost_transaction::LostTransaction>,
+    /// What is under way of its listening.
+    listens: listening::ListenProgress,
     /// What was counted since the last release.
     pub tally: SessionTally,
     /// When the metrics were last told of it, or when the lease was first waited for, in the pool's coarse milliseconds.
@@ -275,6 +286,7 @@ impl Exchange {
             parting_warning,
             sent_to_backend,
             lost,
+            listens,
             tally,
             tallied_at,
             query_since,
@@ -312,6 +324,7 @@ impl Exchange {
         *parting_warning = Default::default();
         *sent_to_backend = Default::default();
         *lost = Default::default();
+        *listens = Default::default();
         *tally = Default::default();
         *tallied_at = Default::default();
         *query_since = Default::default();
@@ -349,6 +362,11 @@ impl Exchange {
         if self.pinned_by.is_none() {
             self.pinned_by = self.lease.as_ref().and_then(Lease::fingerprint);
         }
+    }
+
+    /// The backend was told to LISTEN for a client that hears another way: it must be told to stop.
+    pub fn backend_listens(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.state.listens)
     }
 
     /// The backend, while there is one.

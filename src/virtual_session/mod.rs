@@ -11,6 +11,7 @@ mod builtin_functions;
 mod definitions;
 pub mod fingerprint;
 mod keywords;
+pub mod listening;
 mod note;
 mod ordinary_statement;
 mod own_names;
@@ -43,6 +44,7 @@ use settings_ledger::Until;
 pub use settings_ledger::{Checkpoint, lexing_of};
 pub use unnamed::{Unnamed, UnnamedStep};
 
+use listening::Listening;
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
@@ -113,6 +115,8 @@ pub struct VirtualSession {
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
     before_reset: Option<Arc<Settings>>,
+    /// The channels that it listens to without a backend of its own, if any.
+    listening: Option<Box<Listening>>,
 }
 
 impl VirtualSession {
@@ -143,6 +147,7 @@ impl VirtualSession {
             rebase: false,
             set_to_default: false,
             before_reset: None,
+            listening: None,
         };
         session.relex();
         session
@@ -176,6 +181,23 @@ impl VirtualSession {
         self.pins
     }
 
+    /// The channels that it listens to without a backend of its own; `None` where there are none.
+    pub fn listening(&self) -> Option<&Listening> {
+        self.listening.as_deref()
+    }
+
+    /// The same, to be changed.
+    pub fn listening_mut(&mut self) -> &mut Listening {
+        self.listening.get_or_insert_default()
+    }
+
+    /// Where nothing is left of it, it costs nothing.
+    pub fn drop_empty_listening(&mut self) {
+        if self.listening.as_ref().is_some_and(|listening| listening.is_empty()) {
+            self.listening = None;
+        }
+    }
+
     /// Ties the backend to the client for a reason that no statement shows.
     pub fn pin(&mut self, reason: PinReason) {
         self.pins.insert(reason);
@@ -189,6 +211,8 @@ impl VirtualSession {
         // Each SET is a step, which tells whether it follows its client or ties it.
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
+        // Who carries the statement knows where its notifications come from.
+        pins.remove(PinReason::Listen);
         let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
         if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
             self.see_not(Until::Reported);
@@ -200,7 +224,6 @@ impl VirtualSession {
         for step in &effects.steps {
             match &step.action {
                 Action::Setting(change) => self.apply_setting(change, backend, &follows),
-                Action::Listen(_) => self.pins.insert(PinReason::Listen),
                 Action::Prepare(name) | Action::Execute(name) => {
                     self.own_names.insert(name.as_deref());
                     self.pins.insert(PinReason::Prepare);

@@ -17,6 +17,7 @@ mod fuzz_corpus;
 mod limits;
 mod listeners;
 mod metrics;
+mod notifications;
 mod pins;
 mod pools;
 mod prepared_statements;
