@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::parameters::{Settings, literal};
+use super::parameters::{Settings, is_identity, literal};
 use super::pins::PinReason;
 use super::settings_ledger::Until;
 use super::{BackendState, VirtualSession};
@@ -56,6 +56,8 @@ pub(super) fn canonical(name: &str) -> &str {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unreported {
     doubts: Vec<Doubt>,
+    /// Of the questions on their way: what is said of these now is not in their answers.
+    asked: Vec<Box<str>>,
     in_flight: u32,
     failures: u32,
 }
@@ -81,6 +83,12 @@ pub struct Question {
 }
 
 impl Unreported {
+    fn forget_asked(&mut self) {
+        if self.in_flight == 0 {
+            self.asked.clear();
+        }
+    }
+
     fn add(&mut self, doubt: Doubt) {
         let is_full = self.doubts.len() > DOUBTS_MAX;
         match self.doubts.iter_mut().find(|known| known.name == doubt.name) {
@@ -157,6 +165,7 @@ impl VirtualSession {
             .filter(|unreported| !unreported.doubts.is_empty())?;
         unreported.in_flight += 1;
         let doubts = std::mem::take(&mut unreported.doubts);
+        unreported.asked.extend(doubts.iter().map(|doubt| doubt.name.clone()));
         Some(Question {
             with_defaults: unreported.failures == 0,
             has_role: had_role || doubts.iter().any(|doubt| &*doubt.name == "role"),
@@ -191,10 +200,12 @@ impl VirtualSession {
 
     /// Every setting in doubt, and these besides, may have been taken back.
     pub(super) fn doubt_all(&mut self, names: impl Iterator<Item = Box<str>>, backend: &mut BackendState) {
+        let mut asked = Vec::new();
         if let Some(unreported) = &mut self.unreported {
             unreported.doubts.iter_mut().for_each(|doubt| doubt.reset = true);
+            asked.clone_from(&unreported.asked);
         }
-        for name in names {
+        for name in names.chain(asked).filter(|name| !is_identity(name)) {
             self.doubt(&name, true, backend);
         }
     }
@@ -269,6 +280,7 @@ impl VirtualSession {
             return self.cant_know(question);
         }
         unreported.in_flight -= 1;
+        unreported.forget_asked();
         question.doubts.into_iter().for_each(|doubt| unreported.add(doubt));
     }
 
@@ -288,6 +300,7 @@ impl VirtualSession {
             return;
         };
         unreported.in_flight -= 1;
+        unreported.forget_asked();
         unreported.failures = 0;
         let known = backend.is_some();
         for (number, _, statement) in self
@@ -500,6 +513,22 @@ mod tests {
         answer(&mut session, &mut backend, &[Some("2MB"), Some("4MB")]);
         assert_eq!(session.settings().value("work_mem"), Some("2MB"));
         assert!(!session.is_in_doubt() && session.unseen_settings == 0);
+    }
+
+    /// A RESET ALL overtakes the answer to a question: what that tells was before it.
+    #[test]
+    fn trap_59_what_is_asked_for_is_taken_back_by_a_reset_behind_the_question() {
+        let (mut session, mut backend) = (client(&[]), BackendState::default());
+        run(&mut session, &mut backend, &[set("work_mem"), set("role")]);
+        let question = session.question().unwrap();
+        run(&mut session, &mut backend, &[SettingChange::ResetAll]);
+        let columns = [Some("1MB"), Some("team"), Some("none"), Some("4MB"), Some("none")];
+        session.answered(question, &row(&columns), &mut backend, None, true);
+        assert!(session.is_in_doubt());
+        answer(&mut session, &mut backend, &[Some("4MB"), Some("none"), Some("4MB")]);
+        assert_eq!(session.settings().value("work_mem"), None);
+        assert_eq!(session.settings().value("role"), Some("team"));
+        assert!(!session.is_in_doubt());
     }
 
     #[test]

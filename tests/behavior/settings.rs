@@ -179,7 +179,8 @@ async fn trap_60_a_reset_leaves_a_pinned_clients_other_settings_and_its_role() {
         ("TimeZone", "Asia/Tokyo"),
         ("options", "-c extra_float_digits=-5"),
     ];
-    for script in scripts {
+    let cases = scripts.iter().flat_map(|script| [(script, false), (script, true)]);
+    for (script, is_pinned) in cases {
         let mut seen = Vec::new();
         for port in [database.port, sidecar.port] {
             let mut client = RawClient::connect(port).await;
@@ -188,7 +189,10 @@ async fn trap_60_a_reset_leaves_a_pinned_clients_other_settings_and_its_role() {
                 .await
                 .expect("the login succeeds");
             client.ask(&begin).await;
-            for sql in script {
+            if is_pinned {
+                client.ask("SELECT pg_advisory_lock(1)").await;
+            }
+            for sql in *script {
                 client.ask(sql).await;
             }
             let sql = "SELECT concat_ws(' ', current_user, current_setting('search_path'), current_setting('work_mem'), \
@@ -273,6 +277,7 @@ async fn a_prelude_that_fails_ends_a_pinned_client() {
         .log_in("postgres", SUPERUSER_PASSWORD, &settings)
         .await
         .expect("the login succeeds");
+    client.ask("SELECT pg_advisory_lock(1)").await;
     client.ask(&format!("SET ROLE {USER}")).await;
     client.ask("RESET ALL").await;
     client.send(&query("SELECT current_user")).await;
