@@ -55,6 +55,56 @@ pub fn transactions_not_allowed() -> Report {
     .with_hint("Set pool.mode to transaction or session.")
 }
 
+/// The connection that listened for this client is gone: its own would be, too.
+pub fn listener_lost(last_words: Report) -> Report {
+    if last_words.sqlstate == SqlState::ADMIN_SHUTDOWN {
+        return last_words.with_severity(Severity::Fatal);
+    }
+    Report::fatal(
+        SqlState::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+    )
+    .with_detail("The connection to the database that listened for this one was lost.")
+    .with_hint("Connect and LISTEN again; notifications may have been missed.")
+}
+
+/// The connection that listens for a pool's clients can't be had or doesn't answer.
+pub fn listener_not_open() -> Report {
+    Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "the connection that listens for clients is lost, or could not be opened in time",
+    )
+}
+
+/// `limits.client_notification_bytes` are unread.
+pub fn too_many_notifications() -> Report {
+    Report::fatal(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        "terminating connection because too many notifications wait for it",
+    )
+    .with_hint("Read notifications as they come, end transactions soon, or raise limits.client_notification_bytes of pgsidecar.")
+}
+
+/// A notification in an encoding that its listener does not speak.
+pub fn notification_in_another_encoding() -> Report {
+    Report::fatal(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "terminating connection because of a notification that can't be converted to its client_encoding",
+    )
+    .with_hint("Set client_encoding before LISTEN, or in the startup parameters.")
+}
+
+/// What decides on a client's channels is written so that pgsidecar can't read it.
+pub fn unreadable_channel() -> Report {
+    Report::fatal(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "terminating connection because pgsidecar can't follow what it listens to",
+    )
+    .with_hint(
+        "Name channels and savepoints without U&, and end the transaction of a LISTEN before very long statements.",
+    )
+}
+
 /// A bound on clients, named by its key, is reached.
 pub fn too_many_clients(key: &str) -> Report {
     Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")

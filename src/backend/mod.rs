@@ -109,9 +109,10 @@ impl Backend {
 
     /// It is back in its neutral state. The caller has seen ReadyForQuery(I), owes nothing and left nothing unread.
     ///
-    /// A broken backend stays broken, and one with unread bytes or an open transaction becomes so.
+    /// A broken backend stays broken, and one with unread bytes, an open transaction or a LISTEN becomes so.
     pub fn end_use(&mut self) {
-        let neutral = self.read_buffer.is_empty() && self.transaction_status == TransactionStatus::Idle;
+        let neutral =
+            self.read_buffer.is_empty() && self.transaction_status == TransactionStatus::Idle && !self.state.listens;
         self.condition = match self.condition {
             Condition::Broken => Condition::Broken,
             _ if neutral => Condition::Clean,

@@ -56,6 +56,7 @@ pub async fn greet(
         Report::fatal(SqlState::INTERNAL_ERROR, "could not generate random cancel key")
     })?;
     let holder = Holder::new(number, address, cancel.slot.clone());
+    holder.set_process_id(cancel.key.process_id);
     let key = PoolKey {
         database: database_of(login, context),
         user: login.user.clone(),

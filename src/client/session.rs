@@ -16,7 +16,7 @@ use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
 use crate::net::Stream;
-use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, Wish};
+use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, Subscription, Wish};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
 use crate::virtual_session::pin_end::{self, PinProof};
@@ -52,6 +52,8 @@ pub struct Session {
     announced: PinSet,
     /// When to ask whether they still hold.
     pin_watch: PinWatch,
+    /// Where it hears notifications without a backend of its own, if it listens.
+    subscription: Option<Box<Subscription>>,
 }
 
 /// What follows a busy spell.
@@ -109,6 +111,7 @@ impl Session {
             drain: DrainWatch::new(drain),
             announced: PinSet::EMPTY,
             pin_watch: PinWatch::default(),
+            subscription: None,
         };
         (session, dedicated)
     }
@@ -129,7 +132,7 @@ impl Session {
         }
     }
 
-    /// Waits, without a buffer, until the client says something. False: the client is done for.
+    /// Waits, without a buffer, until the client says something, or is to be told something. False: the client is done for.
     async fn wait_idle(&mut self) -> bool {
         self.gauge.set(ClientState::Idle);
         let limit = self.snapshot.config.limits.client_idle_timeout;
@@ -137,6 +140,13 @@ impl Session {
         let mut timer = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
         let last_words = std::future::poll_fn(|cx| {
             if self.stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if self
+                .subscription
+                .as_ref()
+                .is_some_and(|subscription| subscription.has_mail(cx))
+            {
                 return Poll::Ready(None);
             }
             if self.drain.poll_reached(cx, leave_at).is_ready() {
@@ -231,6 +241,7 @@ impl Session {
             && !exchange.read_only_refused
             && exchange.unexplained.is_empty()
             && self.announced.is_empty()
+            && !exchange.backend_listens()
             && self.drain.phase() == Phase::Serving
     }
 
@@ -265,6 +276,7 @@ impl Session {
                 Outcome::PreludeFailed(report) => self.on_prelude_failure(exchange, rules, *report).await,
                 Outcome::ClientViolation(report) => self.leave(exchange, &report).await,
                 Outcome::TransactionRefused => self.leave(exchange, &error::transactions_not_allowed()).await,
+                Outcome::Unheard(report) => self.leave(exchange, &report).await,
             },
         }
     }
@@ -282,6 +294,7 @@ impl Session {
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
@@ -349,6 +362,7 @@ impl Session {
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         exchange.refuse_next(&report, &mut parties);
     }
@@ -361,6 +375,9 @@ impl Session {
             self.announced = PinSet::EMPTY;
             self.pin_watch.end();
             lease.set_pin(None);
+        }
+        if lease.state.listens && !self.end_listening(&mut lease).await {
+            return None;
         }
         if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
             self.pool.suspect_upstream();
@@ -442,6 +459,18 @@ impl Session {
         self.give_back_in_doubt(exchange).await
     }
 
+    /// The pool's listener hears for the client: its backend stops. False: the backend was lost over it.
+    async fn end_listening(&mut self, lease: &mut Lease) -> bool {
+        let asked = tokio::time::timeout(self.settings.reset_timeout, lease.query("UNLISTEN *")).await;
+        let has_ended = matches!(asked, Ok(Ok(outcome)) if outcome.error.is_none());
+        if has_ended {
+            lease.state.listens = false;
+        } else {
+            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was told to listen no more");
+        }
+        has_ended
+    }
+
     /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
     async fn explain(&mut self, lease: &mut Lease, unexplained: &[Box<str>]) -> bool {
         let limit = self.settings.reset_timeout;
@@ -468,7 +497,10 @@ impl Session {
             return Some(Then::End);
         };
         let catalog_changed = std::mem::take(&mut exchange.catalog_changed);
-        let plan = self.reset_plan(exchange);
+        let plan = match self.reset_plan(exchange) {
+            ResetPlan::Nothing if lease.state.listens => ResetPlan::DiscardAll,
+            plan => plan,
+        };
         lease.transaction_status = exchange.backend_status();
         match exchange.owed() {
             _ if lease.is_dedicated() => lease.abandon(CloseReason::SessionEnd),
@@ -509,12 +541,16 @@ impl Session {
             None => {}
         }
         // What it never saw a byte of left nothing on it.
-        let tied = dedicated || !loss.untouched && (self.ledger.is_bound() || self.settings.mode == PoolMode::Session);
+        let is_listen_at_risk = self.ledger.listening().is_some_and(|it| it.is_pending()) && exchange.commit_at_risk();
+        let tied = dedicated
+            || is_listen_at_risk
+            || !loss.untouched && (self.ledger.is_bound() || self.settings.mode == PoolMode::Session);
         let mut parties = Parties {
             client: &mut self.stream,
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             return None;
@@ -542,6 +578,7 @@ impl Session {
             session: &mut self.ledger,
             rules,
             neutral: &mut self.neutral,
+            subscription: &mut self.subscription,
         };
         exchange.forget_behind_prelude(&mut parties);
         if dedicated || !parties.session.pins().is_empty() {
@@ -712,6 +749,8 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
         statement_bytes: limits.statement_bytes,
         client_statement_bytes: limits.client_statement_bytes,
         backend_statement_bytes: settings.statement_cache_bytes,
+        client_channels: limits.client_channels,
+        client_notification_bytes: limits.client_notification_bytes,
         pool: pool.clone(),
     }
 }

@@ -131,6 +131,7 @@ impl Config {
             ("catalog_refresh", duration_or_off(pool.catalog_refresh)),
             ("pin_check", duration_or_off(pool.pin_check)),
             ("sequence_pin_timeout", duration_or_off(pool.sequence_pin_timeout)),
+            ("listen_on_loss", word(resolve::LISTEN_ON_LOSS, pool.listen_on_loss)),
         ])
     }
 
@@ -152,6 +153,11 @@ impl Config {
             (
                 "client_statement_bytes",
                 show_size(limits.client_statement_bytes).into(),
+            ),
+            ("client_channels", limits.client_channels.into()),
+            (
+                "client_notification_bytes",
+                show_size(limits.client_notification_bytes).into(),
             ),
         ])
     }

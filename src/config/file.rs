@@ -142,6 +142,7 @@ sections! {
         catalog_refresh: Scalar,
         pin_check: Scalar,
         sequence_pin_timeout: Scalar,
+        listen_on_loss: Scalar,
     }
     /// `pool:` of a database or a user.
     OverrideFile {
@@ -166,6 +167,8 @@ sections! {
         client_write_timeout: Scalar,
         statement_bytes: Scalar,
         client_statement_bytes: Scalar,
+        client_channels: Scalar,
+        client_notification_bytes: Scalar,
     }
     /// `drain:`.
     DrainFile { mode: Scalar, deadline: Scalar }

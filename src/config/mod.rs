@@ -326,6 +326,16 @@ pub enum PoolMode {
     Statement,
 }
 
+/// What becomes of clients that listen when the connection that hears for them is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ListenOnLoss {
+    /// They are closed, as their own connection would have been.
+    #[default]
+    Close,
+    /// A new one listens for them; what is notified in between is lost.
+    Resume,
+}
+
 /// `pool:`, general.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "see config.yaml")]
@@ -358,6 +368,8 @@ pub struct PoolConfig {
     pub pin_check: Option<Duration>,
     /// How long a client may be still before it is not expected any more to ask for the sequence value that it drew last.
     pub sequence_pin_timeout: Option<Duration>,
+    /// What becomes of clients that listen when the connection that hears for them is lost.
+    pub listen_on_loss: ListenOnLoss,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?
@@ -391,6 +403,10 @@ pub struct LimitsConfig {
     pub statement_bytes: usize,
     /// Prepared statements that one client may hold, in bytes of their texts.
     pub client_statement_bytes: usize,
+    /// Channels that one client may hear without a backend of its own; more pin.
+    pub client_channels: usize,
+    /// Notifications that may wait for one client, in bytes; with more it is closed.
+    pub client_notification_bytes: usize,
 }
 
 /// `drain:`.

@@ -13,8 +13,8 @@ use super::scalar::Scalar;
 use super::section::Section;
 use super::sources::{Layers, Sources};
 use super::{
-    Config, DrainConfig, DrainMode, LimitsConfig, LogConfig, LogFormat, MetricsConfig, PoolConfig, PoolMode,
-    PoolOverride, RuntimeConfig, UserConfig,
+    Config, DrainConfig, DrainMode, LimitsConfig, ListenOnLoss, LogConfig, LogFormat, MetricsConfig, PoolConfig,
+    PoolMode, PoolOverride, RuntimeConfig, UserConfig,
 };
 
 /// A configuration, and what is odd about it without being wrong: for the log, once there is one.
@@ -52,6 +52,8 @@ pub(super) const POOL_MODES: &[(&str, PoolMode)] = &[
     ("session", PoolMode::Session),
     ("statement", PoolMode::Statement),
 ];
+pub(super) const LISTEN_ON_LOSS: &[(&str, ListenOnLoss)] =
+    &[("close", ListenOnLoss::Close), ("resume", ListenOnLoss::Resume)];
 pub(super) const DRAIN_MODES: &[(&str, DrainMode)] = &[("sidecar", DrainMode::Sidecar), ("server", DrainMode::Server)];
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -155,6 +157,12 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             Scalar::duration_or_off,
             Some(seconds(5)),
         )?,
+        listen_on_loss: at.read(
+            "listen_on_loss",
+            &file.listen_on_loss,
+            |it| it.word(LISTEN_ON_LOSS),
+            ListenOnLoss::Close,
+        )?,
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
     if pool.max_size > pool.max_total {
@@ -227,6 +235,21 @@ fn limits(file: &LimitsFile) -> Result<LimitsConfig, Problem> {
             &file.client_statement_bytes,
             Scalar::size,
             4 << 20,
+        )?,
+        client_channels: at.read(
+            "client_channels",
+            &file.client_channels,
+            |it| {
+                it.count(0, 1_000_000)
+                    .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
+            },
+            1000,
+        )?,
+        client_notification_bytes: at.read(
+            "client_notification_bytes",
+            &file.client_notification_bytes,
+            Scalar::size,
+            1 << 20,
         )?,
     })
 }

@@ -54,6 +54,8 @@ labels! {
         Connecting = "connecting",
         /// A client keeps it beyond its transactions because of what it left in the session.
         Pinned = "pinned",
+        /// It hears notifications for the pool's clients.
+        Listening = "listening",
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who holds a backend, as the timeout's error and its log line tell it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::cancel_keys::CancelSlot;
@@ -25,6 +25,8 @@ pub struct Holder {
     address: Box<str>,
     cancel: Arc<CancelSlot>,
     is_idle_in_transaction: AtomicU8,
+    /// What its client was told that its process id is; 0 where it was told none.
+    process_id: AtomicU32,
     described: Mutex<Described>,
 }
 
@@ -43,6 +45,7 @@ impl Holder {
             address,
             cancel,
             is_idle_in_transaction: AtomicU8::new(0),
+            process_id: AtomicU32::new(0),
             described,
         })
     }
@@ -65,6 +68,16 @@ impl Holder {
     /// Where cancels for this client find what it runs.
     pub fn cancel_slot(&self) -> &Arc<CancelSlot> {
         &self.cancel
+    }
+
+    /// The client was told this process id (BackendKeyData).
+    pub fn set_process_id(&self, process_id: u32) {
+        self.process_id.store(process_id, Ordering::Relaxed);
+    }
+
+    /// What its client was told that its process id is.
+    pub fn process_id(&self) -> Option<u32> {
+        Some(self.process_id.load(Ordering::Relaxed)).filter(|process_id| *process_id != 0)
     }
 
     /// The client's `application_name`, as it stands now.

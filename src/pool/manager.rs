@@ -15,6 +15,7 @@ use super::line::Line;
 use super::lock;
 use super::record::{NEVER, Record};
 use super::registry::PoolKey;
+use super::subscription::Desk;
 use super::total_cap::{TotalCap, TotalPlace, Want};
 use super::vacancy::Vacancies;
 use crate::backend::login::LoginOptions;
@@ -55,6 +56,8 @@ pub(crate) struct PoolCore {
     pub(crate) vacancies: Arc<Vacancies>,
     pub(crate) parameters: ArcSwapOption<ServerParameters>,
     pub(crate) knowledge: Knowledge,
+    /// Where its clients say which notifications they want to hear.
+    pub(crate) desk: Desk,
     records: Mutex<Vec<Arc<Record>>>,
     connecting: AtomicUsize,
     generation: AtomicU64,
@@ -152,6 +155,7 @@ impl PoolCore {
             vacancies,
             parameters: ArcSwapOption::empty(),
             knowledge: Knowledge::new(),
+            desk: Desk::default(),
             records: Mutex::default(),
             connecting: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
@@ -275,6 +279,12 @@ impl PoolCore {
         for record in lock(&self.records).iter() {
             record.retire(reason);
         }
+        self.desk.news.notify_one();
+    }
+
+    /// Changes when every backend opened so far is to be closed.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// At most once in a while.

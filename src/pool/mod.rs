@@ -2,9 +2,10 @@
 //!
 //! [`registry`] finds the pool of a database and user, [`backends`] is one pool, [`lease`] the exclusive hold of one of
 //! its backends, [`cancel_keys`] what a CancelRequest may stop. Below them: [`manager`] opens backends for bb8,
-//! [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass in order, [`line`] knows who waits,
-//! [`total_cap`] bounds all pools together, [`vacancy`] keeps databases empty that are to be dropped, [`parked`] keeps released
-//! backends near their clients, [`keeper`] watches the idle ones.
+//! [`mod@listener`] hears notifications for those who listen, who say so at a desk ([`subscription`]) and find them in a
+//! [`mailbox`]; [`notifiers`] knows who sent them. [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass
+//! in order, [`line`] knows who waits, [`total_cap`] bounds all pools together, [`vacancy`] keeps databases empty that are to be
+//! dropped, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
 //!
 //! A backend is idle in bb8, parked, in exactly one [`Lease`], or dedicated. bb8 0.9 stores and counts; its own retry,
 //! lifetimes and idle watch are off, because it retries after 400 ms only, wakes no waiter when a connect fails, and
@@ -19,10 +20,14 @@ mod keeper;
 mod knowledge;
 mod lease;
 mod line;
+mod listener;
+mod mailbox;
 mod manager;
+mod notifiers;
 mod parked;
 mod record;
 mod registry;
+mod subscription;
 mod timeout_report;
 mod total_cap;
 mod turnstile;
@@ -35,8 +40,10 @@ pub use cancel_keys::{CancelKeys, CancelSlot, Cancelled, ClientCancel, SecretLen
 pub use holder::{Holder, HolderState};
 pub use knowledge::{Knowledge, StartupSettings};
 pub use lease::Lease;
+pub use notifiers::{MayNotify, Notifying};
 pub use parked::Wish;
 pub use registry::{LoadedTls, PoolKey, Pools};
+pub use subscription::{Awaited, Subscription};
 pub use vacancy::Vacancy;
 
 /// A lock whose holder panicked is still good: everything under our locks is changed in single steps.

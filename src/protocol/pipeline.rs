@@ -283,6 +283,11 @@ impl<N> Pipeline<N> {
         }
     }
 
+    /// The reply that comes next is to a message of ours.
+    pub fn head_is_ours(&self) -> bool {
+        matches!(self.items.front(), Some(Item::Entry(entry)) if entry.fate.is_hidden())
+    }
+
     /// If the request at the head fails, nothing of its group has run, and nothing was sent behind that. Says whether
     /// the group's Sync was sent.
     pub fn fails_alone(&self) -> Option<bool> {

@@ -55,6 +55,7 @@ impl Exchange {
         if let Some(stop) = self.before_name().filter(|_| named) {
             return Ok(stop);
         }
+        self.show_channels(header, &effects, parties);
         let Some(lease) = self.lease.as_mut() else {
             return Ok(Next::NeedsBackend);
         };
@@ -169,8 +170,9 @@ impl Exchange {
             Err(cause) => return Err(invalid_message(header, cause)),
         };
         self.untold_portal = None;
+        self.listens.forget_portal(head.portal);
         if head.statement.is_empty() {
-            return Ok(self.on_unnamed(header, Request::Bind, parties));
+            return self.on_unnamed(header, Request::Bind, parties);
         }
         let Some(NamedStatement {
             statement,
@@ -193,6 +195,8 @@ impl Exchange {
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(&statement, parties))
+            .or_else(|| self.before_bind(&effects, parties))
+            .or_else(|| self.before_notifying(&effects, parties))
         {
             return Ok(stop);
         }
@@ -227,6 +231,7 @@ impl Exchange {
             lease.note_statement(statement.sql(), parties.session.lexing());
         }
         self.apply(&effects, Request::Bind, parties);
+        self.listening_bound(&portal, &effects, parties)?;
         self.expect(Request::Bind, Fate::Forward, Note::Bound(statement.id));
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
@@ -251,7 +256,7 @@ impl Exchange {
             return Ok(Next::Done);
         }
         if named.name.is_empty() {
-            return Ok(self.on_unnamed(header, Request::DescribeStatement, parties));
+            return self.on_unnamed(header, Request::DescribeStatement, parties);
         }
         let name = named.name.to_vec();
         let is_first = self.pipeline.is_settled();
@@ -371,13 +376,18 @@ impl Exchange {
     }
 
     /// Bind or Describe of the unnamed statement, which the backend may have to be taught (trap 29).
-    pub(super) fn on_unnamed(&mut self, header: Header, request: Request, parties: &mut Parties<'_>) -> Next {
+    pub(super) fn on_unnamed(
+        &mut self,
+        header: Header,
+        request: Request,
+        parties: &mut Parties<'_>,
+    ) -> Result<Next, Report> {
         if let Some(stop) = self.before_backend(parties, None) {
-            return stop;
+            return Ok(stop);
         }
         // Whether a group before this one has changed it, and what this one refers to then, is known with its replies.
         if self.unsure.unnamed.before > 0 && self.unsure.unnamed.here == 0 {
-            return Next::Held;
+            return Ok(Next::Held);
         }
         if self.awaits_reports(parties)
             && self
@@ -385,16 +395,16 @@ impl Exchange {
                 .as_ref()
                 .is_some_and(|lease| parties.session.must_teach_unnamed(&lease.state))
         {
-            return Next::Held;
+            return Ok(Next::Held);
         }
         if request == Request::Bind
             && let Some(effects) = parties.session.unnamed_effects()
             && let Some(wanted) = self.wants_values(header, effects, parties)
         {
-            return wanted;
+            return Ok(wanted);
         }
         let Some(lease) = self.lease.as_mut() else {
-            return Next::NeedsBackend;
+            return Ok(Next::NeedsBackend);
         };
         let effects = match parties.session.unnamed_for(&mut lease.state) {
             UnnamedStep::Agrees(effects) => effects.clone(),
@@ -417,7 +427,7 @@ impl Exchange {
                 Effects::NONE
             }
             // There is none, or one that nobody read.
-            UnnamedStep::Unknown if self.prelude_owed => return Next::Held,
+            UnnamedStep::Unknown if self.prelude_owed => return Ok(Next::Held),
             UnnamedStep::Unknown => Effects::NONE,
         };
         let effects = match parties.session.unnamed_sql() {
@@ -425,31 +435,42 @@ impl Exchange {
             _ => effects,
         };
         if self.prelude_owed && effects.exits_failed_block {
-            return Next::Held;
+            return Ok(Next::Held);
         }
         if request == Request::Bind
-            && let Some(stop) = self.before_unnamed_bind(header, effects, parties)
+            && let Some(next) = self.bind_unnamed(header, effects, parties)?
         {
-            return stop;
+            return Ok(next);
         }
         self.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
-        Next::Done
+        Ok(Next::Done)
     }
 
-    /// What a Bind of the unnamed statement may do is recorded.
-    fn before_unnamed_bind(&mut self, header: Header, effects: Effects, parties: &mut Parties<'_>) -> Option<Next> {
+    /// What comes before a Bind of the unnamed statement; or what it led to, if it is not to be passed on.
+    fn bind_unnamed(
+        &mut self,
+        header: Header,
+        effects: Effects,
+        parties: &mut Parties<'_>,
+    ) -> Result<Option<Next>, Report> {
         let effects = self.with_values(header, Cow::Owned(effects));
+        if let Some(stop) = self
+            .before_bind(&effects, parties)
+            .or_else(|| self.before_notifying(&effects, parties))
+        {
+            return Ok(Some(stop));
+        }
         let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
         if let Some(stop) = self.before_name().filter(|_| named) {
-            return Some(stop);
+            return Ok(Some(stop));
         }
+        let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
+        let portal = portal.unwrap_or_default();
         if let Some(deallocated) = deallocated_name(&effects) {
-            let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
-            let portal = portal.unwrap_or_default();
             let replaced = HEADER_LEN + portal.len() + 1;
             if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
-                return Some(Next::Done);
+                return Ok(Some(Next::Done));
             }
         }
         if let (false, Some(lease), Some(sql)) = (
@@ -461,7 +482,8 @@ impl Exchange {
         }
         self.materialise_named(&effects, Fate::Swallow, parties);
         self.apply(&effects, Request::Bind, parties);
-        None
+        self.listening_bound(&portal, &effects, parties)?;
+        Ok(None)
     }
 
     /// A name that is not in the ledger goes to the backend as it is: a pinned one may know it (SQL PREPARE), another

@@ -3,10 +3,11 @@
 //! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction. [`to_backend`] walks over
 //! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
 //! needs; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
-//! after, so that a transaction costs two receives and two sends. [`telling`] is what the session says through it.
+//! after, so that a transaction costs two receives and two sends. [`listening`] is LISTEN, and [`telling`] what the session says through it.
 
 mod extended_query;
 pub mod flow;
+mod listening;
 mod lost_transaction;
 mod preparation;
 mod simple_query;
@@ -25,7 +26,7 @@ use crate::backend::{Owed, ServerParameters};
 use crate::config::PoolMode;
 use crate::metrics::SessionTally;
 use crate::net::Stream;
-use crate::pool::{Lease, Pool, Vacancy};
+use crate::pool::{Lease, Pool, Subscription, Vacancy};
 use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
@@ -46,6 +47,10 @@ pub struct Rules {
     pub client_statement_bytes: usize,
     /// What one backend's prepared statements may weigh.
     pub backend_statement_bytes: usize,
+    /// Channels that one client may hear without a backend of its own.
+    pub client_channels: usize,
+    /// Notifications that may wait for one client.
+    pub client_notification_bytes: usize,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
 }
@@ -61,6 +66,8 @@ pub struct Parties<'a> {
     pub rules: &'a Rules,
     /// What a backend of the pool reports by itself, as far as the client was told.
     pub neutral: &'a mut Arc<ServerParameters>,
+    /// Where it hears notifications without a backend of its own, if it listens.
+    pub subscription: &'a mut Option<Box<Subscription>>,
 }
 
 /// Why the relay stopped.
@@ -87,6 +94,8 @@ pub enum Outcome {
     ClientViolation(Box<Report>),
     /// Pool mode `statement` met a transaction block.
     TransactionRefused,
+    /// The client listens, and can't be told of every notification.
+    Unheard(Box<Report>),
 }
 
 /// How a backend was lost.
@@ -169,6 +178,8 @@ pub struct Exchange {
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
     lost: Option<lost_transaction::LostTransaction>,
+    /// What is under way of its listening.
+    listens: listening::ListenProgress,
     /// What was counted since the last release.
     pub tally: SessionTally,
     /// When the metrics were last told of it, or when the lease was first waited for, in the pool's coarse milliseconds.
@@ -252,88 +263,28 @@ impl Unsure {
     }
 }
 
+/// Makes each field as new: the first few keep their memory.
+macro_rules! recycle {
+    ($exchange:expr; $($kept:ident)*; $($renewed:ident)*) => {
+        let Self { $($kept,)* $($renewed,)* } = $exchange;
+        $($kept.recycle();)*
+        $(*$renewed = Default::default();)*
+    };
+}
+
 impl Exchange {
     /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
     pub fn recycle(&mut self) {
         // Every field by name: one that is added later can't be forgotten.
-        let Self {
-            lease,
-            up,
-            down,
-            pipeline,
-            commit_at_risk,
-            ends_block,
-            restore_due,
-            restore_bound,
-            flushed,
-            prelude_owed,
-            before_prelude,
-            forgetting,
-            unsure,
-            undone,
-            reset_ran,
-            second_try,
-            untold_portal,
-            last_words,
-            new_pins,
-            pinned_by,
-            catalog_changed,
-            read_only_refused,
-            unexplained,
-            catalog_touched,
-            ends_at_boundary,
-            before_effects,
-            vacancy,
-            parting_warning,
-            sent_to_backend,
-            lost,
-            tally,
-            tallied_at,
-            query_since,
-            transaction_since,
-            answered_at,
-            cancel_sent_at,
-            stalled_since,
-            finished,
-        } = self;
-        up.recycle();
-        down.recycle();
-        pipeline.recycle();
-        *lease = Default::default();
-        *commit_at_risk = Default::default();
-        *ends_block = Default::default();
-        *restore_due = Default::default();
-        *restore_bound = Default::default();
-        *flushed = Default::default();
-        *prelude_owed = Default::default();
-        *before_prelude = Default::default();
-        *forgetting = Default::default();
-        *unsure = Default::default();
-        *undone = Default::default();
-        *reset_ran = Default::default();
-        *second_try = Default::default();
-        *untold_portal = Default::default();
-        *last_words = Default::default();
-        *new_pins = Default::default();
-        *pinned_by = Default::default();
-        *catalog_changed = Default::default();
-        *read_only_refused = Default::default();
-        *unexplained = Default::default();
-        *catalog_touched = Default::default();
-        *ends_at_boundary = Default::default();
-        *before_effects = Default::default();
-        *vacancy = Default::default();
-        *parting_warning = Default::default();
-        *sent_to_backend = Default::default();
-        *lost = Default::default();
-        *tally = Default::default();
-        *tallied_at = Default::default();
-        *query_since = Default::default();
-        *transaction_since = Default::default();
-        *answered_at = Default::default();
-        *cancel_sent_at = Default::default();
-        *stalled_since = Default::default();
-        *finished = Default::default();
+        recycle! {
+            self;
+            up down pipeline;
+            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
+            forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by
+            catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
+            vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
+            answered_at cancel_sent_at stalled_since finished
+        }
     }
 
     /// Hands the exchange the backend that [`Outcome::NeedsBackend`] asked for.
@@ -363,6 +314,11 @@ impl Exchange {
         if self.pinned_by.is_none() {
             self.pinned_by = self.lease.as_ref().and_then(Lease::fingerprint);
         }
+    }
+
+    /// The backend was told to LISTEN for a client that hears another way: it must be told to stop.
+    pub fn backend_listens(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.state.listens)
     }
 
     /// The backend, while there is one.

@@ -76,6 +76,9 @@ impl Exchange {
         let outside = self.pipeline.status() == TransactionStatus::Idle;
         self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
         self.ends_block |= effects.ends_transaction;
+        if effects.may_notify() {
+            self.note_notifier(effects.notifies, parties);
+        }
         if effects.is_none() && effects.sequence == SequenceUse::None {
             return;
         }

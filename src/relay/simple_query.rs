@@ -33,6 +33,13 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
+        if let Some(stop) = self.before_notifying(&effects, parties) {
+            return Ok(stop);
+        }
+        if let Some(stop) = self.before_listening(&effects, parties)? {
+            return Ok(stop);
+        }
+        self.show_channels(header, &effects, parties);
         if self.materialise_named(&effects, Fate::Silence, parties) {
             self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
             self.expect(Request::Sync, Fate::Swallow, Note::None);
@@ -42,6 +49,8 @@ impl Exchange {
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
         self.apply(&effects, Request::Query, parties);
+        self.listening_sent(parties);
+        self.begin_round(parties);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         let note = note.reporting(parties.session.unreported());
         self.expect(Request::Query, Fate::Forward, note);
@@ -80,6 +89,8 @@ impl Exchange {
             _ => Note::None,
         };
         self.commit_at_risk = true;
+        self.note_notifier(false, parties);
+        self.listening_unread(parties);
         self.expect(request, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;

@@ -26,6 +26,7 @@ impl Exchange {
         let told = self.pipeline.is_skipping();
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
+        self.listening_lost(parties);
         self.forget_second_try();
         self.up.forget_pieces();
         self.down.forget_undecided();
@@ -120,6 +121,7 @@ impl Exchange {
         if rewound {
             self.pipeline.abandon();
             self.undo_dropped(parties);
+            self.listening_lost(parties);
             if let Some(before) = self.before_effects.take() {
                 parties.session.return_to(before);
             }

@@ -72,6 +72,7 @@ impl Exchange {
         match tag {
             FrontendTag::Terminate => Ok(Next::Terminated),
             FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => Ok(self.on_copy(header, tag)),
+            _ if self.awaits_listening(parties) => Ok(self.await_replies()),
             FrontendTag::Sync => Ok(self.on_sync(header, parties)),
             FrontendTag::Authentication => Err(Report::fatal(
                 SqlState::PROTOCOL_VIOLATION,
@@ -119,10 +120,14 @@ impl Exchange {
     }
 
     fn on_sync(&mut self, header: Header, parties: &mut Parties<'_>) -> Next {
+        if let Some(stop) = self.before_sync(parties) {
+            return stop;
+        }
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         let needed = self.lease.is_some() && !self.pipeline.is_answerable();
         if needed {
             let note = Note::None.reporting(parties.session.unreported());
+            self.begin_round(parties);
             self.expect(Request::Sync, Fate::Forward, note);
             self.up.pass(header);
         } else {
@@ -137,6 +142,10 @@ impl Exchange {
         if let Some(stop) = self.before_backend(parties, None) {
             return stop;
         }
+        if let Some(stop) = self.before_execute(header, parties) {
+            return stop;
+        }
+        self.listening_sent(parties);
         self.expect(Request::Execute, Fate::Forward, Note::None);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         self.up.pass(header);
@@ -161,6 +170,7 @@ impl Exchange {
             self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;
+        self.note_notifier(false, parties);
         self.expect(Request::FunctionCall, Fate::Forward, Note::None);
         self.up.pass(header);
         self.tally.queries += 1;

@@ -50,6 +50,9 @@ impl Exchange {
             if self.must_be_whole(tag, header) && self.down.whole_body(header).is_none() {
                 return Ok(header.frame_len());
             }
+            if tag == BackendTag::ReadyForQuery && parties.subscription.is_some() && self.holds_ready(header, parties) {
+                return Ok(0);
+            }
             match self.columns_behind(header) {
                 ColumnsBehind::Told => {}
                 ColumnsBehind::Unread(length) => return Ok(length),
@@ -82,11 +85,12 @@ impl Exchange {
     fn is_telling_tag(&self, header: Header) -> bool {
         const PLAIN: [&[u8]; 6] = [b"SEL", b"INS", b"UPD", b"DEL", b"BEG", b"COM"];
         header.tag == b'C'
-            && !self
-                .down
-                .body_prefix(header)
-                .get(..3)
-                .is_some_and(|tag| PLAIN.contains(&tag))
+            && (self.listens.watches_tags()
+                || !self
+                    .down
+                    .body_prefix(header)
+                    .get(..3)
+                    .is_some_and(|tag| PLAIN.contains(&tag)))
     }
 
     fn must_be_whole(&self, tag: BackendTag, header: Header) -> bool {
@@ -97,6 +101,7 @@ impl Exchange {
                 | BackendTag::ParameterStatus
                 | BackendTag::CommandComplete
                 | BackendTag::NoticeResponse
+                | BackendTag::NotificationResponse
         ) || (tag == BackendTag::RowDescription
             && matches!(self.pipeline.head_note(), Some(Note::Described(_))))
             || (tag == BackendTag::DataRow && self.is_answer_to_us());
@@ -119,6 +124,7 @@ impl Exchange {
                 }
                 let body = self.down.whole_body(header).unwrap_or_default();
                 self.undone |= !self.is_answer_to_us();
+                self.listens.has_failed = true;
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
                 if let Some(fields) = fields.filter(ReportFields::is_fatal) {
@@ -128,6 +134,7 @@ impl Exchange {
             BackendTag::CommandComplete => self.on_command_tag(header, parties),
             BackendTag::DataRow if self.is_answer_to_us() => self.on_answer(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
+            BackendTag::NotificationResponse => return self.on_notification(header, parties),
             BackendTag::NoticeResponse => self.parting_warning = parting_warning(body).or(self.parting_warning.take()),
             _ => {}
         }
@@ -230,9 +237,11 @@ impl Exchange {
         if ours {
             self.prelude_owed = false;
             self.before_prelude = None;
+            self.listens.has_failed = false;
             return;
         }
         self.forget_second_try();
+        self.listening_at_ready(status, parties);
         let now = std::time::Instant::now();
         // A block that was ended, and at once another.
         let is_chained = self.ends_block && self.pipeline.is_quiet() && status == TransactionStatus::InTransaction;
@@ -340,6 +349,11 @@ impl Exchange {
             Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),
             Some(b"SET") if parties.session.set_has_run() => (self.reset_ran, self.undone) = (true, false),
             _ => {}
+        }
+        if self.listens.watches_tags() {
+            let tag = self.down.whole_body(header).and_then(|body| command_tag(body).ok());
+            let tag = tag.unwrap_or_default().to_vec();
+            self.on_listening_tag(&tag, parties);
         }
     }
 

@@ -42,6 +42,20 @@ impl Exchange {
     ///
     /// PostgreSQL's side comes first: a reply that settles the exchange spares a look at the client's socket.
     pub fn poll(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
+        loop {
+            if parties.subscription.is_some()
+                && let Some(outcome) = self.poll_notifications(cx, parties)
+            {
+                return Poll::Ready(outcome);
+            }
+            let polled = self.poll_both(cx, parties);
+            if polled.is_ready() || !self.listens.poll_awaited(cx) {
+                return polled;
+            }
+        }
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Poll<Outcome> {
         // A backend that was sent nothing yet is listened to when the client's message is with it.
         let mut down = match self.sent_to_backend == 0 && self.down.is_empty() {
             true => Step::Moved,
@@ -137,7 +151,7 @@ impl Exchange {
         is_due
     }
 
-    fn down_is_decided(&self) -> bool {
+    pub(super) fn down_is_decided(&self) -> bool {
         self.down.undecided().is_empty() && !self.down.is_amid_message()
     }
 
@@ -235,7 +249,7 @@ impl Exchange {
             if matches!(step, Step::Moved) && self.all_is_answered() {
                 return step;
             }
-            let Some(lease) = self.lease.as_mut() else {
+            let Some(lease) = self.lease.as_mut().filter(|_| !self.listens.is_holding_ready()) else {
                 return step;
             };
             match self.down.poll_read(cx, &mut lease.stream, whole) {

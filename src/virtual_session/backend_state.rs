@@ -27,6 +27,9 @@ pub struct BackendState {
     /// Custom settings (`app.tenant`) that a prelude has ever applied. RESET and DISCARD ALL leave `''` of them where a
     /// new session has NULL, so whoever comes next must have them too (trap 58).
     pub(super) placeholders: Vec<Box<str>>,
+    /// It was told to LISTEN for a client that hears of notifications another way, and must be told to stop before
+    /// anyone else has it.
+    pub listens: bool,
 }
 
 impl BackendState {

@@ -11,6 +11,7 @@ mod builtin_functions;
 mod definitions;
 pub mod fingerprint;
 mod keywords;
+pub mod listening;
 mod note;
 mod ordinary_statement;
 mod own_names;
@@ -46,6 +47,7 @@ pub use settings_ledger::{Checkpoint, lexing_of};
 pub use unnamed::{Unnamed, UnnamedStep};
 pub use unreported::{Following, Question, is_portable};
 
+use listening::Listening;
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
@@ -123,6 +125,8 @@ pub struct VirtualSession {
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
     before_reset: Option<Arc<Settings>>,
+    /// The channels that it listens to without a backend of its own, if any.
+    listening: Option<Box<Listening>>,
 }
 
 impl VirtualSession {
@@ -156,6 +160,7 @@ impl VirtualSession {
             rebase: false,
             set_to_default: false,
             before_reset: None,
+            listening: None,
         };
         session.relex();
         session
@@ -194,6 +199,23 @@ impl VirtualSession {
         !self.pins.is_empty() || self.is_in_doubt()
     }
 
+    /// The channels that it listens to without a backend of its own; `None` where there are none.
+    pub fn listening(&self) -> Option<&Listening> {
+        self.listening.as_deref()
+    }
+
+    /// The same, to be changed.
+    pub fn listening_mut(&mut self) -> &mut Listening {
+        self.listening.get_or_insert_default()
+    }
+
+    /// Where nothing is left of it, it costs nothing.
+    pub fn drop_empty_listening(&mut self) {
+        if self.listening.as_ref().is_some_and(|listening| listening.is_empty()) {
+            self.listening = None;
+        }
+    }
+
     /// Ties the backend to the client for a reason that no statement shows.
     pub fn pin(&mut self, reason: PinReason) {
         self.pins.insert(reason);
@@ -208,6 +230,8 @@ impl VirtualSession {
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
         pins.remove(PinReason::CustomSetting);
+        // Who carries the statement knows where its notifications come from.
+        pins.remove(PinReason::Listen);
         let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
         if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
             self.see_not(Until::Reported);
@@ -219,7 +243,6 @@ impl VirtualSession {
         for step in &effects.steps {
             match &step.action {
                 Action::Setting(change) => self.apply_setting(change, backend, &follows),
-                Action::Listen(_) => self.pins.insert(PinReason::Listen),
                 Action::Prepare(name) | Action::Execute(name) => {
                     self.own_names.insert(name.as_deref());
                     self.pins.insert(PinReason::Prepare);

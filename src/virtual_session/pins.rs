@@ -11,7 +11,7 @@ pub enum PinReason {
     /// A session-level custom setting (`app.tenant_id`), or one whose name the text doesn't tell. RESET and DISCARD ALL
     /// leave `''` where a new session has NULL, so the backend can't be made as new.
     CustomSetting,
-    /// LISTEN: notifications would reach a stranger, or nobody.
+    /// LISTEN by a client that keeps its backend, or that nobody else can hear for.
     Listen,
     /// A statement prepared by SQL PREPARE, or EXECUTE of one: its name exists on this backend only.
     Prepare,

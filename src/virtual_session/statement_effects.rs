@@ -107,6 +107,23 @@ impl Effects {
             && !(self.catalog_change || self.database_ddl || self.notifies || self.reads_session)
     }
 
+    /// Whether it says LISTEN.
+    pub fn listens(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::Listen(_)))
+    }
+
+    /// Whether a transaction that ran it may notify: by NOTIFY, a routine, or a trigger of what it writes.
+    pub fn may_notify(&self) -> bool {
+        let is_channel = |step: &Step| {
+            matches!(
+                step.action,
+                Action::Listen(_) | Action::Unlisten(_) | Action::UnlistenAll
+            )
+        };
+        let is_known = self.transaction != TransactionControl::None || self.steps.iter().any(is_channel);
+        self.notifies || !(self.is_read_only_shape || (self.statement_count == 1 && is_known))
+    }
+
     /// Whether a transaction may have committed if the backend died while it ran this outside a block (08007, not
     /// 08006).
     pub fn may_commit(&self) -> bool {

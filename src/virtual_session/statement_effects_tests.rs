@@ -617,6 +617,15 @@ fn trap_64_listen_and_its_relatives() {
         ("SELECT pg_notify('a', 'b')", "notifies"),
         ("SELECT pg_listening_channels()", "reads session"),
     ]);
+    // A channel may be called as a table is.
+    for (text, expected) in [
+        ("LISTEN t", "pin listen | listen t"),
+        ("UNLISTEN \"t\"", "unlisten t"),
+        ("NOTIFY t, 'x'", "notifies"),
+    ] {
+        let effects = classify(text.as_bytes(), Lexing::default(), &Suspects::every_mention());
+        assert_eq!(summary(&effects), expected);
+    }
 }
 
 #[test]

@@ -59,12 +59,16 @@ impl Scan<'_> {
             Keyword::Reset => set_statement::reset(self)?,
             Keyword::Discard => self.discard()?,
             Keyword::Listen => {
+                self.names_a_channel();
                 let channel = self.name()?;
                 self.pin(PinReason::Listen);
                 self.step(Action::Listen(channel));
             }
             Keyword::Unlisten => self.unlisten()?,
-            Keyword::Notify => self.effects.notifies = true,
+            Keyword::Notify => {
+                self.names_a_channel();
+                self.effects.notifies = true;
+            }
             Keyword::Prepare => self.prepare()?,
             Keyword::Execute => {
                 let name = self.name()?;
@@ -215,7 +219,13 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// What follows is no name of anything that the catalog knows.
+    const fn names_a_channel(&mut self) {
+        self.statement.execution = Execution::Definition;
+    }
+
     fn unlisten(&mut self) -> Read {
+        self.names_a_channel();
         let action = match self.item()? {
             Some(item) if item.token.bytes(self.text) == b"*" => Action::UnlistenAll,
             Some(item) => Action::Unlisten(self.folded(item)),

@@ -54,6 +54,31 @@ impl<'a> ParameterStatus<'a> {
     }
 }
 
+/// NotificationResponse: somebody has notified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notification<'a> {
+    /// Of the session that notified.
+    pub process_id: u32,
+    /// The channel's name.
+    pub channel: &'a [u8],
+    /// Empty where none was given.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Notification<'a> {
+    /// Reads a body.
+    pub fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(body);
+        let (process_id, channel, payload) = (reader.u32()?, reader.cstr()?, reader.cstr()?);
+        reader.finish()?;
+        Ok(Self {
+            process_id,
+            channel,
+            payload,
+        })
+    }
+}
+
 /// CommandComplete: the command tag.
 pub fn command_tag(body: &[u8]) -> Result<&[u8], Malformed> {
     let mut reader = Reader::new(body);
@@ -141,6 +166,18 @@ mod tests {
         assert!(fields.is_fatal());
         assert_eq!(fields.to_report().sqlstate, SqlState::INTERNAL_ERROR);
         assert!(ReportFields::parse(b"SFATAL\0").is_err());
+    }
+
+    #[test]
+    fn notifications_are_read_to_their_end() {
+        let heard = Notification::parse(b"\0\0\x01\x02ch\0hello\0").unwrap();
+        assert_eq!(
+            (heard.process_id, heard.channel, heard.payload),
+            (258, &b"ch"[..], &b"hello"[..])
+        );
+        for malformed in [&b"\0\0\x01\x02ch\0hello"[..], b"\0\0\x01", b"\0\0\x01\x02ch\0\0more"] {
+            assert!(Notification::parse(malformed).is_err());
+        }
     }
 
     #[test]

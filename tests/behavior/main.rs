@@ -18,6 +18,7 @@ mod fuzz_corpus;
 mod limits;
 mod listeners;
 mod metrics;
+mod notifications;
 mod pins;
 mod pools;
 mod prepared_statements;

@@ -425,7 +425,7 @@ async fn trap_59_startup_settings_survive_an_error_behind_a_reset() {
     let sidecar = one_backend(&database).await;
     let mut client = client_with(&sidecar, &database, &[("TimeZone", "Asia/Tokyo")]).await;
     // It keeps its backend, and so sees what the RESET made of it.
-    client.ask("LISTEN channel").await;
+    client.ask("CREATE TEMP TABLE kept (x int)").await;
     let reset = [parse("", "RESET ALL"), bind("", "", &[]), execute("", 0), sync()];
     client.send(&together(&reset)).await;
     client.until_ready().await;

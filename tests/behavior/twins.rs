@@ -185,7 +185,7 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         dice.roll(6).to_string()
     };
     let one = usize::from(extended);
-    match dice.roll(44) {
+    match dice.roll(47) {
         0 => ("SELECT x, t FROM shared ORDER BY x".to_owned(), 0),
         1 | 2 => (LITERAL.to_owned(), 0),
         3 => (
@@ -257,6 +257,14 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         ),
         33..=36 => unreported_setting(dice, extended),
         37..=42 => (SETTINGS.to_owned(), 0),
+        // Each client its own channel: what others say would come when it comes.
+        43 => (format!("LISTEN channel_{client}"), 0),
+        44 => (format!("NOTIFY channel_{client}, 'said {}'", dice.roll(9)), 0),
+        45 => {
+            let ending = dice.pick(&["UNLISTEN *", "SELECT pg_notify($channel, 'called')", "UNLISTEN $name"]);
+            let (name, literal) = (format!("channel_{client}"), format!("'channel_{client}'"));
+            (ending.replace("$channel", &literal).replace("$name", &name), 0)
+        }
         _ => (String::new(), 0),
     }
 }
@@ -526,6 +534,10 @@ fn essence(message: &Message) -> String {
         let body = String::from_utf8_lossy(&message.body).into_owned();
         format!("{} {body:?}", char::from(message.tag))
     };
+    if message.tag == b'A' {
+        // Behind the process id.
+        return format!("A {:?}", String::from_utf8_lossy(&message.body[4..]));
+    }
     if message.tag != b'E' {
         return text(message);
     }
@@ -554,11 +566,15 @@ fn answers(replies: &[String]) -> Vec<Vec<String>> {
         .map(<[String]>::to_vec)
         .collect();
     for group in &mut groups {
-        // The order in which several settings are reported is nobody's promise.
-        let first = group.iter().position(|reply| reply.starts_with('S'));
-        let reported = group.iter().filter(|reply| reply.starts_with('S')).count();
+        // The order in which several settings are reported is nobody's promise, nor is that of settings and notifications.
+        let is_settled = |reply: &String| reply.starts_with(['S', 'A']);
+        let first = group.iter().position(is_settled);
+        let count = group.iter().filter(|reply| is_settled(reply)).count();
         if let Some(first) = first {
-            group[first..first + reported].sort();
+            group[first..first + count].sort_by_key(|reply| match reply.starts_with('S') {
+                true => reply.clone(),
+                false => String::new(),
+            });
         }
     }
     groups
