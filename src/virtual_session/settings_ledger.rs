@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::parameters::{self, Settings};
+use super::parameters::{self, Setting, Settings};
 use super::pins::{PinReason, PinSet};
 use super::set_config::names_temporary_schema;
 use super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
@@ -226,6 +226,7 @@ impl VirtualSession {
         let name = canonical(&name);
         let following = follows(name);
         let baseline = self.baseline.entry(name).cloned();
+        let before = self.wanted.value(name).map(Box::from);
         if following != Following::ByAsking || baseline.is_some() {
             self.doubt_settings(backend);
         }
@@ -237,7 +238,7 @@ impl VirtualSession {
         match following {
             Following::ByReports => self.see_not(Until::Reported),
             Following::ByAsking => {
-                self.doubt(name, true, backend);
+                self.doubt_since(name, true, before, backend);
                 if name == "session_authorization" {
                     self.doubt("role", true, backend);
                 }
@@ -280,9 +281,9 @@ impl VirtualSession {
     fn reset_all(&mut self, backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
         self.doubt_settings(backend);
         self.rebase = !self.baseline.entries().is_empty();
-        let asked = |name: &&str| !parameters::is_identity(name) && follows(name) == Following::ByAsking;
+        let asked = |(name, _): &&Setting| !parameters::is_identity(name) && follows(name) == Following::ByAsking;
         let wanted = Arc::clone(&self.wanted);
-        let names = wanted.entries().iter().map(|(name, _)| &**name).filter(asked);
+        let in_doubt = wanted.entries().iter().filter(asked);
         // What is not of the baseline is reported when it changes, or asked for.
         let entries = self.wanted.entries().iter().chain(self.baseline.entries()).cloned();
         self.want(Settings::new(entries));
@@ -291,7 +292,7 @@ impl VirtualSession {
             .settings
             .intern(backend.applied.only(parameters::is_identity));
         self.see_not(Until::Reported);
-        self.doubt_all(names.map(Box::from), backend);
+        self.doubt_all(in_doubt, backend);
     }
 
     /// DISCARD ALL ran: what the client started with is what is left, and what PostgreSQL will report. The names of custom

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::parameters::{Settings, is_identity, literal};
+use super::parameters::{Setting, Settings, is_identity, literal};
 use super::pins::PinReason;
 use super::settings_ledger::Until;
 use super::{BackendState, VirtualSession};
@@ -69,6 +69,8 @@ struct Doubt {
     set: bool,
     /// It may have been taken back.
     reset: bool,
+    /// What it was before; `None` where that is on its way.
+    before: Option<Option<Box<str>>>,
 }
 
 /// What PostgreSQL is asked: the names, and the number of the settings that were in force.
@@ -104,6 +106,10 @@ impl Unreported {
 }
 
 impl Doubt {
+    fn may_have_been(&self, value: Option<&str>) -> bool {
+        self.before.as_ref().is_none_or(|before| before.as_deref() == value)
+    }
+
     /// Custom settings have no default but `''`, which a value can be too. The login's own identity is reported, and going
     /// back to it, if only for a look, would end the role.
     fn has_default(&self) -> bool {
@@ -176,15 +182,29 @@ impl VirtualSession {
 
     /// A statement is about to run that may change a setting which is not reported.
     pub(super) fn doubt(&mut self, name: &str, reset: bool, backend: &mut BackendState) {
+        let before = self.wanted.value(name).map(Box::from);
+        self.doubt_since(name, reset, before, backend);
+    }
+
+    /// The same for one that had this value before.
+    pub(super) fn doubt_since(
+        &mut self,
+        name: &str,
+        reset: bool,
+        before: Option<Box<str>>,
+        backend: &mut BackendState,
+    ) {
         backend.unsure = true;
         self.note_name(name, backend);
         self.see_not(Until::Asked);
+        let unreported = self.unreported.get_or_insert_default();
+        let is_asked = unreported.asked.iter().any(|asked| &**asked == name);
         let doubt = Doubt {
             name: name.into(),
             set: !reset,
             reset,
+            before: (!is_asked).then_some(before),
         };
-        let unreported = self.unreported.get_or_insert_default();
         unreported.add(doubt);
         if unreported.doubts.len() > DOUBTS_MAX {
             self.tie_settings();
@@ -199,14 +219,17 @@ impl VirtualSession {
     }
 
     /// Every setting in doubt, and these besides, may have been taken back.
-    pub(super) fn doubt_all(&mut self, names: impl Iterator<Item = Box<str>>, backend: &mut BackendState) {
+    pub(super) fn doubt_all<'a>(&mut self, settings: impl Iterator<Item = &'a Setting>, backend: &mut BackendState) {
         let mut asked = Vec::new();
         if let Some(unreported) = &mut self.unreported {
             unreported.doubts.iter_mut().for_each(|doubt| doubt.reset = true);
             asked.clone_from(&unreported.asked);
         }
-        for name in names.chain(asked).filter(|name| !is_identity(name)) {
-            self.doubt(&name, true, backend);
+        for (name, before) in settings {
+            self.doubt_since(name, true, Some(before.clone()), backend);
+        }
+        for name in asked.iter().filter(|name| !is_identity(name)) {
+            self.doubt(name, true, backend);
         }
     }
 
@@ -224,7 +247,7 @@ impl VirtualSession {
         let Some(columns) = columns else {
             return self.cant_know(question);
         };
-        let baseline = Arc::clone(&self.baseline);
+        let (baseline, wanted) = (Arc::clone(&self.baseline), Arc::clone(&self.wanted));
         let mut defaults = columns
             .iter()
             .skip(question.doubts.len() + usize::from(question.has_role));
@@ -238,31 +261,35 @@ impl VirtualSession {
             let here = value.filter(|_| *value != default);
             let baseline = baseline.value(&doubt.name);
             let is_taken_back = doubt.reset && (*value == default || (default.is_none() && *value == Some("")));
-            let wanted = match baseline {
-                // Was it RESET, or set to what happens to be the server's default?
+            let of_client_now = match baseline {
                 Some(_) if doubt.reset && doubt.has_default() && !question.with_defaults => {
                     return self.cant_know(question);
                 }
+                // Was it RESET, or set to what happens to be the server's default?
                 Some(_) if is_taken_back && doubt.set => return self.cant_know(question),
+                // It was that before, too. Whether the RESET has happened, the ledger knows by its tag.
+                Some(_) if is_taken_back && doubt.may_have_been(*value) => wanted.value(&doubt.name),
                 Some(baseline) if is_taken_back => Some(baseline),
                 Some(_) => *value,
                 None => here,
             };
             on_backend.push((&*doubt.name, here));
-            of_client.push((&*doubt.name, wanted));
+            of_client.push((&*doubt.name, of_client_now));
         }
         if of_client.iter().any(|(name, value)| may_end_ours(name, *value)) {
             return self.cant_know(question);
         }
         backend.applied = self.shared.settings.intern(with_all(&backend.applied, &on_backend));
         let told_all = Arc::ptr_eq(&self.told, &self.wanted);
+        if let Some(before) = &mut self.before_reset {
+            *before = Arc::new(with_all(before, &of_client));
+        }
+        // A RESET behind the question returned to the startup parameter.
+        of_client.retain(|(name, _)| baseline.value(name).is_none() || !self.is_reset_again(name));
         self.want(with_all(&self.wanted, &of_client));
         if told_all {
             // None of it is reported.
             self.told = self.wanted.clone();
-        }
-        if let Some(before) = &mut self.before_reset {
-            *before = Arc::new(with_all(before, &of_client));
         }
         if self.wanted.entries().len() > SETTINGS_MAX || self.wanted.bytes() > SETTINGS_BYTES_MAX {
             self.tie_settings();
@@ -284,8 +311,21 @@ impl VirtualSession {
         question.doubts.into_iter().for_each(|doubt| unreported.add(doubt));
     }
 
+    fn is_reset_again(&self, name: &str) -> bool {
+        let unreported = self.unreported.as_ref();
+        unreported.is_some_and(|unreported| {
+            unreported
+                .doubts
+                .iter()
+                .any(|doubt| doubt.reset && &*doubt.name == name)
+        })
+    }
+
     fn cant_know(&mut self, question: Question) {
         self.tie_settings();
+        // What the backend has of them is what the client has; no prelude of ours may say otherwise.
+        let unknown: Vec<_> = question.doubts.iter().map(|doubt| (&*doubt.name, None)).collect();
+        self.want(with_all(&self.wanted, &unknown));
         self.end_question(question.under, None);
     }
 
@@ -459,6 +499,18 @@ mod tests {
             assert_eq!(session.settings().value("work_mem"), expected);
             assert!(session.pins().is_empty());
         }
+        // Set to the default before, and then perhaps RESET.
+        let (mut session, mut backend) = (client(&startup), BackendState::default());
+        run(&mut session, &mut backend, &[set("work_mem")]);
+        answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+        run(&mut session, &mut backend, &[reset("work_mem")]);
+        session.reset_decided(true);
+        answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+        assert_eq!(session.settings().value("work_mem"), Some("4MB"), "undone");
+        run(&mut session, &mut backend, &[reset("work_mem")]);
+        session.reset_decided(false);
+        answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+        assert_eq!(session.settings().value("work_mem"), Some("5MB"), "done");
         let (mut session, mut backend) = (client(&startup), BackendState::default());
         run(&mut session, &mut backend, &[reset("work_mem"), set("work_mem")]);
         answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
