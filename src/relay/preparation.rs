@@ -243,12 +243,14 @@ impl Exchange {
             compose::frame(out, FrontendTag::Bind.byte(), &[name, name, &[0; 6]]);
             compose::frame(out, FrontendTag::Execute.byte(), &[name, &[0; 4]]);
             compose::frame(out, FrontendTag::Close.byte(), &[b"P", name]);
+            compose::close_statement(out, SWITCH_NAME);
         });
         for request in [
             Request::Close,
             Request::Parse,
             Request::Bind,
             Request::Execute,
+            Request::Close,
             Request::Close,
         ] {
             self.expect(request, Fate::Swallow, Note::None);

@@ -46,12 +46,15 @@ impl Exchange {
             let name: &[u8] = &[SWITCH_NAME, b"\0"].concat();
             compose::frame(out, FrontendTag::Bind.byte(), &[b"\0", name, &[0; 6]]);
             compose::frame(out, FrontendTag::Execute.byte(), &[b"\0", &[0; 4]]);
+            // The client may look at pg_prepared_statements.
+            compose::close_statement(out, SWITCH_NAME);
             compose::bare_frontend(out, FrontendTag::Sync);
         });
         for request in [Request::Close, Request::Parse, Request::Bind] {
             self.expect(request, Fate::Silence, Note::Asked(None));
         }
         self.expect(Request::Execute, Fate::Silence, Note::Asked(Some(Box::new(question))));
+        self.expect(Request::Close, Fate::Silence, Note::Asked(None));
         self.expect(Request::Sync, Fate::Swallow, Note::Asked(None));
         true
     }

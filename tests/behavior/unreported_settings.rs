@@ -479,6 +479,7 @@ fn answer_to_a_question(values: &[&str]) -> bytes::BytesMut {
     }
     compose::frame(&mut out, b'D', &[&row]);
     compose::frame(&mut out, b'C', &[b"SELECT 1\0"]);
+    compose::frame(&mut out, b'3', &[]);
     compose::ready_for_query(&mut out, TransactionStatus::Idle);
     out
 }
@@ -691,4 +692,24 @@ async fn trap_66_a_computed_search_path_keeps_its_backend_until_nothing_temporar
         let expected = if scope == "true" { neutral } else { "aside" };
         assert_eq!(client.value("SHOW search_path").await, expected);
     }
+}
+
+/// The question of what a SET came to leaves no statement behind: a client sees its own in pg_prepared_statements, and a pin
+/// of its own statements ends though one was asked.
+#[tokio::test]
+async fn what_asks_for_settings_is_no_prepared_statement_of_the_clients() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut client = login(&sidecar, &database).await;
+    client.ask("SET work_mem = '7MB'").await;
+    client.ask("PREPARE own AS SELECT 1").await;
+    client.ask("SET work_mem = '8MB'").await;
+    let names = "SELECT string_agg(name, ' ') FROM pg_prepared_statements";
+    assert_eq!(client.value(names).await, "own");
+    client.ask("SET work_mem = '9MB'").await;
+    client.ask("DEALLOCATE own").await;
+    sidecar.wait_for_log("a client's pin is over").await;
+    let mut other = login(&sidecar, &database).await;
+    assert_eq!(other.value("SHOW work_mem").await, "4MB");
+    assert_eq!(client.value("SHOW work_mem").await, "9MB");
 }
