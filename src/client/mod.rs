@@ -1,15 +1,13 @@
 //! One client connection, accept to close.
 //!
 //! [`startup`] reads the first packets, [`mod@authenticate`] proves who the client is ([`credentials`] and [`auth_query`]
-//! know of it), [`greeting`] answers without the database where it can, [`session`] serves, and [`pin_watch`] asks when a pin
-//! may be over. [`context`] is what all of them are given.
+//! know of it), [`greeting`] answers without the database where it can, [`session`] serves. [`context`] is what all of them are given.
 
 pub mod auth_query;
 pub mod authenticate;
 pub mod context;
 pub mod credentials;
 pub mod greeting;
-mod pin_watch;
 pub mod session;
 pub mod startup;
 

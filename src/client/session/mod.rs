@@ -1,4 +1,11 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
+//!
+//! [`giving_back`] is what a backend is asked, and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
+//! pins, when [`pin_watch`] says that it is time to look.
+
+mod giving_back;
+mod pin_watch;
+mod pinned;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,8 +16,7 @@ use bytes::BytesMut;
 
 use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
-use super::pin_watch::PinWatch;
-use crate::backend::{BackendError, ServerParameters};
+use crate::backend::ServerParameters;
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
@@ -19,11 +25,10 @@ use crate::net::Stream;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, Subscription, Wish};
 use crate::relay::{Aftermath, Exchange, Loss, Outcome, Parties, Rules};
 use crate::virtual_session::VirtualSession;
-use crate::virtual_session::pin_end::{self, PinProof};
-use crate::virtual_session::pins::{PinReason, PinSet};
-use crate::virtual_session::reset::ResetPlan;
+use crate::virtual_session::pins::PinSet;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
+use pin_watch::PinWatch;
 
 /// How often the limits of a busy client are looked at, at most.
 const LIMIT_TICK: Duration = Duration::from_millis(100);
@@ -324,7 +329,7 @@ impl Session {
         None
     }
 
-    // --- getting and giving back a backend ---
+    // --- getting a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
         loop {
@@ -365,170 +370,6 @@ impl Session {
             subscription: &mut self.subscription,
         };
         exchange.refuse_next(&report, &mut parties);
-    }
-
-    /// What is known of the server may be old: it is asked before anyone else has the backend.
-    async fn give_back_in_doubt(&mut self, exchange: &mut Exchange) -> Option<Then> {
-        self.observe(exchange);
-        let mut lease = exchange.detach()?;
-        if !self.announced.is_empty() {
-            self.announced = PinSet::EMPTY;
-            self.pin_watch.end();
-            lease.set_pin(None);
-        }
-        if lease.state.listens && !self.end_listening(&mut lease).await {
-            return None;
-        }
-        if std::mem::take(&mut exchange.read_only_refused) && self.pool.is_now_standby(&mut lease).await {
-            self.pool.suspect_upstream();
-        }
-        let unexplained = std::mem::take(&mut exchange.unexplained);
-        if !unexplained.is_empty() && !self.explain(&mut lease, &unexplained).await {
-            return None;
-        }
-        if std::mem::take(&mut exchange.catalog_changed) {
-            let knowledge = self.pool.knowledge();
-            knowledge.doubt_catalog();
-            let limit = self.settings.reset_timeout;
-            match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::info!(%error, "a backend was lost while the catalog was read");
-                    return None;
-                }
-                // Dropped, its backend is closed and what it runs is cancelled.
-                Err(_) => {
-                    tracing::warn!(?limit, "the catalog of routines could not be read in time");
-                    return None;
-                }
-            }
-        }
-        lease.park();
-        if self.drain.phase() >= self.drain_phase_between_transactions() {
-            return self.leave(exchange, &error::shutting_down()).await;
-        }
-        None
-    }
-
-    // --- pins and their end ---
-
-    /// A transaction of a pinned client has ended: when the client has been still for `pool.pin_check`, its pins are
-    /// questioned.
-    fn watch_pins(&mut self, exchange: &mut Exchange) {
-        let is_shared =
-            self.settings.mode == PoolMode::Transaction && exchange.lease().is_some_and(|lease| !lease.is_dedicated());
-        if let Some(first) = self.settings.pin_check
-            && is_shared
-            && exchange.is_between_transactions()
-            && self.ledger.can_be_freed()
-        {
-            self.pin_watch.begin(first);
-        }
-    }
-
-    /// Asks the client's own backend whether anything still pins it, and gives it back if nothing does.
-    async fn question_pins(&mut self, exchange: &mut Exchange, rules: &Rules, waited: Duration) -> Option<Then> {
-        if !exchange.is_between_transactions() || !self.ledger.can_be_freed() {
-            return None;
-        }
-        let limit = self.settings.sequence_pin_timeout;
-        self.ledger.end_sequence_pin(limit.is_some_and(|limit| waited >= limit));
-        let lease = exchange.lease()?;
-        if let Some(proof) = self.ledger.pin_proof() {
-            match tokio::time::timeout(self.settings.reset_timeout, ask(lease, &proof)).await {
-                Ok(Ok(held)) => self.ledger.end_proven_pins(held),
-                // What the backend does now is not known.
-                failed => {
-                    let cause = format!("it could not be asked what pins it: {failed:?}");
-                    let (last_words, runs_on, untouched) = (None, true, false);
-                    let loss = Loss {
-                        last_words,
-                        cause,
-                        runs_on,
-                        untouched,
-                    };
-                    return self.on_loss(exchange, rules, loss, 0).await;
-                }
-            }
-        }
-        if !self.ledger.pins().is_empty() {
-            self.pin_watch.again(self.settings.pin_check?);
-            return None;
-        }
-        tracing::info!(pool = %self.pool.key(), client = %self.stream.peer(), "a client's pin is over");
-        self.give_back_in_doubt(exchange).await
-    }
-
-    /// The pool's listener hears for the client: its backend stops. False: the backend was lost over it.
-    async fn end_listening(&mut self, lease: &mut Lease) -> bool {
-        let asked = tokio::time::timeout(self.settings.reset_timeout, lease.query("UNLISTEN *")).await;
-        let has_ended = matches!(asked, Ok(Ok(outcome)) if outcome.error.is_none());
-        if has_ended {
-            lease.state.listens = false;
-        } else {
-            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was told to listen no more");
-        }
-        has_ended
-    }
-
-    /// Asks PostgreSQL whether it was its own configuration that changed. False: the backend was lost over it.
-    async fn explain(&mut self, lease: &mut Lease, unexplained: &[Box<str>]) -> bool {
-        let limit = self.settings.reset_timeout;
-        let asked = tokio::time::timeout(limit, self.pool.knowledge().servers_own(lease, unexplained)).await;
-        let Ok(Ok(own)) = asked else {
-            tracing::info!(pool = %self.pool.key(), "a backend was lost while it was asked for its settings");
-            return false;
-        };
-        for name in own {
-            let Some(value) = lease.parameters.get(&name).map(<[u8]>::to_vec) else {
-                continue;
-            };
-            self.ledger.report_was_the_servers(&mut lease.state, &name);
-            Arc::make_mut(&mut self.neutral).set(&name, &value);
-        }
-        self.ledger.set_neutral_lexing(self.neutral.lexing());
-        true
-    }
-
-    /// The client is gone: what it left running is ended, and what it left behind is cleaned.
-    async fn clean_up(&mut self, exchange: &mut Exchange) -> Option<Then> {
-        self.gauge.set(ClientState::Idle);
-        let Some(mut lease) = exchange.detach() else {
-            return Some(Then::End);
-        };
-        let catalog_changed = std::mem::take(&mut exchange.catalog_changed);
-        let plan = match self.reset_plan(exchange) {
-            ResetPlan::Nothing if lease.state.listens => ResetPlan::DiscardAll,
-            plan => plan,
-        };
-        lease.transaction_status = exchange.backend_status();
-        match exchange.owed() {
-            _ if lease.is_dedicated() => lease.abandon(CloseReason::SessionEnd),
-            None => lease.abandon(CloseReason::ClientGone),
-            Some(owed) => {
-                lease.read_buffer = exchange.hand_over_unread();
-                if owed.ready == 0 && !owed.sync_missing && lease.read_buffer.is_empty() {
-                    lease.release(plan).await;
-                } else {
-                    lease.release_after_client_loss(owed, plan).await;
-                }
-            }
-        }
-        if catalog_changed {
-            self.pool.knowledge().doubt_catalog();
-            self.read_catalog_aside();
-        }
-        Some(Then::End)
-    }
-
-    fn reset_plan(&self, exchange: &Exchange) -> ResetPlan {
-        let plan = ResetPlan::for_pins(self.ledger.pins());
-        let used_as_session = self.settings.mode == PoolMode::Session;
-        match plan {
-            // What was under way may have changed settings without the ledgers' knowing, and so may its rollback.
-            ResetPlan::Nothing if !exchange.is_settled() || used_as_session => ResetPlan::DiscardAll,
-            plan => plan,
-        }
     }
 
     // --- when things break ---
@@ -679,33 +520,6 @@ impl Session {
         }
     }
 
-    fn announce_pins(&mut self, exchange: &mut Exchange) {
-        exchange.new_pins = false;
-        let pins = self.ledger.pins();
-        let statement = exchange.take_pinned_by();
-        let application_name = self.ledger.settings().value("application_name").unwrap_or_default();
-        let mut any = false;
-        for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
-            any = true;
-            self.context.metrics.pinned(reason.label());
-            tracing::info!(
-                pool = %self.pool.key(),
-                client = %self.stream.peer(),
-                application_name,
-                reason = reason.label(),
-                statement = statement.as_deref(),
-                "a client is pinned to its backend"
-            );
-        }
-        self.announced = pins;
-        if let Some(lease) = exchange.lease() {
-            lease.set_pin(pins.iter().next());
-            if any && !lease.is_dedicated() && self.settings.mode != PoolMode::Session {
-                self.pool.warn_if_all_are_pinned();
-            }
-        }
-    }
-
     /// What the catalog says is about to change: nothing of it is trusted until it is read again.
     fn doubt_catalog(&self, exchange: &mut Exchange) {
         if !std::mem::take(&mut exchange.catalog_touched) {
@@ -724,22 +538,6 @@ impl Session {
         let pool = self.pool.clone();
         tokio::spawn(async move { pool.know_catalog().await });
     }
-}
-
-/// What still pins a backend. A question that was refused, or cancelled by the client's cancel that came late, proves
-/// nothing.
-async fn ask(lease: &mut Lease, proof: &PinProof) -> Result<PinSet, BackendError> {
-    let outcome = lease.query(proof.sql()).await?;
-    if let Some(report) = outcome.error {
-        tracing::info!(sqlstate = %report.sqlstate, "a backend did not tell what pins it");
-        lease.query("ROLLBACK").await?;
-        return Ok(PinSet::of(PinReason::Unknown));
-    }
-    let labels = outcome
-        .first_column
-        .iter()
-        .map(|label| label.as_deref().unwrap_or_default());
-    Ok(pin_end::still_held(labels))
 }
 
 fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules {
