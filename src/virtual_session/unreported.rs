@@ -69,6 +69,8 @@ struct Doubt {
     set: bool,
     /// It may have been taken back.
     reset: bool,
+    /// That is what was said of it last.
+    reset_last: bool,
     /// What it was before; `None` where that is on its way.
     before: Option<Option<Box<str>>>,
 }
@@ -97,6 +99,7 @@ impl Unreported {
             Some(known) => {
                 known.set |= doubt.set;
                 known.reset |= doubt.reset;
+                known.reset_last = doubt.reset_last;
             }
             // One more says that there are too many.
             None if is_full => {}
@@ -203,6 +206,7 @@ impl VirtualSession {
             name: name.into(),
             set: !reset,
             reset,
+            reset_last: reset,
             before: (!is_asked).then_some(before),
         };
         unreported.add(doubt);
@@ -222,7 +226,9 @@ impl VirtualSession {
     pub(super) fn doubt_all<'a>(&mut self, settings: impl Iterator<Item = &'a Setting>, backend: &mut BackendState) {
         let mut asked = Vec::new();
         if let Some(unreported) = &mut self.unreported {
-            unreported.doubts.iter_mut().for_each(|doubt| doubt.reset = true);
+            for doubt in &mut unreported.doubts {
+                (doubt.reset, doubt.reset_last) = (true, true);
+            }
             asked.clone_from(&unreported.asked);
         }
         for (name, before) in settings {
@@ -266,7 +272,7 @@ impl VirtualSession {
                     return self.cant_know(question);
                 }
                 // Was it RESET, or set to what happens to be the server's default?
-                Some(_) if is_taken_back && doubt.set => return self.cant_know(question),
+                Some(_) if is_taken_back && doubt.set && !doubt.reset_last => return self.cant_know(question),
                 // It was that before, too. Whether the RESET has happened, the ledger knows by its tag.
                 Some(_) if is_taken_back && doubt.may_have_been(*value) => wanted.value(&doubt.name),
                 Some(baseline) if is_taken_back => Some(baseline),
