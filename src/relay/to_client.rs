@@ -280,8 +280,6 @@ impl Exchange {
         }
         if self.undone && self.pipeline.is_quiet() && (is_chained || !self.reset_ran) {
             parties.session.reset_decided(true);
-            // What was rolled back took nothing away that the next block must bring back.
-            self.restore_due &= !is_chained;
             self.undone &= !is_chained;
         }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
