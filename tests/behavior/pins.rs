@@ -735,3 +735,18 @@ async fn a_proof_leaves_the_clients_settings_as_they_are() {
     sidecar.wait_for_log("a client's pin is over").await;
     assert_eq!(client.value("SHOW timezone").await, "Asia/Shanghai");
 }
+
+#[tokio::test]
+async fn a_pin_ends_in_statement_mode_too() {
+    let database = Postgres::shared().create_database();
+    let sidecar = crate::support::sidecar::Builder::default()
+        .upstream(database.url_as(USER, PASSWORD))
+        .set("POOL__MODE", "statement")
+        .start_ready()
+        .await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    client.ask("CREATE TEMP TABLE t (n int)").await;
+    client.ask("DROP TABLE t").await;
+    sidecar.wait_for_log("a client's pin is over").await;
+    assert_eq!(client.value("SELECT 1").await, "1");
+}

@@ -177,6 +177,22 @@ fn any_query(dice: &mut Dice, client: usize) -> String {
 /// Folded when it is parsed, so that it means what it says under the settings of that moment.
 const LITERAL: &str = "SELECT timestamptz '2024-03-01 12:00:00' AS at, date '2024-03-02' AS day";
 
+/// Each client has its own channel: what others say would come when it comes.
+fn notification(dice: &mut Dice, client: usize) -> String {
+    let said = dice.roll(9);
+    let form = dice.pick(&[
+        "LISTEN $name",
+        "LISTEN $name",
+        "NOTIFY $name, 'said $said'",
+        "NOTIFY $name, 'said $said'",
+        "UNLISTEN *",
+        "UNLISTEN $name",
+        "SELECT pg_notify('$name', 'called')",
+    ]);
+    form.replace("$name", &format!("channel_{client}"))
+        .replace("$said", &said.to_string())
+}
+
 /// A statement and how many parameters it takes, each an int.
 fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) {
     let number = if extended {
@@ -257,14 +273,7 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         ),
         33..=36 => unreported_setting(dice, extended),
         37..=42 => (SETTINGS.to_owned(), 0),
-        // Each client its own channel: what others say would come when it comes.
-        43 => (format!("LISTEN channel_{client}"), 0),
-        44 => (format!("NOTIFY channel_{client}, 'said {}'", dice.roll(9)), 0),
-        45 => {
-            let ending = dice.pick(&["UNLISTEN *", "SELECT pg_notify($channel, 'called')", "UNLISTEN $name"]);
-            let (name, literal) = (format!("channel_{client}"), format!("'channel_{client}'"));
-            (ending.replace("$channel", &literal).replace("$name", &name), 0)
-        }
+        43..=45 => (notification(dice, client), 0),
         _ => (String::new(), 0),
     }
 }

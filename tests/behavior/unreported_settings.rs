@@ -379,6 +379,30 @@ async fn who_a_client_is_follows_it(cluster: &Postgres) {
     assert_eq!(pins(&sidecar).await, 0.0);
 }
 
+/// Ways in which a client may try to have a statement run, and how many ReadyForQuery each has for an answer.
+fn ways_to_run(sql: &str) -> [(bytes::BytesMut, usize); 7] {
+    let behind = |first: &str| {
+        together(&[
+            parse("", first),
+            bind("", "", &[]),
+            execute("", 0),
+            parse("", sql),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ])
+    };
+    [
+        (query(sql), 1),
+        (query(&format!("COMMIT; {sql}")), 1),
+        (query(&format!("ROLLBACK; {sql}")), 1),
+        (together(&[query("SELECT 1"), query("ROLLBACK"), query(sql)]), 3),
+        (behind("SELECT 1"), 1),
+        (behind("ROLLBACK"), 1),
+        (together(&[behind("SELECT 1"), behind("COMMIT")]), 2),
+    ]
+}
+
 /// What a setting needs is taken away while its client holds no backend: none of its statements is run without it.
 #[tokio::test]
 async fn a_prelude_fails_closed_whichever_of_its_settings_is_refused() {
@@ -389,17 +413,6 @@ async fn a_prelude_fails_closed_whichever_of_its_settings_is_refused() {
         "GRANT ALL ON SCHEMA public TO PUBLIC; CREATE TABLE kept (x text); GRANT ALL ON kept TO PUBLIC",
     );
     let insert = "INSERT INTO kept VALUES (current_user)";
-    let extended = |first: &str| {
-        together(&[
-            parse("", first),
-            bind("", "", &[]),
-            execute("", 0),
-            parse("", insert),
-            bind("", "", &[]),
-            execute("", 0),
-            sync(),
-        ])
-    };
     for (user, password, grants, sets, takes) in [
         (
             USER,
@@ -445,16 +458,7 @@ async fn a_prelude_fails_closed_whichever_of_its_settings_is_refused() {
         client.value("SELECT 1").await;
         plain.value("SELECT 1").await;
         cluster.psql(&database.name, takes);
-        let attempts = [
-            (query(insert), 1),
-            (query(&format!("COMMIT; {insert}")), 1),
-            (query(&format!("ROLLBACK; {insert}")), 1),
-            (together(&[query("SELECT 1"), query("ROLLBACK"), query(insert)]), 3),
-            (extended("SELECT 1"), 1),
-            (extended("ROLLBACK"), 1),
-            (together(&[extended("SELECT 1"), extended("COMMIT")]), 2),
-        ];
-        for (number, (attempt, readies)) in attempts.into_iter().enumerate() {
+        for (number, (attempt, readies)) in ways_to_run(insert).into_iter().enumerate() {
             plain.value("SELECT 1").await;
             client.send(&attempt).await;
             for _ in 0..readies {

@@ -115,15 +115,14 @@ suites_apt() {
         -o Dir::State::Lists="$root/lists" -o Dir::Cache::Archives="$root/archives" -o APT::Sandbox::User="$(id -un)" -qq "$@"
 }
 
-# Reads the lists of Debian's archives of the release at hand, binaries and sources.
+# Reads the lists of the archives that the system itself uses, binaries and sources.
 suites_apt_update() {
-    local release kind
-    # shellcheck source=/dev/null
-    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    local archives kind
     mkdir -p "$cache/apt"
+    archives=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' | sort -u)
+    [ -n "$archives" ] || { echo "apt knows no archive: see /etc/apt/sources.list" >&2 && return 1; }
     for kind in deb deb-src; do
-        echo "$kind [signed-by=$debian_keys] http://deb.debian.org/debian $release main"
-        echo "$kind [signed-by=$debian_keys] http://deb.debian.org/debian-security $release-security main"
+        sed "s|^|$kind [signed-by=$debian_keys] |" <<<"$archives"
     done >"$cache/apt/sources.list"
     suites_apt update
 }

@@ -15,7 +15,7 @@ impl Session {
     /// questioned.
     pub(super) fn watch_pins(&mut self, exchange: &mut Exchange) {
         let is_shared =
-            self.settings.mode == PoolMode::Transaction && exchange.lease().is_some_and(|lease| !lease.is_dedicated());
+            self.settings.mode != PoolMode::Session && exchange.lease().is_some_and(|lease| !lease.is_dedicated());
         if let Some(first) = self.settings.pin_check
             && is_shared
             && exchange.is_between_transactions()
@@ -32,7 +32,12 @@ impl Session {
         rules: &Rules,
         waited: Duration,
     ) -> Option<Then> {
-        if !exchange.is_between_transactions() || !self.ledger.can_be_freed() {
+        if !self.ledger.can_be_freed() {
+            return None;
+        }
+        if !exchange.is_between_transactions() || self.ledger.is_in_doubt() {
+            // A transaction is under way, or a question about its settings.
+            self.pin_watch.again(self.settings.pin_check?);
             return None;
         }
         let limit = self.settings.sequence_pin_timeout;
