@@ -23,6 +23,10 @@ impl Exchange {
     /// What must hold before anything of the client's is sent: a backend, one that agrees with the ledger, and for a
     /// statement that could leave a failed block the knowledge that the prelude has not failed.
     pub(super) fn before_backend(&mut self, parties: &mut Parties<'_>, effects: Option<&Effects>) -> Option<Next> {
+        // What is reported of an earlier SET must not be taken for what this RESET has come to.
+        if effects.is_some_and(|effects| parties.session.resets_baseline(effects)) && self.awaits_reports(parties) {
+            return Some(Next::Held);
+        }
         let (settled, quiet) = (self.pipeline.is_settled(), self.pipeline.is_quiet());
         if self.restore_due && !self.pipeline.is_quiet() {
             return Some(self.await_replies());

@@ -51,7 +51,7 @@ use listening::Listening;
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
-use sql_lexer::Lexing;
+use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
 use statements::{ClientStatements, SharedStatements, Statement};
 use unreported::Unreported;
@@ -110,6 +110,8 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
+    /// The transaction at hand may have changed how texts are read.
+    lexing_touched: bool,
     /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
     reads_sequences: bool,
     /// It has drawn a value of a sequence, which it may ask for.
@@ -118,9 +120,9 @@ pub struct VirtualSession {
     sequence_unread: bool,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
-    /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
-    /// value, which is the baseline's.
-    rebase: bool,
+    /// Settings of the baseline that were RESET in the transaction at hand: what PostgreSQL reports of these is not the
+    /// client's value, which is the baseline's.
+    rebase: Vec<Box<str>>,
     /// A SET to a default is under way.
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
@@ -141,6 +143,7 @@ impl VirtualSession {
             baseline,
             lexing: neutral,
             neutral_lexing: neutral,
+            lexing_touched: false,
             shared,
             statements: ClientStatements::default(),
             own_names: OwnNames::default(),
@@ -157,7 +160,7 @@ impl VirtualSession {
             reports_due: false,
             unresolved: Vec::new(),
             unreported: None,
-            rebase: false,
+            rebase: Vec::new(),
             set_to_default: false,
             before_reset: None,
             listening: None,
@@ -166,8 +169,14 @@ impl VirtualSession {
         session
     }
 
-    /// How the client's texts are read.
+    /// How the client's texts are read. While that may be about to change, only what reads the same either way is read.
     pub const fn lexing(&self) -> Lexing {
+        if self.lexing_touched && self.reports_due {
+            return Lexing {
+                strings: StandardConformingStrings::Uncertain,
+                encoding: EncodingClass::Unsafe,
+            };
+        }
         self.lexing
     }
 
@@ -248,6 +257,10 @@ impl VirtualSession {
                     self.pins.insert(PinReason::Prepare);
                 }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
+                Action::DiscardAll if self.resets_lexing() => {
+                    self.lexing_touched = true;
+                    self.see_not(Until::Reported);
+                }
                 _ => {}
             }
         }

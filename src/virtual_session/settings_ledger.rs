@@ -19,7 +19,8 @@ impl VirtualSession {
             pins: self.pins,
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
-            rebase: self.rebase,
+            lexing_touched: self.lexing_touched,
+            rebase: self.rebase.clone(),
             unreported: self.unreported.clone(),
         }
     }
@@ -31,6 +32,7 @@ impl VirtualSession {
             pins,
             unseen_settings,
             unseen_until,
+            lexing_touched,
             rebase,
             unreported,
         } = checkpoint;
@@ -39,6 +41,7 @@ impl VirtualSession {
         self.pins = pins;
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
+        self.lexing_touched = lexing_touched;
         self.rebase = rebase;
         self.unreported = unreported;
     }
@@ -78,8 +81,11 @@ impl VirtualSession {
         let sql = match doubted {
             true if self.pins.is_empty() => Some(parameters::prelude_from_doubt(&self.wanted)),
             // The client held the backend when it was put in doubt, by a RESET of its own. What else is in force is its
-            // own too, the role above all, and could not be said again.
-            true => parameters::prelude(&Settings::default(), &self.wanted),
+            // own too, the role above all, and could not be said again; nor could what no text told.
+            true => {
+                let kept = backend.applied.only(|name| self.wanted.value(name).is_some());
+                parameters::prelude(&kept, &self.wanted)
+            }
             false => parameters::prelude(&backend.applied, &self.wanted),
         };
         backend.doubted = false;
@@ -162,6 +168,7 @@ impl VirtualSession {
             // It may be a custom one, whose name stays.
             SettingChange::Set { .. } => {
                 self.pins.insert(PinReason::CustomSetting);
+                self.lexing_touched = true;
                 self.see_not(Until::Discard);
             }
             SettingChange::Reset(_) => {}
@@ -189,6 +196,7 @@ impl VirtualSession {
             _ => {}
         }
         self.note_name(name, backend);
+        self.touch_lexing(name);
         let following = match follows(name) {
             // Whenever that is, nobody will ask.
             Following::ByAsking if scope == SettingScope::Later => Following::Tied,
@@ -224,6 +232,7 @@ impl VirtualSession {
     fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
         let name = String::from_utf8_lossy(name);
         let name = canonical(&name);
+        self.touch_lexing(name);
         let following = follows(name);
         let baseline = self.baseline.entry(name).cloned();
         let before = self.wanted.value(name).map(Box::from);
@@ -231,16 +240,14 @@ impl VirtualSession {
             self.doubt_settings(backend);
         }
         if let Some((name, baseline)) = baseline {
-            self.forget_setting(&name, backend);
-            self.want(self.wanted.with(&name, Some(&baseline)));
-            self.rebase = true;
+            self.return_to_baseline(&name, &baseline, backend);
         }
         match following {
             Following::ByReports => self.see_not(Until::Reported),
             Following::ByAsking => {
                 self.doubt_since(name, true, before, backend);
                 if name == "session_authorization" {
-                    self.doubt("role", true, backend);
+                    self.reset_role_too(backend);
                 }
             }
             // A custom setting that the session never had leaves its placeholder.
@@ -251,6 +258,43 @@ impl VirtualSession {
             }
             Following::Tied => self.see_not(Until::Ready),
         }
+    }
+
+    fn touch_lexing(&mut self, name: &str) {
+        self.lexing_touched |= matches!(name, "standard_conforming_strings" | "client_encoding");
+    }
+
+    /// Whether texts are read otherwise than when the client began.
+    pub(super) fn resets_lexing(&self) -> bool {
+        let baseline = |name| self.baseline.value(name);
+        let (strings, encoding) = (baseline("standard_conforming_strings"), baseline("client_encoding"));
+        self.lexing != lexing_of(self.neutral_lexing, strings, encoding)
+    }
+
+    fn return_to_baseline(&mut self, name: &str, baseline: &str, backend: &mut BackendState) {
+        self.forget_setting(name, backend);
+        self.want(self.wanted.with(name, Some(baseline)));
+        if !self.is_rebased(name) {
+            self.rebase.push(name.into());
+        }
+    }
+
+    fn rebase_all(&mut self) {
+        self.rebase = self.baseline.entries().iter().map(|(name, _)| name.clone()).collect();
+    }
+
+    fn is_rebased(&self, name: &str) -> bool {
+        self.rebase.iter().any(|other| other.eq_ignore_ascii_case(name))
+    }
+
+    /// RESET SESSION AUTHORIZATION takes the role back, too.
+    fn reset_role_too(&mut self, backend: &mut BackendState) {
+        let before = self.wanted.value("role").map(Box::from);
+        if let Some((name, baseline)) = self.baseline.entry("role").cloned() {
+            self.doubt_settings(backend);
+            self.return_to_baseline(&name, &baseline, backend);
+        }
+        self.doubt_since("role", true, before, backend);
     }
 
     /// A SET was completed: whether it may have been one to a default, which is a RESET by another name.
@@ -279,13 +323,15 @@ impl VirtualSession {
     }
 
     fn reset_all(&mut self, backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
+        self.lexing_touched |= self.resets_lexing();
         self.doubt_settings(backend);
-        self.rebase = !self.baseline.entries().is_empty();
+        self.rebase_all();
         let asked = |(name, _): &&Setting| !parameters::is_identity(name) && follows(name) == Following::ByAsking;
         let wanted = Arc::clone(&self.wanted);
         let in_doubt = wanted.entries().iter().filter(asked);
-        // What is not of the baseline is reported when it changes, or asked for.
-        let entries = self.wanted.entries().iter().chain(self.baseline.entries()).cloned();
+        // What is not of the baseline is reported when it changes, or asked for. Who one is stays.
+        let of_baseline = self.baseline.only(|name| !parameters::is_identity(name));
+        let entries = self.wanted.entries().iter().chain(of_baseline.entries()).cloned();
         self.want(Settings::new(entries));
         backend.applied = self
             .shared
@@ -298,7 +344,7 @@ impl VirtualSession {
     /// DISCARD ALL ran: what the client started with is what is left, and what PostgreSQL will report. The names of custom
     /// settings stay, without their values.
     pub(super) fn forget_settings(&mut self, backend: &mut BackendState, follows: impl Fn(&str) -> Following) {
-        self.rebase = !self.baseline.entries().is_empty();
+        self.rebase_all();
         let left = self.wanted.entries().iter().filter_map(|(name, value)| {
             let value = match name.contains('.') {
                 true => Box::from(""),
@@ -325,9 +371,17 @@ impl VirtualSession {
         let baseline = self
             .baseline
             .value(name)
-            .filter(|_| self.rebase && neutral == Some(value));
+            .filter(|_| neutral == Some(value) && self.is_rebased(name));
         if let Some(baseline) = baseline.map(str::to_owned) {
             self.want(self.wanted.with(name, Some(&baseline)));
+            // It may have been a SET ahead of the RESET, which may yet fail.
+            if let Some(before) = &mut self.before_reset {
+                *before = Arc::new(before.with(name, None));
+            }
+            // What was made again behind an earlier RESET is gone with this one.
+            if backend.applied.value(name).is_some() {
+                backend.applied = self.shared.settings.intern(backend.applied.with(name, None));
+            }
             return false;
         }
         let entry = (neutral != Some(value)).then_some(value);
@@ -424,11 +478,12 @@ impl VirtualSession {
             self.unseen_settings = 0;
         }
         self.settings_touched = false;
+        self.lexing_touched = false;
     }
 
     /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
     pub fn reset_decided(&mut self, undone: bool) {
-        self.rebase = false;
+        self.rebase.clear();
         if let Some(before) = self.before_reset.take()
             && undone
         {
@@ -445,7 +500,8 @@ pub struct Checkpoint {
     pub(super) pins: PinSet,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
-    pub(super) rebase: bool,
+    pub(super) lexing_touched: bool,
+    pub(super) rebase: Vec<Box<str>>,
     pub(super) unreported: Option<Box<Unreported>>,
 }
 
@@ -476,5 +532,148 @@ pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>)
             _ => StandardConformingStrings::Off,
         }),
         encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::statement_effects::classify;
+    use super::super::suspects::Suspects;
+    use super::super::{BackendState, Following, SharedLedger, VirtualSession};
+    use super::*;
+
+    fn client(startup: &[(&str, &str)]) -> VirtualSession {
+        let startup = Settings::new(startup.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+        VirtualSession::new(1, Arc::new(SharedLedger::new(7)), startup, Lexing::default())
+    }
+
+    fn run(session: &mut VirtualSession, backend: &mut BackendState, text: &str) {
+        let effects = classify(text.as_bytes(), session.lexing(), &Suspects::known([]));
+        session.apply(&effects, backend, |name| match name {
+            "timezone" | "standard_conforming_strings" => Following::ByReports,
+            _ => Following::ByAsking,
+        });
+    }
+
+    /// Trap 60: RESET ALL is not of who one is; RESET SESSION AUTHORIZATION is, and of the role besides.
+    #[test]
+    fn trap_60_a_startup_role_comes_back_with_the_session_authorization_only() {
+        let (mut session, mut backend) = (client(&[("role", "team")]), BackendState::default());
+        session.want(session.wanted.with("role", Some("admin")));
+        run(&mut session, &mut backend, "RESET ALL");
+        assert_eq!(session.settings().value("role"), Some("admin"));
+        run(&mut session, &mut backend, "RESET SESSION AUTHORIZATION");
+        assert_eq!(session.settings().value("role"), Some("team"));
+        session.reset_decided(true);
+        assert_eq!(session.settings().value("role"), Some("admin"), "undone");
+    }
+
+    /// Trap 60: a report that comes behind a RESET is not the RESET's, where it is of another setting, or of a SET before it.
+    #[test]
+    fn trap_60_a_report_is_taken_for_a_reset_of_that_setting_only() {
+        let startup = [("TimeZone", "Berlin"), ("work_mem", "5MB")];
+        let (mut session, mut backend) = (client(&startup), BackendState::default());
+        run(&mut session, &mut backend, "RESET work_mem");
+        assert!(
+            session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")),
+            "it is news"
+        );
+        assert_eq!(session.settings().value("TimeZone"), None);
+        let (mut session, mut backend) = (client(&startup), BackendState::default());
+        run(&mut session, &mut backend, "RESET ALL");
+        assert!(!session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")));
+        session.reset_decided(true);
+        assert_eq!(
+            session.settings().value("TimeZone"),
+            None,
+            "a SET before it has made this"
+        );
+    }
+
+    /// Trap 60: one RESET behind another, and what was made again in between is told late.
+    #[test]
+    fn trap_60_a_second_reset_takes_back_what_was_made_again_behind_the_first() {
+        let (mut session, mut backend) = (client(&[("TimeZone", "Berlin")]), BackendState::default());
+        session.prelude_for(&mut backend);
+        run(&mut session, &mut backend, "RESET ALL");
+        session.reported(&mut backend, "TimeZone", "UTC", Some("UTC"));
+        assert!(session.restore_for(&mut backend).is_some());
+        run(&mut session, &mut backend, "RESET ALL");
+        session.reported(&mut backend, "TimeZone", "Berlin", Some("UTC"));
+        session.reported(&mut backend, "TimeZone", "UTC", Some("UTC"));
+        assert!(session.restore_for(&mut backend).is_some());
+    }
+
+    /// Trap 60: a client that keeps its backend has there what no text told.
+    #[test]
+    fn trap_60_what_is_in_force_behind_a_pin_is_not_made_again_for_a_reset_of_something_else() {
+        let (mut session, mut backend) = (client(&[("work_mem", "5MB")]), BackendState::default());
+        session.prelude_for(&mut backend);
+        run(&mut session, &mut backend, "DO 'x'");
+        run(&mut session, &mut backend, "RESET TimeZone");
+        session.reset_decided(false);
+        assert_eq!(session.prelude_for(&mut backend), None);
+    }
+
+    /// Trap 56: how a text is read is not known while a SET of that is under way.
+    #[test]
+    fn trap_56_a_text_behind_a_change_of_how_texts_are_read_is_read_only_if_it_is_the_same_both_ways() {
+        for change in [
+            "SET standard_conforming_strings = off",
+            "SELECT set_config('client_encoding', $1, false)",
+            "SELECT set_config($1, $2, false)",
+            "RESET client_encoding",
+        ] {
+            let (mut session, mut backend) = (client(&[]), BackendState::default());
+            run(&mut session, &mut backend, change);
+            for (text, is_read) in [
+                (&b"SELECT 'a\\'"[..], false),
+                ("SELECT 'é'".as_bytes(), false),
+                (b"SELECT 'a'", true),
+            ] {
+                let effects = classify(text, session.lexing(), &Suspects::known([]));
+                assert_eq!(!effects.pins.contains(PinReason::Unlexable), is_read, "{change}");
+            }
+            session.all_reported();
+            assert_eq!(session.lexing(), Lexing::default());
+            // Its end may change it once more.
+            run(&mut session, &mut backend, "ROLLBACK");
+            assert_ne!(session.lexing(), Lexing::default());
+            session.all_reported();
+            session.transaction_ended();
+            run(&mut session, &mut backend, "SET TimeZone = 'UTC'");
+            assert_eq!(session.lexing(), Lexing::default());
+        }
+    }
+
+    /// Trap 57: what stands far behind in a call is not looked for, and taken for anything.
+    #[test]
+    fn trap_57_an_argument_too_long_to_be_read_may_be_any_value_for_ever() {
+        let long = "1 + ".repeat(1000);
+        for (text, is_known) in [
+            (format!("SELECT set_config('app.x', {long} 1, true)"), true),
+            (format!("SELECT set_config({long} 'app.x', 'y', true)"), false),
+        ] {
+            let (mut session, mut backend) = (client(&[]), BackendState::default());
+            run(&mut session, &mut backend, &text);
+            assert_eq!(session.is_in_doubt(), is_known);
+            assert_eq!(session.pins().contains(PinReason::CustomSetting), !is_known);
+        }
+    }
+
+    #[test]
+    fn what_takes_every_setting_back_changes_how_texts_are_read_only_where_that_was_changed() {
+        for statement in ["RESET ALL", "DISCARD ALL"] {
+            let (mut session, mut backend) = (client(&[]), BackendState::default());
+            run(&mut session, &mut backend, statement);
+            assert_eq!(session.lexing(), Lexing::default(), "{statement}");
+            session.want(session.wanted.with("standard_conforming_strings", Some("off")));
+            run(&mut session, &mut backend, statement);
+            assert_eq!(
+                session.lexing().strings,
+                StandardConformingStrings::Uncertain,
+                "{statement}"
+            );
+        }
     }
 }

@@ -268,12 +268,14 @@ impl VirtualSession {
             let baseline = baseline.value(&doubt.name);
             let is_taken_back = doubt.reset && (*value == default || (default.is_none() && *value == Some("")));
             let of_client_now = match baseline {
+                // Whether the RESET has happened, the ledger knows by its tag.
+                Some(_) if doubt.reset && !doubt.set && !question.with_defaults => wanted.value(&doubt.name),
                 Some(_) if doubt.reset && doubt.has_default() && !question.with_defaults => {
                     return self.cant_know(question);
                 }
                 // Was it RESET, or set to what happens to be the server's default?
                 Some(_) if is_taken_back && doubt.set && !doubt.reset_last => return self.cant_know(question),
-                // It was that before, too. Whether the RESET has happened, the ledger knows by its tag.
+                // It was that before, too: the tag decides again.
                 Some(_) if is_taken_back && doubt.may_have_been(*value) => wanted.value(&doubt.name),
                 Some(baseline) if is_taken_back => Some(baseline),
                 Some(_) => *value,
@@ -282,8 +284,12 @@ impl VirtualSession {
             on_backend.push((&*doubt.name, here));
             of_client.push((&*doubt.name, of_client_now));
         }
-        if of_client.iter().any(|(name, value)| may_end_ours(name, *value)) {
-            return self.cant_know(question);
+        for ((_, here), (name, now)) in on_backend.iter_mut().zip(&mut of_client) {
+            if may_end_ours(name, *now) {
+                // It stays where it is, and no prelude of ours may say otherwise. What else was asked for is known.
+                (*here, *now) = (None, None);
+                self.tie_settings();
+            }
         }
         backend.applied = self.shared.settings.intern(with_all(&backend.applied, &on_backend));
         let told_all = Arc::ptr_eq(&self.told, &self.wanted);
@@ -548,6 +554,44 @@ mod tests {
             session.answered(question, &row(columns), &mut backend, None, is_unicode);
             assert!(session.pins().contains(PinReason::Setting), "{columns:?}");
         }
+    }
+
+    /// Trap 60: where the defaults were refused, the tag of a RESET is enough.
+    #[test]
+    fn trap_60_a_reset_returns_to_the_startup_value_though_a_question_has_failed() {
+        for (is_undone, expected) in [(false, Some("5MB")), (true, Some("7MB"))] {
+            let (mut session, mut backend) = (client(&[("work_mem", "5MB")]), BackendState::default());
+            run(&mut session, &mut backend, &[set("work_mem")]);
+            answer(&mut session, &mut backend, &[Some("7MB"), Some("4MB")]);
+            run(&mut session, &mut backend, &[reset("work_mem")]);
+            session.reset_decided(is_undone);
+            let question = session.question().unwrap();
+            session.unanswered(question);
+            let here = if is_undone { "7MB" } else { "4MB" };
+            answer(&mut session, &mut backend, &[Some(here)]);
+            assert_eq!(session.settings().value("work_mem"), expected);
+            assert!(session.pins().is_empty());
+        }
+    }
+
+    /// Trap 61: what is asked for with a setting that ties its client is told all the same.
+    #[test]
+    fn trap_61_a_short_timeout_ties_and_a_reset_beside_it_returns_to_the_startup_value() {
+        let (mut session, mut backend) = (client(&[("work_mem", "5MB")]), BackendState::default());
+        run(&mut session, &mut backend, &[set("lock_timeout"), reset("work_mem")]);
+        session.reset_decided(false);
+        answer(
+            &mut session,
+            &mut backend,
+            &[Some("5ms"), Some("4MB"), Some("0"), Some("4MB")],
+        );
+        assert!(session.pins().contains(PinReason::Setting) && !session.is_in_doubt());
+        assert_eq!(session.settings().value("work_mem"), Some("5MB"));
+        let prelude = String::from_utf8(session.prelude_for(&mut backend).unwrap()).unwrap();
+        assert!(
+            prelude.contains("'work_mem','5MB'") && !prelude.contains("lock_timeout"),
+            "{prelude}"
+        );
     }
 
     #[test]
