@@ -25,6 +25,7 @@ mod prepared_statements;
 mod process;
 mod protocol;
 mod reload;
+mod round_trips;
 mod settings;
 mod startup;
 mod startup_parameters;

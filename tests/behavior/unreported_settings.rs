@@ -734,3 +734,134 @@ async fn trap_60_a_startup_setting_is_there_again_behind_a_set_and_its_end_in_on
         assert_eq!(client.value("SHOW search_path").await, value, "{script}");
     }
 }
+
+/// RESET ALL leaves who one is; RESET SESSION AUTHORIZATION takes the role back, in the transaction too.
+#[tokio::test]
+async fn trap_60_a_startup_role_returns_with_the_resets_that_take_it_back_and_with_no_other() {
+    let database = Postgres::shared().create_database();
+    let roles = ["startup", "other"].map(|kind| format!("{kind}_{}", database.name));
+    let [startup, other_role] = &roles;
+    for role in &roles {
+        Postgres::shared().psql("postgres", &format!("CREATE ROLE {role}; GRANT {role} TO {USER}"));
+    }
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut other = login(&sidecar, &database).await;
+    let options = format!("-c role={startup}");
+    let mut client = started_with(&sidecar, &database, &[("options", &options)]).await;
+    let mut twin = RawClient::connect(database.port).await;
+    let settings = [("database", database.name.as_str()), ("options", &options)];
+    twin.log_in(USER, PASSWORD, &settings)
+        .await
+        .expect("the login succeeds");
+    for statement in [
+        &format!("SET ROLE {other_role}"),
+        "RESET ALL",
+        "RESET SESSION AUTHORIZATION",
+        &format!("SET ROLE {other_role}"),
+        "BEGIN",
+        "RESET SESSION AUTHORIZATION",
+        "SELECT 1",
+        "ROLLBACK",
+        "RESET ROLE",
+    ] {
+        client.ask(statement).await;
+        twin.ask(statement).await;
+        assert_eq!(
+            client.value("SHOW role").await,
+            twin.value("SHOW role").await,
+            "{statement}"
+        );
+        if !matches!(statement, "BEGIN" | "RESET SESSION AUTHORIZATION" | "SELECT 1") {
+            assert_eq!(other.value("SHOW role").await, "none", "{statement}");
+        }
+    }
+}
+
+/// A text sent behind a SET of standard_conforming_strings that is not answered yet: what it says depends on that.
+#[tokio::test]
+async fn trap_56_a_text_behind_a_change_of_how_texts_are_read_hides_nothing() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut other = login(&sidecar, &database).await;
+    let mut client = login(&sidecar, &database).await;
+    client.ask("SET standard_conforming_strings = off").await;
+    let sly = r"SELECT 'a\'; SET work_mem = '7MB'; --'";
+    client
+        .send(&together(&[query("SET standard_conforming_strings = on"), query(sly)]))
+        .await;
+    client.until_ready().await;
+    client.until_ready().await;
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+    drop(client);
+    assert_eq!(other.value("SHOW work_mem").await, "4MB");
+}
+
+/// Words of SQL that may be the names of a column and its alias hide no statement behind them.
+#[tokio::test]
+async fn trap_57_what_follows_a_view_or_a_body_of_sql_is_read() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut client = login(&sidecar, &database).await;
+    let mut other = login(&sidecar, &database).await;
+    client.ask("CREATE TABLE t (begin int)").await;
+    for text in [
+        "CREATE VIEW v AS SELECT begin atomic FROM t; SET work_mem = '7MB'",
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 case; END; SET work_mem = '8MB'",
+    ] {
+        assert!(!tags(&client.ask(text).await).contains('E'), "{text}");
+        assert_eq!(other.value("SHOW work_mem").await, "4MB", "{text}");
+        assert_eq!(
+            client.value("SHOW work_mem").await,
+            &text[text.len() - 4..text.len() - 1],
+            "{text}"
+        );
+    }
+}
+
+/// A SET that is on its way when a RESET is sent behind it is told, and followed, for itself.
+#[tokio::test]
+async fn trap_60_a_set_ahead_of_a_reset_that_fails_or_is_of_another_setting_holds() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut other = login(&sidecar, &database).await;
+    let neutral = other.value("SHOW TimeZone").await;
+    let set = format!("SET TimeZone = '{neutral}'");
+    for reset in [
+        "BEGIN; SAVEPOINT s; RESET ALL; SELECT 1/0",
+        "RESET work_mem",
+        "SET work_mem TO DEFAULT",
+    ] {
+        let startup = [("TimeZone", "Europe/Berlin"), ("work_mem", "5MB")];
+        let mut client = started_with(&sidecar, &database, &startup).await;
+        client.send(&together(&[query(&set), query(reset)])).await;
+        client.until_ready().await;
+        client.until_ready().await;
+        client.ask("ROLLBACK").await;
+        other.value("SELECT 1").await;
+        assert_eq!(client.value("SHOW TimeZone").await, neutral, "{reset}");
+        assert_eq!(client.value("SHOW work_mem").await, "5MB", "{reset}");
+        let told = client.parameters.iter().find(|(name, _)| name == "TimeZone");
+        assert_eq!(told.map(|(_, value)| value.as_str()), Some(&*neutral), "{reset}");
+    }
+    let mut client = started_with(&sidecar, &database, &[("TimeZone", "Europe/Berlin")]).await;
+    let pipelined = [query("SET app.x = 'y'"), query("SET TimeZone TO DEFAULT")];
+    client.send(&together(&pipelined)).await;
+    client.until_ready().await;
+    client.until_ready().await;
+    assert_eq!(client.value("SHOW TimeZone").await, "Europe/Berlin");
+}
+
+/// What no text told is its client's own: a RESET of something else leaves it.
+#[tokio::test]
+async fn trap_60_what_a_block_of_code_has_set_outlives_a_reset_of_another_setting() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut client = started_with(&sidecar, &database, &[("work_mem", "5MB"), ("TimeZone", "UTC")]).await;
+    client
+        .ask("DO $$BEGIN PERFORM set_config('work_mem', '2MB', false); END$$")
+        .await;
+    client.ask("RESET application_name").await;
+    assert_eq!(client.value("SHOW work_mem").await, "2MB");
+    client.ask("RESET TimeZone").await;
+    assert_eq!(client.value("SHOW work_mem").await, "2MB");
+}
