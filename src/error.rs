@@ -125,6 +125,18 @@ pub fn failed_transaction() -> Report {
     )
 }
 
+/// `pool.max_pinned` backends are kept by their clients already.
+pub fn too_many_pinned(limit: u32, reason: &str) -> Report {
+    Report::error(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        "too many clients keep a connection to the database for their sessions already",
+    )
+    .with_detail(format!(
+        "This statement would keep one more beyond its transaction ({reason}), and {limit} are kept. It was not run."
+    ))
+    .with_hint("Repeat it later, do without what it leaves in the session, or raise pool.max_pinned of pgsidecar.")
+}
+
 /// The backend died under its client: PostgreSQL's own last words, or what is known.
 pub fn backend_lost(last_words: Option<Report>, commit_at_risk: bool) -> Report {
     match last_words {

@@ -140,6 +140,7 @@ sections! {
         cancel_timeout: Scalar,
         reset_timeout: Scalar,
         catalog_refresh: Scalar,
+        max_pinned: Scalar,
         pin_check: Scalar,
         sequence_pin_timeout: Scalar,
         listen_on_loss: Scalar,

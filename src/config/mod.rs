@@ -363,6 +363,9 @@ pub struct PoolConfig {
     /// How old what the catalog told of routines and triggers may get while the pool is in use; DDL that passes through
     /// the pool renews it at once. `None`: DDL alone does.
     pub catalog_refresh: Option<Duration>,
+    /// Backends of one pool that clients may keep beyond their transactions; `None`: as many as there are. A statement
+    /// that would keep one more is refused with 53400.
+    pub max_pinned: Option<u32>,
     /// How long a pinned client must be still before its backend is asked whether anything still pins it; twice as long
     /// each time that something does. `None`: a pin lasts until the client leaves or says DISCARD ALL.
     pub pin_check: Option<Duration>,

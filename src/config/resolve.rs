@@ -145,6 +145,7 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             Scalar::duration_or_off,
             Some(seconds(60)),
         )?,
+        max_pinned: at.read("max_pinned", &file.max_pinned, Scalar::count_or_max_size, None)?,
         pin_check: at.read(
             "pin_check",
             &file.pin_check,

@@ -16,6 +16,7 @@ use super::line::Ticket;
 use super::lock;
 use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
 use super::parked::{Parked, Wish};
+use super::pin_quota::PinQuota;
 use super::registry::PoolKey;
 use super::timeout_report;
 use super::total_cap::Want;
@@ -77,6 +78,7 @@ pub struct Pool {
     pub(crate) admission: Turnstile,
     bb8: bb8::Pool<BackendManager>,
     parked: Mutex<Parked>,
+    pub(super) pinned: PinQuota,
     /// Milliseconds of the coarse clock: when somebody last asked for a backend.
     last_asked: AtomicU64,
 }
@@ -99,6 +101,7 @@ impl Pool {
             admission: Turnstile::new(width),
             bb8,
             parked: Mutex::default(),
+            pinned: PinQuota::default(),
             last_asked: AtomicU64::new(0),
             core,
         })

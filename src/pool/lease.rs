@@ -52,6 +52,8 @@ pub struct Lease {
     held: Held,
     admitted: Option<Admitted>,
     holder: Arc<Holder>,
+    /// It counts in the pool's quota of pinned backends.
+    is_counted_as_pinned: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl Lease {
             held,
             admitted,
             holder: Arc::clone(holder),
+            is_counted_as_pinned: false,
         };
         let open = lease.open_mut();
         open.backend.begin_use();
@@ -172,6 +175,24 @@ impl Lease {
         self.open_mut().count_as(state);
     }
 
+    /// Whether this backend may be kept beyond its transaction: where fewer than `limit` of the pool are, it counts as one
+    /// from now on until its lease ends. One that is outside the pool always may.
+    pub fn may_be_pinned(&mut self, limit: u32) -> bool {
+        let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_counted_as_pinned) else {
+            return true;
+        };
+        self.is_counted_as_pinned = admitted.pool().pinned.try_take(limit);
+        self.is_counted_as_pinned
+    }
+
+    /// It is kept, whatever the limit.
+    pub fn count_as_pinned(&mut self) {
+        if let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_counted_as_pinned) {
+            admitted.pool().pinned.take();
+            self.is_counted_as_pinned = true;
+        }
+    }
+
     /// The statement that the holder is about to send, for the report of who holds the backends. Copies its beginning.
     pub fn note_statement(&self, sql: &[u8], lexing: Lexing) {
         self.open().record.note_statement(sql, lexing);
@@ -208,6 +229,9 @@ impl Lease {
         self.holder.cancel_slot().end_lease();
         self.holder.set_idle_in_transaction(false);
         let admitted = self.admitted.take();
+        if let Some(admitted) = admitted.as_ref().filter(|_| self.is_counted_as_pinned) {
+            admitted.pool().pinned.give_back();
+        }
         match (held, admitted) {
             (Held::Pooled(mut connection), Some(admitted)) => {
                 if let Some(reason) = close {

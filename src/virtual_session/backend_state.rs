@@ -58,6 +58,17 @@ impl BackendState {
         matches!(self.drawn, Drawn::By(drawer) if drawer != client)
     }
 
+    /// One with the same settings, on which to try what a statement would do.
+    pub(super) fn trial(&self) -> Self {
+        Self {
+            applied: self.applied.clone(),
+            placeholders: self.placeholders.clone(),
+            doubted: self.doubted,
+            unsure: self.unsure,
+            ..Self::default()
+        }
+    }
+
     /// DISCARD ALL has run: nothing is left of anyone.
     pub fn discarded(&mut self) {
         *self = Self {

@@ -253,6 +253,26 @@ impl VirtualSession {
         }
     }
 
+    /// The pins that a statement of these effects would add, if it were run.
+    pub fn would_pin(
+        &mut self,
+        effects: &Effects,
+        backend: &BackendState,
+        follows: impl Fn(&str) -> Following,
+    ) -> PinSet {
+        let before = self.checkpoint();
+        let own_names = std::mem::take(&mut self.own_names);
+        let flags = (self.settings_touched, self.reports_due, self.set_to_default);
+        let before_reset = self.before_reset.clone();
+        self.apply(effects, &mut backend.trial(), follows);
+        let pins = self.pins.without(before.pins);
+        self.return_to(before);
+        self.own_names = own_names;
+        (self.settings_touched, self.reports_due, self.set_to_default) = flags;
+        self.before_reset = before_reset;
+        pins
+    }
+
     /// Whether the client ever drew a value of a sequence, which lastval and currval tell only where that was.
     pub const fn has_drawn(&self) -> bool {
         self.has_drawn

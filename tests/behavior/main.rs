@@ -19,6 +19,7 @@ mod limits;
 mod listeners;
 mod metrics;
 mod notifications;
+mod pin_quota;
 mod pins;
 mod pools;
 mod prepared_statements;

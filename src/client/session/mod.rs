@@ -544,6 +544,7 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
     let limits = &snapshot.config.limits;
     Rules {
         mode: settings.mode,
+        max_pinned: settings.max_pinned.filter(|limit| *limit < settings.max_size),
         statement_bytes: limits.statement_bytes,
         client_statement_bytes: limits.client_statement_bytes,
         backend_statement_bytes: settings.statement_cache_bytes,

@@ -69,6 +69,7 @@ impl Session {
     }
 
     pub(super) fn announce_pins(&mut self, exchange: &mut Exchange) {
+        self.announce_refusal(exchange);
         exchange.new_pins = false;
         let pins = self.ledger.pins();
         let statement = exchange.take_pinned_by();
@@ -89,10 +90,33 @@ impl Session {
         self.announced = pins;
         if let Some(lease) = exchange.lease() {
             lease.set_pin(pins.iter().next());
+            if self.settings.mode != PoolMode::Session && !pins.counted().is_empty() {
+                lease.count_as_pinned();
+            }
             if any && !lease.is_dedicated() && self.settings.mode != PoolMode::Session {
                 self.pool.warn_if_all_are_pinned();
             }
         }
+    }
+}
+
+impl Session {
+    /// Tells of a statement that was refused because of `pool.max_pinned`.
+    fn announce_refusal(&self, exchange: &mut Exchange) {
+        let Some(reason) = exchange.refused_pin.take() else {
+            return;
+        };
+        self.context.metrics.pin_refused(reason.label());
+        self.context
+            .metrics
+            .error_sent(crate::wire::SqlState::CONFIGURATION_LIMIT_EXCEEDED);
+        tracing::warn!(
+            pool = %self.pool.key(),
+            client = %self.stream.peer(),
+            application_name = self.ledger.settings().value("application_name").unwrap_or_default(),
+            reason = reason.label(),
+            "a statement was refused because it would have pinned a backend beyond pool.max_pinned"
+        );
     }
 }
 
