@@ -369,7 +369,8 @@ pub struct PoolConfig {
     /// How long a pinned client must be still before its backend is asked whether anything still pins it; twice as long
     /// each time that something does. `None`: a pin lasts until the client leaves or says DISCARD ALL.
     pub pin_check: Option<Duration>,
-    /// How long a client may be still before it is not expected any more to ask for the sequence value that it drew last.
+    /// How long a client keeps its backend for a sequence value that it drew and has not asked for; a tenth of it at most
+    /// while others wait. `None`: until it has asked.
     pub sequence_pin_timeout: Option<Duration>,
     /// What becomes of clients that listen when the connection that hears for them is lost.
     pub listen_on_loss: ListenOnLoss,

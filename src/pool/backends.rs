@@ -278,6 +278,11 @@ impl Pool {
         self.pinned_count() >= usize::try_from(self.admission.width()).unwrap_or(usize::MAX)
     }
 
+    /// Whether anyone waits for a backend.
+    pub fn is_waited_for(&self) -> bool {
+        !self.core.line.is_empty()
+    }
+
     /// Says so in the log where one more pin has taken the last backend that others could share (trap 69).
     pub fn warn_if_all_are_pinned(&self) {
         if self.is_all_pinned() {

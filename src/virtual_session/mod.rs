@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`sql_lexer`] and [`statement_effects`] tell from a text what it may do to a session;
 //! [`parameters`] and [`statements`] follow the client from backend to backend; [`pins`] are what can't follow;
-//! [`reset`] is what is owed to a backend before anyone else has it. [`VirtualSession`] is the ledger of one client (its
+//! [`mod@sequences`] keeps the values of one from the others, [`reset`] is what is owed to a backend before anyone else has it. [`VirtualSession`] is the ledger of one client (its
 //! settings, its prepared statements and the unnamed one are a file each),
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
@@ -21,6 +21,7 @@ pub mod pins;
 mod prepared;
 pub mod reset;
 pub mod result_shape;
+mod sequences;
 mod session_functions;
 mod set_config;
 mod set_statement;
@@ -36,10 +37,10 @@ mod unnamed;
 mod unreported;
 mod word_table;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 pub use backend_state::BackendState;
-use backend_state::Drawn;
 pub use note::{ChangedUnnamed, Described, Note, Prepared};
 pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
@@ -51,8 +52,9 @@ use listening::Listening;
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
+use sequences::Sequences;
 use sql_lexer::Lexing;
-use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
+use statement_effects::{Action, Effects, Step, TransactionControl};
 use statements::{ClientStatements, SharedStatements, Statement};
 use unreported::Unreported;
 
@@ -66,6 +68,8 @@ pub struct SharedLedger {
     pub statements: SharedStatements,
     /// Equal sets of settings are one allocation.
     pub settings: SettingsInterner,
+    /// Somebody has asked for the last value of a sequence, so that others may.
+    sequences_are_read: AtomicBool,
 }
 
 impl SharedLedger {
@@ -74,6 +78,7 @@ impl SharedLedger {
         Self {
             statements: SharedStatements::new(nonce),
             settings: SettingsInterner::default(),
+            sequences_are_read: AtomicBool::new(false),
         }
     }
 }
@@ -110,12 +115,7 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
-    /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
-    reads_sequences: bool,
-    /// It has drawn a value of a sequence, which it may ask for.
-    has_drawn: bool,
-    /// It has drawn one since it last asked.
-    sequence_unread: bool,
+    sequences: Sequences,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
     /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
@@ -149,9 +149,7 @@ impl VirtualSession {
             serial: 0,
             pins: PinSet::default(),
             unseen_settings: 0,
-            reads_sequences: false,
-            has_drawn: false,
-            sequence_unread: false,
+            sequences: Sequences::default(),
             unseen_until: Until::Reported,
             settings_touched: false,
             reports_due: false,
@@ -248,6 +246,7 @@ impl VirtualSession {
                     self.pins.insert(PinReason::Prepare);
                 }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
+                Action::DiscardSequences => self.discard_sequences(),
                 _ => {}
             }
         }
@@ -271,41 +270,6 @@ impl VirtualSession {
         (self.settings_touched, self.reports_due, self.set_to_default) = flags;
         self.before_reset = before_reset;
         pins
-    }
-
-    /// Whether the client ever drew a value of a sequence, which lastval and currval tell only where that was.
-    pub const fn has_drawn(&self) -> bool {
-        self.has_drawn
-    }
-
-    /// Whether the backend remembers what this client drew, and nobody else's.
-    pub fn left_values_on(&self, backend: &BackendState) -> bool {
-        backend.drawn == Drawn::By(self.client)
-    }
-
-    /// A statement that has to do with sequences is about to run. True: the backend remembers values that others drew,
-    /// and must forget them first (DISCARD SEQUENCES), so that lastval and currval tell nothing of theirs.
-    pub fn use_sequences(&mut self, uses: SequenceUse, backend: &mut BackendState) -> bool {
-        let own = Drawn::By(self.client);
-        let forget = uses.reads() && backend.drawn != Drawn::ByNobody && backend.drawn != own;
-        if forget {
-            backend.drawn = Drawn::ByNobody;
-        }
-        self.reads_sequences |= uses.reads();
-        self.sequence_unread &= !uses.reads();
-        if uses.draws() {
-            self.has_drawn = true;
-            self.sequence_unread = !uses.reads();
-            backend.drawn = match backend.drawn {
-                Drawn::ByNobody => own,
-                drawn if drawn == own => own,
-                _ => Drawn::BySeveral,
-            };
-            if self.reads_sequences {
-                self.pins.insert(PinReason::Sequence);
-            }
-        }
-        forget
     }
 }
 

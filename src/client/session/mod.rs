@@ -1,11 +1,12 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 //!
 //! [`giving_back`] is what a backend is asked, and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
-//! pins, when [`pin_watch`] says that it is time to look.
+//! pins, when [`pin_watch`] says that it is time to look, but for those of [`sequence_hold`].
 
 mod giving_back;
 mod pin_watch;
 mod pinned;
+mod sequence_hold;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::virtual_session::pins::PinSet;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
 use pin_watch::PinWatch;
+use sequence_hold::SequenceHold;
 
 /// How often the limits of a busy client are looked at, at most.
 const LIMIT_TICK: Duration = Duration::from_millis(100);
@@ -57,6 +59,8 @@ pub struct Session {
     announced: PinSet,
     /// When to ask whether they still hold.
     pin_watch: PinWatch,
+    /// Since when it keeps its backend for the value of a sequence.
+    sequence_hold: SequenceHold,
     /// Where it hears notifications without a backend of its own, if it listens.
     subscription: Option<Box<Subscription>>,
 }
@@ -76,8 +80,10 @@ enum Interruption {
     Drain,
     /// The time to look at the limits.
     Tick,
-    /// The client is pinned and has been still for so long: its pins may be over.
-    Still(Duration),
+    /// The client is pinned and has been still: its pins may be over.
+    Still,
+    /// The time to look at a pin that yields to others.
+    Yield,
 }
 
 impl Session {
@@ -116,6 +122,7 @@ impl Session {
             drain: DrainWatch::new(drain),
             announced: PinSet::EMPTY,
             pin_watch: PinWatch::default(),
+            sequence_hold: SequenceHold::default(),
             subscription: None,
         };
         (session, dedicated)
@@ -260,7 +267,8 @@ impl Session {
         match interruption {
             Interruption::Tick => self.enforce_limits(exchange).await,
             Interruption::Drain => self.on_drain(exchange).await,
-            Interruption::Still(waited) => self.question_pins(exchange, rules, waited).await,
+            Interruption::Still => self.question_pins(exchange, rules).await,
+            Interruption::Yield => self.look_at_sequence_pin(exchange).await,
             Interruption::Outcome(outcome) => match outcome {
                 Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
                 Outcome::Noted => {
@@ -268,7 +276,7 @@ impl Session {
                     self.watch_pins(exchange);
                     self.doubt_catalog(exchange);
                     self.observe(exchange);
-                    None
+                    self.look_at_sequence_pin(exchange).await
                 }
                 Outcome::NeedsBackend => self.acquire(exchange, rules).await,
                 Outcome::Settled => self.give_back_in_doubt(exchange).await,
@@ -308,8 +316,11 @@ impl Session {
             if self.drain.poll_reached(cx, leave_at).is_ready() {
                 return Poll::Ready(Interruption::Drain);
             }
-            if let Poll::Ready(waited) = self.pin_watch.poll_due(cx) {
-                return Poll::Ready(Interruption::Still(waited));
+            if self.pin_watch.poll_due(cx).is_ready() {
+                return Poll::Ready(Interruption::Still);
+            }
+            if self.sequence_hold.poll_due(cx).is_ready() {
+                return Poll::Ready(Interruption::Yield);
             }
             match tick.as_mut().map(|tick| tick.as_mut().poll(cx)) {
                 Some(Poll::Ready(())) => Poll::Ready(Interruption::Tick),
