@@ -26,6 +26,8 @@ pub(super) struct Sequences {
     pub(super) is_unread: bool,
     /// It has drawn one, and not said DISCARD since.
     has_drawn: bool,
+    /// It may have, by a routine or a trigger.
+    may_have_drawn: bool,
     /// Of the backend on which it drew last.
     mark: u64,
     /// Pins in a row that were ended though it had not asked.
@@ -38,6 +40,8 @@ pub(super) enum Drawn {
     #[default]
     ByNobody,
     By(Draw),
+    /// By this one, or by nobody: a statement of its has run that may draw without saying so.
+    PerhapsBy(Draw),
     BySeveral,
 }
 
@@ -54,14 +58,31 @@ impl VirtualSession {
         self.sequences.has_drawn
     }
 
-    /// Whether the backend remembers the latest that this client drew, and nobody else's.
-    pub fn left_values_on(&self, backend: &BackendState) -> bool {
-        self.has_drawn() && backend.drawn == self.own_draw()
+    /// The same, where routines and triggers may have done so.
+    pub const fn may_have_drawn(&self) -> bool {
+        self.sequences.has_drawn || self.sequences.may_have_drawn
     }
 
-    const fn own_draw(&self) -> Drawn {
+    /// Whether the backend remembers the latest that this client drew, and nobody else's.
+    pub fn left_values_on(&self, backend: &BackendState) -> bool {
+        self.has_drawn() && backend.drawn == Drawn::By(self.own_draw())
+    }
+
+    const fn own_draw(&self) -> Draw {
         let (client, mark) = (self.client, self.sequences.mark);
-        Drawn::By(Draw { client, mark })
+        Draw { client, mark }
+    }
+
+    /// A statement is about to run of which only a routine or a trigger could draw: it writes, or calls what may.
+    pub fn may_draw_unseen(&mut self, backend: &mut BackendState) {
+        self.sequences.may_have_drawn = true;
+        let own = self.own_draw();
+        backend.drawn = match backend.drawn {
+            Drawn::ByNobody => Drawn::PerhapsBy(own),
+            Drawn::By(draw) if draw == own => backend.drawn,
+            Drawn::PerhapsBy(draw) if draw.client == self.client => Drawn::PerhapsBy(own),
+            _ => Drawn::BySeveral,
+        };
     }
 
     /// A statement that has to do with sequences is about to run. True: the backend remembers values that others drew, or
@@ -74,7 +95,8 @@ impl VirtualSession {
             self.sequences.unasked = 0;
         }
         let are_read = self.shared.sequences_are_read.load(Ordering::Relaxed);
-        let is_others = backend.drawn != Drawn::ByNobody && !self.left_values_on(backend);
+        let is_perhaps_own = backend.drawn == Drawn::PerhapsBy(self.own_draw());
+        let is_others = backend.drawn != Drawn::ByNobody && !is_perhaps_own && !self.left_values_on(backend);
         let forget = is_others && (uses.reads() || (uses.draws() && are_read));
         if forget {
             backend.drawn = Drawn::ByNobody;
@@ -86,7 +108,8 @@ impl VirtualSession {
             if !is_own {
                 self.sequences.mark += 1;
                 backend.drawn = match backend.drawn {
-                    Drawn::ByNobody => self.own_draw(),
+                    Drawn::ByNobody => Drawn::By(self.own_draw()),
+                    Drawn::PerhapsBy(draw) if draw.client == self.client => Drawn::By(self.own_draw()),
                     _ => Drawn::BySeveral,
                 };
             }
@@ -124,6 +147,7 @@ impl VirtualSession {
     /// DISCARD: there is nothing to ask for, wherever it was drawn.
     pub(super) const fn discard_sequences(&mut self) {
         self.sequences.has_drawn = false;
+        self.sequences.may_have_drawn = false;
         self.sequences.is_unread = false;
         self.sequences.mark += 1;
     }
@@ -164,6 +188,23 @@ mod tests {
         assert!(one.use_sequences(Reads, &mut here));
         assert!(!one.use_sequences(Reads, &mut there));
         assert!(two.use_sequences(Reads, &mut there), "another's");
+    }
+
+    #[test]
+    fn trap_68_what_routines_and_triggers_draw_is_told_to_their_caller_and_to_nobody_else() {
+        let [mut one, mut two] = <[_; 2]>::try_from(clients(2)).unwrap();
+        let mut backend = BackendState::default();
+        one.may_draw_unseen(&mut backend);
+        assert!(!one.use_sequences(Reads, &mut backend) && one.may_have_drawn() && !one.has_drawn());
+        assert!(two.use_sequences(Reads, &mut backend));
+        one.use_sequences(Draws, &mut backend);
+        two.may_draw_unseen(&mut backend);
+        assert!(one.use_sequences(Reads, &mut backend), "two may have drawn since");
+        two.may_draw_unseen(&mut backend);
+        two.use_sequences(Draws, &mut backend);
+        assert!(two.left_values_on(&backend));
+        two.may_draw_unseen(&mut backend);
+        assert!(!two.use_sequences(Reads, &mut backend));
     }
 
     #[test]

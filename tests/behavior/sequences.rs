@@ -232,6 +232,49 @@ async fn an_older_value_of_ones_own_is_not_told_for_the_latest() {
     third.ask("COMMIT").await;
 }
 
+/// Trap 68: what a routine or a trigger draws is in no text.
+#[tokio::test]
+async fn trap_68_what_is_drawn_unseen_is_told_to_nobody_else() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1", "5s").await;
+    let mut client = login(&sidecar, &database.name).await;
+    for sql in [
+        "CREATE TABLE orders (id serial, what text)",
+        "CREATE TABLE audit (id serial, what text)",
+        "CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN INSERT INTO audit (what) VALUES ('a'); RETURN new; END $$",
+        "CREATE TRIGGER auditing AFTER UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION audited()",
+        "CREATE FUNCTION order_made() RETURNS void LANGUAGE sql AS $$ INSERT INTO orders (what) VALUES ('o') $$",
+        "SELECT order_made()",
+    ] {
+        let answer = client.ask(sql).await;
+        assert!(!tags(&answer).contains('E'), "{sql}: {}", shown(&answer));
+    }
+    client.ask("DISCARD SEQUENCES").await;
+    let mut other = login(&sidecar, &database.name).await;
+    for draws in [
+        "UPDATE orders SET what = 'p'",
+        "SELECT order_made()",
+        "UPDATE orders SET id = DEFAULT",
+    ] {
+        other.ask(draws).await;
+        assert_eq!(client.ask("SELECT lastval()").await[1].sqlstate(), "55000", "{draws}");
+        // Who drew is told.
+        other.ask(draws).await;
+        assert_eq!(tags(&other.ask("SELECT lastval()").await), "TDCZ", "{draws}");
+        assert_eq!(client.ask("SELECT lastval()").await[1].sqlstate(), "55000", "{draws}");
+        // Neither does an own value stay where another's may stand.
+        client.ask("INSERT INTO orders (what) VALUES ('mine')").await;
+        let mine = client.value("SELECT lastval()").await;
+        other.ask(draws).await;
+        let answer = client.ask("SELECT lastval()").await;
+        assert!(
+            tags(&answer) == "TEZ" || answer[1].row()[0].as_ref() == Some(&mine),
+            "{draws}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn discard_forgets_what_was_drawn_wherever_it_was() {
     let database = Postgres::shared().create_database();
