@@ -136,6 +136,7 @@ impl Config {
             ("pin_check", duration_or_off(pool.pin_check)),
             ("sequence_pin_timeout", duration_or_off(pool.sequence_pin_timeout)),
             ("listen_on_loss", word(resolve::LISTEN_ON_LOSS, pool.listen_on_loss)),
+            ("audit", word(resolve::AUDITS, pool.audit)),
         ])
     }
 

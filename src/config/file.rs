@@ -144,6 +144,7 @@ sections! {
         pin_check: Scalar,
         sequence_pin_timeout: Scalar,
         listen_on_loss: Scalar,
+        audit: Scalar,
     }
     /// `pool:` of a database or a user.
     OverrideFile {

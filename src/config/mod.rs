@@ -336,6 +336,18 @@ pub enum ListenOnLoss {
     Resume,
 }
 
+/// How often a backend that is given back is asked whether it holds what the ledger says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Audit {
+    /// Never.
+    #[default]
+    Off,
+    /// One time in a hundred, at random.
+    Sampled,
+    /// Each time.
+    Always,
+}
+
 /// `pool:`, general.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "see config.yaml")]
@@ -374,6 +386,9 @@ pub struct PoolConfig {
     pub sequence_pin_timeout: Option<Duration>,
     /// What becomes of clients that listen when the connection that hears for them is lost.
     pub listen_on_loss: ListenOnLoss,
+    /// Whether backends that are given back are asked what they hold. A round trip of the backend each time; the client
+    /// does not wait for it.
+    pub audit: Audit,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?

@@ -203,6 +203,14 @@ impl Lease {
         self.open().record.fingerprint()
     }
 
+    /// From here on the backend is ours, while its last client may go on with another one.
+    pub(super) fn take_from_client(&mut self) -> Arc<Holder> {
+        self.holder.cancel_slot().end_lease();
+        self.holder.set_idle_in_transaction(false);
+        let own = Holder::new(self.holder.client_id(), "an audit", Arc::default());
+        std::mem::replace(&mut self.holder, own)
+    }
+
     /// Whether the backend was opened for this holder alone: it is closed when the lease ends.
     pub fn is_dedicated(&self) -> bool {
         matches!(self.held, Held::Dedicated(_))
@@ -214,7 +222,11 @@ impl Lease {
     }
 
     fn reset_deadline(&self) -> Instant {
-        Instant::now() + self.open().core().settings.load().reset_timeout
+        Instant::now() + self.reset_limit()
+    }
+
+    pub(super) fn reset_limit(&self) -> std::time::Duration {
+        self.open().core().settings.load().reset_timeout
     }
 
     /// Ends the hold: `close` is why the backend is not given back.

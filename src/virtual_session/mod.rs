@@ -6,6 +6,7 @@
 //! settings, its prepared statements and the unnamed one are a file each),
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
+pub mod audit;
 mod backend_state;
 mod builtin_functions;
 mod definitions;
@@ -40,6 +41,7 @@ mod word_table;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
+use audit::CustomNames;
 pub use backend_state::BackendState;
 pub use note::{ChangedUnnamed, Described, Note, Prepared};
 pub use prepared::{Switch, Teaching};
@@ -70,6 +72,8 @@ pub struct SharedLedger {
     pub settings: SettingsInterner,
     /// Somebody has asked for the last value of a sequence, so that others may.
     sequences_are_read: AtomicBool,
+    /// Custom settings that clients have named: what an audit looks for where nobody should have left one.
+    custom_names: CustomNames,
 }
 
 impl SharedLedger {
@@ -79,6 +83,7 @@ impl SharedLedger {
             statements: SharedStatements::new(nonce),
             settings: SettingsInterner::default(),
             sequences_are_read: AtomicBool::new(false),
+            custom_names: CustomNames::default(),
         }
     }
 }
@@ -133,6 +138,9 @@ impl VirtualSession {
     /// The ledger of a client that has just logged in. `client` is unique in the process.
     /// `neutral` is how a backend of the pool reads texts by itself.
     pub fn new(client: u64, shared: Arc<SharedLedger>, startup: Settings, neutral: Lexing) -> Self {
+        for (name, _) in startup.entries() {
+            shared.custom_names.note(name);
+        }
         let baseline = shared.settings.intern(startup);
         let mut session = Self {
             client,

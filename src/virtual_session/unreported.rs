@@ -217,6 +217,7 @@ impl VirtualSession {
 
     /// A custom setting's name stays on the backend, whatever becomes of its value.
     pub(super) fn note_name(&mut self, name: &str, backend: &mut BackendState) {
+        self.shared.custom_names.note(name);
         if !backend.note_placeholder(name) {
             self.pins.insert(PinReason::CustomSetting);
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod architecture;
+mod audit;
 mod auth;
 mod auth_query;
 mod breakage;

@@ -1,8 +1,9 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 //!
-//! [`giving_back`] is what a backend is asked, and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
+//! [`giving_back`] is what a backend is asked (by [`mod@audit`] too), and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
 //! pins, when [`pin_watch`] says that it is time to look, but for those of [`sequence_hold`].
 
+mod audit;
 mod giving_back;
 mod pin_watch;
 mod pinned;
@@ -18,7 +19,7 @@ use bytes::BytesMut;
 use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
 use crate::backend::ServerParameters;
-use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
+use crate::config::{Audit, DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
@@ -29,6 +30,7 @@ use crate::virtual_session::VirtualSession;
 use crate::virtual_session::pins::PinSet;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
+use audit::AuditTurn;
 use pin_watch::PinWatch;
 use sequence_hold::SequenceHold;
 
@@ -61,6 +63,8 @@ pub struct Session {
     pin_watch: PinWatch,
     /// Since when it keeps its backend for the value of a sequence.
     sequence_hold: SequenceHold,
+    /// When a backend that it gives back is asked what it holds.
+    audit_turn: AuditTurn,
     /// Where it hears notifications without a backend of its own, if it listens.
     subscription: Option<Box<Subscription>>,
 }
@@ -123,6 +127,7 @@ impl Session {
             announced: PinSet::EMPTY,
             pin_watch: PinWatch::default(),
             sequence_hold: SequenceHold::default(),
+            audit_turn: AuditTurn::default(),
             subscription: None,
         };
         (session, dedicated)
@@ -254,6 +259,7 @@ impl Session {
             && exchange.unexplained.is_empty()
             && self.announced.is_empty()
             && !exchange.backend_listens()
+            && self.settings.audit == Audit::Off
             && self.drain.phase() == Phase::Serving
     }
 
