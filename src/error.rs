@@ -105,6 +105,15 @@ pub fn unreadable_channel() -> Report {
     )
 }
 
+/// What a client's settings have become could not be asked within `pool.reset_timeout`, and its backend is closed.
+pub fn settings_untold() -> Report {
+    Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "terminating connection because the database did not tell what its settings have become",
+    )
+    .with_hint("pool.reset_timeout of pgsidecar was exceeded.")
+}
+
 /// A bound on clients, named by its key, is reached.
 pub fn too_many_clients(key: &str) -> Report {
     Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")

@@ -198,6 +198,8 @@ pub struct Exchange {
     /// When a cancel was sent for the query at hand because it ran too long.
     pub cancel_sent_at: Option<Instant>,
     stalled_since: Option<Instant>,
+    /// When PostgreSQL was last asked what the client's settings have become.
+    asked_at: Option<Instant>,
     /// Durations of finished queries and transactions, in seconds, to be observed at release.
     pub finished: Finished,
 }
@@ -288,7 +290,7 @@ impl Exchange {
             forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
-            answered_at cancel_sent_at stalled_since finished
+            answered_at cancel_sent_at stalled_since asked_at finished
         }
     }
 
@@ -360,6 +362,12 @@ impl Exchange {
     /// Since when the client has not taken a byte of what waits for it.
     pub const fn stalled_since(&self) -> Option<Instant> {
         self.stalled_since
+    }
+
+    /// When PostgreSQL was asked what the client's settings have become, where it has not answered yet. One load where it
+    /// was not asked.
+    pub fn unanswered_since(&self, session: &VirtualSession) -> Option<Instant> {
+        self.asked_at.filter(|_| session.awaits_answer())
     }
 
     /// The status that the client believes its transaction has.

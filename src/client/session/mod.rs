@@ -1,8 +1,10 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 //!
 //! [`giving_back`] is what a backend is asked (by [`mod@audit`] too), and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
-//! pins, when [`pin_watch`] says that it is time to look, but for those of [`sequence_hold`].
+//! pins, when [`pin_watch`] says that it is time to look, but for those of
+//! [`sequence_hold`]; [`answer_watch`] bounds questions of ours.
 
+mod answer_watch;
 mod audit;
 mod giving_back;
 mod pin_watch;
@@ -30,6 +32,7 @@ use crate::virtual_session::VirtualSession;
 use crate::virtual_session::pins::PinSet;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
+use answer_watch::AnswerWatch;
 use audit::AuditTurn;
 use pin_watch::PinWatch;
 use sequence_hold::SequenceHold;
@@ -63,6 +66,8 @@ pub struct Session {
     pin_watch: PinWatch,
     /// Since when it keeps its backend for the value of a sequence.
     sequence_hold: SequenceHold,
+    /// Until when its backend must answer a question of ours.
+    answer_watch: AnswerWatch,
     /// When a backend that it gives back is asked what it holds.
     audit_turn: AuditTurn,
     /// Where it hears notifications without a backend of its own, if it listens.
@@ -88,6 +93,8 @@ enum Interruption {
     Still,
     /// The time to look at a pin that yields to others.
     Yield,
+    /// A question of ours was not answered in time.
+    Unanswered,
 }
 
 impl Session {
@@ -127,6 +134,7 @@ impl Session {
             announced: PinSet::EMPTY,
             pin_watch: PinWatch::default(),
             sequence_hold: SequenceHold::default(),
+            answer_watch: AnswerWatch::default(),
             audit_turn: AuditTurn::default(),
             subscription: None,
         };
@@ -274,6 +282,7 @@ impl Session {
             Interruption::Tick => self.enforce_limits(exchange).await,
             Interruption::Drain => self.on_drain(exchange).await,
             Interruption::Still => self.question_pins(exchange, rules).await,
+            Interruption::Unanswered => self.on_unanswered(exchange, rules).await,
             Interruption::Yield => self.look_at_sequence_pin(exchange).await,
             Interruption::Outcome(outcome) => match outcome {
                 Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
@@ -324,6 +333,11 @@ impl Session {
             }
             if self.pin_watch.poll_due(cx).is_ready() {
                 return Poll::Ready(Interruption::Still);
+            }
+            let asked_at = exchange.unanswered_since(parties.session);
+            let limit = self.settings.reset_timeout;
+            if self.answer_watch.poll_overdue(cx, asked_at, limit).is_ready() {
+                return Poll::Ready(Interruption::Unanswered);
             }
             if self.sequence_hold.poll_due(cx).is_ready() {
                 return Poll::Ready(Interruption::Yield);
