@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::backends::Pool;
+use super::holder::HolderState;
+use crate::virtual_session::pins::PinReason;
+
 /// Counts the leases that are pinned, or are about to be.
 #[derive(Debug, Default)]
 pub(super) struct PinQuota(AtomicU32);
@@ -23,6 +27,36 @@ impl PinQuota {
     /// One of those taken has ended.
     pub(super) fn give_back(&self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Pool {
+    /// Backends that clients keep beyond their transactions. Those of replication are outside the pool's size.
+    pub(crate) fn pinned_count(&self) -> usize {
+        let records = self.core.records();
+        let pinned = records.iter().filter_map(|record| match record.holder()?.state() {
+            HolderState::Pinned(reason) => Some(reason),
+            HolderState::Active | HolderState::IdleInTransaction => None,
+        });
+        pinned
+            .filter(|reason| *reason != PinReason::Replication.label())
+            .count()
+    }
+
+    /// Whether no backend is left for clients that share.
+    pub(crate) fn is_all_pinned(&self) -> bool {
+        self.pinned_count() >= usize::try_from(self.admission.width()).unwrap_or(usize::MAX)
+    }
+
+    /// Says so in the log where one more pin has taken the last backend that others could share (trap 69).
+    pub fn warn_if_all_are_pinned(&self) {
+        if self.is_all_pinned() {
+            tracing::warn!(
+                pool = %self.key(),
+                max_size = self.admission.width(),
+                "every backend of the pool is pinned to one client; the others wait until one of these leaves"
+            );
+        }
     }
 }
 

@@ -334,7 +334,7 @@ impl Exchange {
             is_plain &= channel.is_ascii();
         }
         parties.rules.mode == PoolMode::Session
-            || parties.session.pins() != PinSet::EMPTY
+            || parties.session.pins().counted() != PinSet::EMPTY
             || !pins.is_empty()
             || !is_plain
             || count > parties.rules.client_channels

@@ -200,9 +200,10 @@ impl VirtualSession {
         self.pins
     }
 
-    /// Whether something of the session is only on its backend, or may be: without that it can't go on.
+    /// Whether something of the session is only on its backend, or may be: without that it can't go on. It can without the
+    /// value of a sequence, as it could had the backend been given up for others.
     pub const fn is_bound(&self) -> bool {
-        !self.pins.is_empty() || self.is_in_doubt()
+        !self.pins.counted().is_empty() || self.is_in_doubt()
     }
 
     /// The channels that it listens to without a backend of its own; `None` where there are none.

@@ -152,6 +152,13 @@ impl VirtualSession {
         self.sequences.mark += 1;
     }
 
+    /// The backend is lost, and the value with it.
+    pub fn lose_sequence(&mut self) {
+        self.sequences.is_unread = false;
+        self.sequences.mark += 1;
+        self.end_pins([PinReason::Sequence]);
+    }
+
     /// The value was asked for, or won't be any more.
     pub fn end_sequence_pin(&mut self) {
         if self.sequences.is_unread {

@@ -275,6 +275,28 @@ async fn trap_68_what_is_drawn_unseen_is_told_to_nobody_else() {
     }
 }
 
+/// The value is gone with its backend, and the client is not.
+#[tokio::test]
+async fn a_backend_that_dies_takes_the_value_with_it_and_not_the_client() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1", "60s").await;
+    numbered(&sidecar, &database).await;
+    let mut client = login(&sidecar, &database.name).await;
+    client.ask("INSERT INTO numbered (who) VALUES ('me')").await;
+    let backend = client.value("SELECT pg_backend_pid()").await;
+    let pinned = [("state", "pinned")];
+    sidecar
+        .wait_metric("pgsidecar_backends", &pinned, |count| count == 1.0)
+        .await;
+    Postgres::shared().psql("postgres", &format!("SELECT pg_terminate_backend({backend}, 5000)"));
+    sidecar
+        .wait_metric("pgsidecar_backends", &pinned, |count| count == 0.0)
+        .await;
+    let refused = client.ask("SELECT lastval()").await[1].report();
+    assert_eq!(refused.sqlstate.as_str(), "55000");
+    assert!(refused.hint.is_some_and(|hint| hint.contains("sequence_pin_timeout")));
+}
+
 #[tokio::test]
 async fn discard_forgets_what_was_drawn_wherever_it_was() {
     let database = Postgres::shared().create_database();

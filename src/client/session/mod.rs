@@ -425,6 +425,7 @@ impl Session {
             subscription: &mut self.subscription,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
+            self.lose_sequence();
             return None;
         }
         tracing::warn!(pool = %self.pool.key(), cause = %loss.cause, last_words = ?loss.last_words, "a client lost its backend");
@@ -433,7 +434,9 @@ impl Session {
         if tied {
             return self.leave(exchange, &report.with_severity(Severity::Fatal)).await;
         }
-        match exchange.tell_loss(&report, &mut parties) {
+        let aftermath = exchange.tell_loss(&report, &mut parties);
+        self.lose_sequence();
+        match aftermath {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),
         }
@@ -453,13 +456,15 @@ impl Session {
             subscription: &mut self.subscription,
         };
         exchange.forget_behind_prelude(&mut parties);
-        if dedicated || !parties.session.pins().is_empty() {
+        if dedicated || !parties.session.pins().counted().is_empty() {
             // What tied it is gone with the backend, as a connection of its own would be.
             return self.leave(exchange, &report).await;
         }
         let report = report.with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
-        match exchange.tell_prelude_failure(&report, &mut parties) {
+        let aftermath = exchange.tell_prelude_failure(&report, &mut parties);
+        self.lose_sequence();
+        match aftermath {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),
         }

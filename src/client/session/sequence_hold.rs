@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{Session, Then};
 use crate::config::PoolMode;
 use crate::relay::Exchange;
+use crate::virtual_session::pins::PinSet;
 
 /// The share of `pool.sequence_pin_timeout` for which a client is waited for though others wait for its backend.
 const SHARE_WHILE_OTHERS_WAIT: u32 = 10;
@@ -45,6 +46,15 @@ impl SequenceHold {
 }
 
 impl Session {
+    /// The backend is lost, and with it the value that it was kept for.
+    pub(super) fn lose_sequence(&mut self) {
+        if self.ledger.is_pinned_for_sequence_alone() {
+            self.ledger.lose_sequence();
+            self.sequence_hold = SequenceHold::default();
+            self.announced = PinSet::EMPTY;
+        }
+    }
+
     /// Between two transactions: gives the backend back where only a sequence pins it, and that is over.
     pub(super) async fn look_at_sequence_pin(&mut self, exchange: &mut Exchange) -> Option<Then> {
         if !self.ledger.is_pinned_for_sequence_alone() {
