@@ -1,8 +1,8 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 //!
-//! [`giving_back`] is what a backend is asked (by [`mod@audit`] too), and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
-//! pins, when [`pin_watch`] says that it is time to look, but for those of
-//! [`sequence_hold`]; [`answer_watch`] bounds questions of ours.
+//! [`giving_back`] is what a backend is asked (by [`mod@audit`] too), and how it is cleaned, when the client lets go of it;
+//! [`pinned`] begins and ends pins, when [`pin_watch`] says that it is time to look, but for those of [`sequence_hold`];
+//! [`answer_watch`] bounds questions of ours.
 
 mod answer_watch;
 mod audit;
