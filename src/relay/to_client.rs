@@ -144,7 +144,7 @@ impl Exchange {
             return Err(self.lost_backend("it ended the session"));
         }
         let body = self.down.whole_body(header).unwrap_or_default();
-        let hint = (tag == BackendTag::ErrorResponse && parties.session.may_have_drawn())
+        let hint = (tag == BackendTag::ErrorResponse && parties.session.has_lost_its_value())
             .then(|| with_hint_of_sequences(body))
             .flatten();
         let verdict = match self.pipeline.on_frame(tag, body) {

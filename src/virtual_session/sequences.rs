@@ -26,8 +26,8 @@ pub(super) struct Sequences {
     pub(super) is_unread: bool,
     /// It has drawn one, and not said DISCARD since.
     has_drawn: bool,
-    /// It may have, by a routine or a trigger.
-    may_have_drawn: bool,
+    /// It has asked where what it drew is not remembered.
+    is_lost: bool,
     /// Of the backend on which it drew last.
     mark: u64,
     /// Pins in a row that were ended though it had not asked.
@@ -58,9 +58,9 @@ impl VirtualSession {
         self.sequences.has_drawn
     }
 
-    /// The same, where routines and triggers may have done so.
-    pub const fn may_have_drawn(&self) -> bool {
-        self.sequences.has_drawn || self.sequences.may_have_drawn
+    /// Whether it last asked for what it drew where that is not remembered: PostgreSQL says that there is none.
+    pub const fn has_lost_its_value(&self) -> bool {
+        self.sequences.is_lost
     }
 
     /// Whether the backend remembers the latest that this client drew, and nobody else's.
@@ -75,7 +75,6 @@ impl VirtualSession {
 
     /// A statement is about to run of which only a routine or a trigger could draw: it writes, or calls what may.
     pub fn may_draw_unseen(&mut self, backend: &mut BackendState) {
-        self.sequences.may_have_drawn = true;
         let own = self.own_draw();
         backend.drawn = match backend.drawn {
             Drawn::ByNobody => Drawn::PerhapsBy(own),
@@ -97,6 +96,9 @@ impl VirtualSession {
         let are_read = self.shared.sequences_are_read.load(Ordering::Relaxed);
         let is_perhaps_own = backend.drawn == Drawn::PerhapsBy(self.own_draw());
         let is_others = backend.drawn != Drawn::ByNobody && !is_perhaps_own && !self.left_values_on(backend);
+        if uses.reads() {
+            self.sequences.is_lost = self.has_drawn() && !is_perhaps_own && !self.left_values_on(backend);
+        }
         let forget = is_others && (uses.reads() || (uses.draws() && are_read));
         if forget {
             backend.drawn = Drawn::ByNobody;
@@ -147,7 +149,6 @@ impl VirtualSession {
     /// DISCARD: there is nothing to ask for, wherever it was drawn.
     pub(super) const fn discard_sequences(&mut self) {
         self.sequences.has_drawn = false;
-        self.sequences.may_have_drawn = false;
         self.sequences.is_unread = false;
         self.sequences.mark += 1;
     }
@@ -192,8 +193,8 @@ mod tests {
         assert!(!one.use_sequences(MayDraw, &mut there));
         assert!(one.left_values_on(&there) && !one.left_values_on(&here));
         // The one here is not its last any more.
-        assert!(one.use_sequences(Reads, &mut here));
-        assert!(!one.use_sequences(Reads, &mut there));
+        assert!(one.use_sequences(Reads, &mut here) && one.has_lost_its_value());
+        assert!(!one.use_sequences(Reads, &mut there) && !one.has_lost_its_value());
         assert!(two.use_sequences(Reads, &mut there), "another's");
     }
 
@@ -202,7 +203,7 @@ mod tests {
         let [mut one, mut two] = <[_; 2]>::try_from(clients(2)).unwrap();
         let mut backend = BackendState::default();
         one.may_draw_unseen(&mut backend);
-        assert!(!one.use_sequences(Reads, &mut backend) && one.may_have_drawn() && !one.has_drawn());
+        assert!(!one.use_sequences(Reads, &mut backend) && !one.has_drawn());
         assert!(two.use_sequences(Reads, &mut backend));
         one.use_sequences(Draws, &mut backend);
         two.may_draw_unseen(&mut backend);

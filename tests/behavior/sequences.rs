@@ -313,4 +313,10 @@ async fn discard_forgets_what_was_drawn_wherever_it_was() {
         let refused = client.ask("SELECT lastval()").await[1].report();
         assert_eq!((refused.sqlstate.as_str(), refused.hint), ("55000", None), "{discard}");
     }
+    // Nor is anything lost where its sequence is gone.
+    client.ask("SELECT nextval('s')").await;
+    client.ask("SELECT lastval()").await;
+    client.ask("DROP SEQUENCE s").await;
+    let refused = client.ask("SELECT lastval()").await[1].report();
+    assert_eq!((refused.sqlstate.as_str(), refused.hint), ("55000", None));
 }
