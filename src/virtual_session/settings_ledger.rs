@@ -83,7 +83,8 @@ impl VirtualSession {
             // The client held the backend when it was put in doubt, by a RESET of its own. What else is in force is its
             // own too, the role above all, and could not be said again; nor could what no text told.
             true => {
-                let kept = backend.applied.only(|name| self.wanted.value(name).is_some());
+                let is_known = |name: &str| !parameters::is_identity(name) && self.wanted.value(name).is_some();
+                let kept = backend.applied.only(is_known);
                 parameters::prelude(&kept, &self.wanted)
             }
             false => parameters::prelude(&backend.applied, &self.wanted),
@@ -204,7 +205,11 @@ impl VirtualSession {
         };
         match (scope, following) {
             // What is reported is known at the end of the transaction.
-            (_, Following::ByReports) => self.see_not(Until::Reported),
+            (_, Following::ByReports) => {
+                // What is reported from now on is what it is set to, and no RESET's doing.
+                self.rebase.retain(|other| !other.eq_ignore_ascii_case(name));
+                self.see_not(Until::Reported);
+            }
             // It ends then; but a custom setting leaves its name.
             (SettingScope::Local, Following::ByAsking) if name.contains('.') && self.wanted.value(name).is_none() => {
                 self.doubt(name, false, backend);
@@ -588,6 +593,19 @@ mod tests {
             None,
             "a SET before it has made this"
         );
+    }
+
+    /// Trap 60: a SET behind a RESET in one block, to what the server's own default is.
+    #[test]
+    fn trap_60_a_set_to_the_servers_default_behind_a_reset_holds() {
+        let (mut session, mut backend) = (client(&[("TimeZone", "Berlin")]), BackendState::default());
+        run(&mut session, &mut backend, "RESET TimeZone");
+        assert!(!session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")));
+        session.restore_for(&mut backend);
+        session.reported(&mut backend, "TimeZone", "Berlin", Some("UTC"));
+        run(&mut session, &mut backend, "SET TimeZone = 'UTC'");
+        assert!(session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")));
+        assert_eq!(session.settings().value("TimeZone"), None);
     }
 
     /// Trap 60: one RESET behind another, and what was made again in between is told late.
