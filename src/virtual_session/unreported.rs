@@ -120,6 +120,22 @@ impl Doubt {
     }
 }
 
+impl Doubt {
+    /// The value if the session has one of its own: what is the server's the client may have no right to say again.
+    fn value_of_session(&self) -> String {
+        let name = literal(&self.name);
+        let value = format!("pg_catalog.current_setting({name}, true)");
+        match self.has_default() && &*self.name != "role" {
+            true => format!(
+                "CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = {name} AND source = \
+                 'session') THEN {value} END"
+            ),
+            // These are not in pg_settings.
+            false => value,
+        }
+    }
+}
+
 impl Question {
     fn columns(&self) -> usize {
         let defaults = self.doubts.iter().filter(|doubt| doubt.has_default()).count();
@@ -133,7 +149,10 @@ impl Question {
         let mut sql = "SELECT ".to_owned();
         for (index, doubt) in self.doubts.iter().enumerate() {
             sql.push_str(if index == 0 { "" } else { ", " });
-            sql.push_str(&format!("pg_catalog.current_setting({}, true)", literal(&doubt.name)));
+            sql.push_str(&match self.with_defaults {
+                true => format!("pg_catalog.current_setting({}, true)", literal(&doubt.name)),
+                false => doubt.value_of_session(),
+            });
         }
         if !self.with_defaults {
             return sql.into_bytes();

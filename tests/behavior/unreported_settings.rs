@@ -734,3 +734,24 @@ async fn trap_60_a_startup_setting_is_there_again_behind_a_set_and_its_end_in_on
         assert_eq!(client.value("SHOW search_path").await, value, "{script}");
     }
 }
+
+/// What it may not set it has not: what PostgreSQL says of the setting then is the server's own value.
+#[tokio::test]
+async fn trap_56_a_set_that_is_refused_for_want_of_rights_is_not_made_on_other_backends() {
+    for cluster in [Postgres::shared(), Postgres::shared_18()] {
+        let database = cluster.create_database();
+        let sidecar = sidecar_of(&database, "1").await;
+        let mut client = login(&sidecar, &database).await;
+        let mut other = login(&sidecar, &database).await;
+        for sql in [
+            "SET log_statement TO 'none'",
+            "SELECT set_config('log_statement', 'all', false)",
+        ] {
+            assert!(tags(&client.ask(sql).await).ends_with("EZ"), "{sql}");
+            client.ask("SET work_mem TO '7MB'").await;
+            other.ask("SET work_mem TO '6MB'").await;
+            assert_eq!(client.value("SHOW work_mem").await, "7MB", "{sql}");
+        }
+        assert_eq!(pins(&sidecar).await, 0.0);
+    }
+}
