@@ -143,6 +143,8 @@ sections! {
         pin_check: Scalar,
         sequence_pin_timeout: Scalar,
         listen_on_loss: Scalar,
+        setting_answers: Scalar,
+        warm_settings: BTreeMap<String, Scalar>,
     }
     /// `pool:` of a database or a user.
     OverrideFile {
@@ -154,6 +156,7 @@ sections! {
         max_lifetime: Scalar,
         lifetime_jitter: Scalar,
         connect_query: Scalar,
+        warm_settings: BTreeMap<String, Scalar>,
     }
     /// `limits:`.
     LimitsFile {

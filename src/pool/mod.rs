@@ -32,6 +32,7 @@ mod timeout_report;
 mod total_cap;
 mod turnstile;
 mod vacancy;
+mod warm_settings;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -7,6 +7,7 @@
 
 mod extended_query;
 pub mod flow;
+mod ledger_answers;
 mod listening;
 mod lost_transaction;
 mod preparation;
@@ -51,6 +52,8 @@ pub struct Rules {
     pub client_channels: usize,
     /// Notifications that may wait for one client.
     pub client_notification_bytes: usize,
+    /// Accepted values of settings that the pool remembers; 0 where nothing is answered.
+    pub setting_answers: usize,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
 }
@@ -178,6 +181,8 @@ pub struct Exchange {
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
     lost: Option<lost_transaction::LostTransaction>,
+    /// A SET of which PostgreSQL's word is to be remembered.
+    trial: Option<Box<ledger_answers::Trial>>,
     /// What is under way of its listening.
     listens: listening::ListenProgress,
     /// What was counted since the last release.
@@ -282,7 +287,7 @@ impl Exchange {
             lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
             forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
-            vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
+            vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
             answered_at cancel_sent_at stalled_since finished
         }
     }
@@ -291,6 +296,7 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.trial = None;
         self.forget_second_try();
         self.tallied_at = None;
         self.up.mark();

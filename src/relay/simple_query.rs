@@ -18,6 +18,11 @@ impl Exchange {
         if header.body_len > limit {
             return Ok(self.on_unread_statement(header, Request::Query, parties));
         }
+        if self.lease.is_none()
+            && let Some(answered) = self.answer_query(header, parties)
+        {
+            return Ok(answered);
+        }
         let Some(body) = self.up.whole_body(header) else {
             return Ok(Next::Wants(header.frame_len()));
         };
@@ -27,6 +32,7 @@ impl Exchange {
             return Ok(Next::NeedsBackend);
         }
         let effects = self.classify(sql, parties);
+        let trial = self.trial_of_query(sql, &effects, parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
         }
@@ -56,6 +62,7 @@ impl Exchange {
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
+        self.trial = trial.or(self.trial.take());
         Ok(Next::Done)
     }
 

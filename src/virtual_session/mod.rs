@@ -6,6 +6,7 @@
 //! settings, its prepared statements and the unnamed one are a file each),
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
+mod answers;
 mod backend_state;
 mod builtin_functions;
 mod definitions;
@@ -25,6 +26,7 @@ mod session_functions;
 mod set_config;
 mod set_statement;
 pub mod setting_change;
+pub mod setting_text;
 mod settings_ledger;
 pub mod sql_lexer;
 pub mod statement_effects;
@@ -38,6 +40,7 @@ mod word_table;
 
 use std::sync::{Arc, Weak};
 
+pub use answers::{Answers, SettingRequest};
 pub use backend_state::BackendState;
 use backend_state::Drawn;
 pub use note::{ChangedUnnamed, Described, Note, Prepared};
@@ -66,6 +69,8 @@ pub struct SharedLedger {
     pub statements: SharedStatements,
     /// Equal sets of settings are one allocation.
     pub settings: SettingsInterner,
+    /// Values of settings that PostgreSQL has accepted.
+    pub answers: Answers,
 }
 
 impl SharedLedger {
@@ -74,7 +79,15 @@ impl SharedLedger {
         Self {
             statements: SharedStatements::new(nonce),
             settings: SettingsInterner::default(),
+            answers: Answers::default(),
         }
+    }
+
+    /// The catalog, the server or its configuration is another one: statements so far are not shared any more, and what
+    /// was accepted may not be.
+    pub fn forget(&self) {
+        self.statements.forget();
+        self.answers.forget();
     }
 }
 

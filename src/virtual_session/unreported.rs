@@ -143,6 +143,14 @@ impl Question {
         self.doubts.len() + with_defaults * (usize::from(self.has_role) + defaults)
     }
 
+    /// What this answer says that a setting is; `None` where it was not asked for. `under` is the number of the settings
+    /// that were in force: under another the value is another statement's.
+    pub fn value_of(&self, name: &str, under: u64, row: &[u8]) -> Option<String> {
+        let at = self.doubts.iter().position(|doubt| &*doubt.name == name)?;
+        let value = *columns(row, false)?.get(at)?;
+        value.filter(|_| under == self.under).map(str::to_owned)
+    }
+
     /// The statement that asks: the values first, then what each would be if it were taken back. That is undone with the
     /// transaction which the statement is.
     pub fn sql(&self) -> Vec<u8> {
@@ -425,7 +433,7 @@ fn with_all(settings: &Settings, changes: &[(&str, Option<&str>)]) -> Settings {
 }
 
 /// A statement of ours runs under whatever the client before it left (trap 61).
-fn may_end_ours(name: &str, value: Option<&str>) -> bool {
+pub(super) fn may_end_ours(name: &str, value: Option<&str>) -> bool {
     let milliseconds = value.and_then(|value| value.strip_suffix("ms")?.parse::<u32>().ok());
     matches!(name, "statement_timeout" | "transaction_timeout" | "lock_timeout")
         && milliseconds.is_some_and(|milliseconds| milliseconds < SHORT_TIMEOUT_MS)

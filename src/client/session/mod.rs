@@ -413,6 +413,8 @@ impl Session {
         if let Some(lease) = exchange.detach() {
             lease.discard(CloseReason::NotClean);
         }
+        // What PostgreSQL has accepted, it may accept no longer.
+        self.ledger.answers().forget();
         tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings were refused; none of its statements was run");
         let mut parties = Parties {
             client: &mut self.stream,
@@ -549,6 +551,7 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
         backend_statement_bytes: settings.statement_cache_bytes,
         client_channels: limits.client_channels,
         client_notification_bytes: limits.client_notification_bytes,
+        setting_answers: usize::try_from(settings.setting_answers).unwrap_or(usize::MAX),
         pool: pool.clone(),
     }
 }
