@@ -273,6 +273,7 @@ impl Exchange {
             if self.catalog_changed {
                 parties.session.forget_shared_statements();
             }
+            self.restore_due |= parties.session.take_restore_again();
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             let undone = std::mem::take(&mut self.undone);

@@ -34,6 +34,7 @@ mod statement_kinds;
 mod statement_scan;
 pub mod statements;
 pub mod suspects;
+mod undone_steps;
 mod unnamed;
 mod unreported;
 mod word_table;
@@ -131,9 +132,11 @@ pub struct VirtualSession {
     sequence_unread: bool,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
-    /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
-    /// value, which is the baseline's.
-    rebase: bool,
+    /// Settings of the baseline on which RESET was run in the transaction at hand: where PostgreSQL reports the server's
+    /// value of one, the client's is the baseline's.
+    rebased: Vec<Box<str>>,
+    /// Startup settings were brought back in the transaction at hand, or are hidden by a SET: its end may take them away.
+    restore_again: bool,
     /// A SET to a default is under way.
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
@@ -170,7 +173,8 @@ impl VirtualSession {
             reports_due: false,
             unresolved: Vec::new(),
             unreported: None,
-            rebase: false,
+            rebased: Vec::new(),
+            restore_again: false,
             set_to_default: false,
             before_reset: None,
             listening: None,
@@ -253,9 +257,12 @@ impl VirtualSession {
         if !pins.is_empty() {
             self.see_not(Until::Discard);
         }
-        for step in &effects.steps {
+        for (at, step) in effects.steps.iter().enumerate() {
             match &step.action {
-                Action::Setting(change) => self.apply_setting(change, backend, &follows),
+                Action::Setting(change) => {
+                    let is_undone = || undone_steps::is_undone(&effects.steps, at);
+                    self.apply_setting(change, is_undone, backend, &follows);
+                }
                 Action::Prepare(name) | Action::Execute(name) => {
                     self.own_names.insert(name.as_deref());
                     self.pins.insert(PinReason::Prepare);

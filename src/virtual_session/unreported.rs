@@ -242,6 +242,12 @@ impl VirtualSession {
         }
     }
 
+    /// Whether PostgreSQL will be asked for it.
+    pub(super) fn is_doubted(&self, name: &str) -> bool {
+        let unreported = self.unreported.as_ref();
+        unreported.is_some_and(|unreported| unreported.doubts.iter().any(|doubt| &*doubt.name == name))
+    }
+
     /// A custom setting's name stays on the backend, whatever becomes of its value.
     pub(super) fn note_name(&mut self, name: &str, backend: &mut BackendState) {
         if !backend.note_placeholder(name) {

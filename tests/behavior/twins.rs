@@ -151,7 +151,13 @@ fn any_query(dice: &mut Dice, client: usize) -> String {
         13 => format!(
             "BEGIN; {}; SAVEPOINT a; {}; ROLLBACK TO a; {}",
             unreported_setting(dice, false).0,
-            unreported_setting(dice, false).0,
+            match dice.roll(3) {
+                0 => "RESET search_path".to_owned(),
+                1 => dice
+                    .pick(&["RESET ALL", "RESET TimeZone", "SET TimeZone TO 'UTC'"])
+                    .to_owned(),
+                _ => unreported_setting(dice, false).0,
+            },
             dice.pick(&["COMMIT", "ROLLBACK", "COMMIT AND CHAIN"]),
         ),
         0..=5 => statement(dice, client, false).0,
