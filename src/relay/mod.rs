@@ -32,7 +32,7 @@ use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
-use crate::virtual_session::{Checkpoint, Note, VirtualSession};
+use crate::virtual_session::{Checkpoint, Note, TakenBack, VirtualSession};
 use crate::wire::Report;
 use crate::wire::backend_message::TransactionStatus;
 use flow::Flow;
@@ -141,6 +141,8 @@ pub struct Exchange {
     /// What is awaited was asked for with a Flush.
     flushed: bool,
     prelude_owed: bool,
+    /// What the Query takes back that was sent behind the prelude that is owed, if it is one that PostgreSQL can't refuse.
+    behind_prelude: Option<TakenBack>,
     /// What the ledger was before the prelude that is owed.
     before_prelude: Option<Checkpoint>,
     /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
@@ -284,7 +286,7 @@ impl Exchange {
         recycle! {
             self;
             up down pipeline;
-            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
+            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
             forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
@@ -297,6 +299,7 @@ impl Exchange {
         self.sent_to_backend = 0;
         self.before_effects = None;
         self.trial = None;
+        self.behind_prelude = None;
         self.forget_second_try();
         self.tallied_at = None;
         self.up.mark();

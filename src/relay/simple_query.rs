@@ -8,7 +8,7 @@ use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
-use crate::virtual_session::{Note, SWITCH_NAME};
+use crate::virtual_session::{Note, SWITCH_NAME, TakenBack};
 use crate::wire::frontend_message::Query;
 use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, Report, compose};
 
@@ -59,6 +59,9 @@ impl Exchange {
         self.begin_round(parties);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         let note = note.reporting(parties.session.unreported());
+        if self.prelude_owed {
+            self.behind_prelude = TakenBack::of(&effects).filter(|_| self.pipeline.len() == 1);
+        }
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;

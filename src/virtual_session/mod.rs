@@ -34,6 +34,7 @@ mod statement_kinds;
 mod statement_scan;
 pub mod statements;
 pub mod suspects;
+mod taken_back;
 mod undone_steps;
 mod unnamed;
 mod unreported;
@@ -48,6 +49,7 @@ pub use note::{ChangedUnnamed, Described, Note, Prepared};
 pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
 pub use settings_ledger::{Checkpoint, lexing_of};
+pub use taken_back::TakenBack;
 pub use unnamed::{Unnamed, UnnamedStep};
 pub use unreported::{Following, Question, is_portable};
 

@@ -42,6 +42,10 @@ impl VirtualSession {
         self.unseen_until = unseen_until;
         self.rebased = rebased;
         self.unreported = unreported;
+        // It was made between two transactions.
+        self.before_reset = None;
+        self.restore_again = false;
+        self.set_to_default = false;
     }
 
     /// The settings that follow the client.

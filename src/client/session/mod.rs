@@ -428,6 +428,9 @@ impl Session {
             // What tied it is gone with the backend, as a connection of its own would be.
             return self.leave(exchange, &report).await;
         }
+        if exchange.take_back_instead(&mut parties) {
+            return None;
+        }
         let report = report.with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
         match exchange.tell_prelude_failure(&report, &mut parties) {
