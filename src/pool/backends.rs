@@ -17,6 +17,7 @@ use super::lock;
 use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
 use super::parked::{Parked, Wish};
 use super::registry::PoolKey;
+use super::replacement_pace::ReplacementPace;
 use super::timeout_report;
 use super::total_cap::Want;
 use super::turnstile::Turnstile;
@@ -79,6 +80,7 @@ pub struct Pool {
     parked: Mutex<Parked>,
     /// Milliseconds of the coarse clock: when somebody last asked for a backend.
     last_asked: AtomicU64,
+    replacements: ReplacementPace,
 }
 
 impl Pool {
@@ -100,6 +102,7 @@ impl Pool {
             bb8,
             parked: Mutex::default(),
             last_asked: AtomicU64::new(0),
+            replacements: ReplacementPace::default(),
             core,
         })
     }
@@ -279,6 +282,11 @@ impl Pool {
                 "every backend of the pool is pinned to one client; the others wait until one of these leaves"
             );
         }
+    }
+
+    /// How long a client must wait before a backend is closed for it that holds traces of others.
+    pub fn replacement_wait(&self) -> Duration {
+        self.replacements.take_turn(Instant::now())
     }
 
     /// Milliseconds since the pool began, as of a moment ago. One load.

@@ -27,6 +27,7 @@ mod notifiers;
 mod parked;
 mod record;
 mod registry;
+mod replacement_pace;
 mod subscription;
 mod timeout_report;
 mod total_cap;

@@ -1,6 +1,7 @@
 //! Settings that PostgreSQL does not report follow their client all the same: timeouts, search paths, custom settings, roles.
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use pgsidecar::wire::backend_message::TransactionStatus;
 use pgsidecar::wire::compose;
@@ -830,4 +831,29 @@ async fn trap_60_a_reset_that_its_own_text_undoes_or_overrides_is_not_made_again
     }
     assert_eq!(differences, "");
     assert_eq!(pins(&sidecar).await, 0.0);
+}
+
+/// Trap 58: two kinds of clients over one backend make a new connection for each change of kind, but not without end.
+#[tokio::test]
+async fn trap_58_backends_are_not_replaced_faster_than_a_pace() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut tenant = login(&sidecar, &database).await;
+    let mut plain = login(&sidecar, &database).await;
+    let started = Instant::now();
+    for _ in 0..32 {
+        tenant.ask("SET app.tenant TO '1'").await;
+        assert_eq!(
+            plain.value("SELECT current_setting('app.tenant', true) IS NULL").await,
+            "t"
+        );
+    }
+    let labels = [("reason", "not_clean")];
+    let closed = sidecar
+        .metric("pgsidecar_backend_closed_total", &labels)
+        .await
+        .unwrap_or(0.0);
+    let most = 21.0 + started.elapsed().as_secs_f64() * 10.0;
+    assert!((31.0..=most).contains(&closed), "{closed} of {most}");
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
 }

@@ -396,6 +396,7 @@ impl Session {
     // --- getting a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
+        let mut has_waited = false;
         loop {
             self.gauge.set(ClientState::Waiting);
             let leased = tokio::select! {
@@ -412,7 +413,14 @@ impl Session {
                     exchange.attach(lease);
                     return None;
                 }
-                Ok(lease) => lease.discard(CloseReason::NotClean),
+                // Once per backend; meanwhile one may come back that will do.
+                Ok(lease) if !has_waited => {
+                    has_waited = self.wait_to_replace(lease).await;
+                }
+                Ok(lease) => {
+                    lease.discard(CloseReason::NotClean);
+                    has_waited = false;
+                }
                 // Its pool will not come back: only a new connection finds another.
                 Err(LeaseError::Unavailable(report)) => return self.leave(exchange, &report).await,
                 Err(error) => {
@@ -421,6 +429,24 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Closes a backend that will not do, if it is time for that. Else gives it back and waits for the time: true.
+    async fn wait_to_replace(&mut self, lease: Lease) -> bool {
+        let wait = self.pool.replacement_wait();
+        if wait.is_zero() {
+            lease.discard(CloseReason::NotClean);
+            return false;
+        }
+        lease.park();
+        self.gauge.set(ClientState::Waiting);
+        // Who leaves, or must, is seen to behind it.
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.stream.left() => {}
+            () = self.drain.reached(Phase::ClosingAll) => {}
+        }
+        true
     }
 
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
