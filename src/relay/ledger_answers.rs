@@ -234,11 +234,12 @@ impl<'a> Group<'a> {
         let mut frames = Frames(bytes);
         let parse = Parse::parse(frames.next_of(FrontendTag::Parse)?).ok()?;
         let text = setting_text(parse.sql).filter(|_| parse.name.is_empty())?;
-        if !types_are_text(parse.definition.get(parse.sql.len() + 1..)?) {
-            return None;
-        }
         let body = frames.next_of(FrontendTag::Bind)?;
         let (bound, result_format) = read_bind(body)?;
+        let types = parse.definition.get(parse.sql.len() + 1..)?;
+        if !types_are_text(types, usize::from(bound.is_some())) {
+            return None;
+        }
         let mut group = Self {
             is_described: false,
             bound,
@@ -279,12 +280,12 @@ impl<'a> Frames<'a> {
     }
 }
 
-/// Whether a Parse prescribes no types (behind its text), or one that is text.
-fn types_are_text(types: &[u8]) -> bool {
+/// Whether a Parse prescribes no types (behind its text), or one that is text, of as many parameters as there are values.
+fn types_are_text(types: &[u8], values: usize) -> bool {
     let mut reader = Reader::new(types);
     match reader.i16() {
         Ok(0) => true,
-        Ok(1) => reader
+        Ok(1) if values == 1 => reader
             .i32()
             .is_ok_and(|oid| u32::try_from(oid).is_ok_and(|oid| TEXT_TYPES.contains(&oid))),
         _ => false,
@@ -411,6 +412,8 @@ mod tests {
         let good = bind(&[b"UTC"], &[], &[]);
         for bytes in [
             group(CALL, b"\0\x01\0\0\0\x17", &good, 0, None),
+            // One value too few.
+            group(SET, b"\0\x01\0\0\0\x19", &bind(&[], &[], &[]), 0, None),
             group(CALL, b"\0\x02\0\0\0\0\0\0\0\0", &good, 0, None),
             group(CALL, b"\0\0", &good, 1, None),
             group(CALL, b"\0\0", &bind(&[b"UTC", b"UTC"], &[], &[]), 0, None),
