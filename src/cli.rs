@@ -54,6 +54,12 @@ pub enum Command {
         #[arg(long)]
         ready: bool,
     },
+    /// Do nothing for so many seconds: a preStop hook in an image without a shell
+    Wait {
+        /// How long, at most an hour
+        #[arg(value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+        seconds: u64,
+    },
     /// Measure what a connection costs, step by step, directly and through pgsidecar; exit 1 if the goal is missed
     Diagnose(DiagnoseArguments),
 }

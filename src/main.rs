@@ -27,6 +27,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, flags: Flags) -> Result<ExitCode, ConfigError> {
+    if let Command::Wait { seconds } = command {
+        return Ok(wait(Duration::from_secs(seconds)));
+    }
     let sources = Sources::of_process(flags)?;
     if let Command::Healthcheck { ready } = command {
         return Ok(healthcheck(config::metrics_listen(&sources)?, ready));
@@ -81,6 +84,15 @@ fn serve(loaded: config::Loaded, sources: Sources) -> ExitCode {
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("pgsidecar: {error}");
     ExitCode::FAILURE
+}
+
+/// Exit 0 when the time is over.
+fn wait(time: Duration) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        Ok(runtime) => runtime.block_on(tokio::time::sleep(time)),
+        Err(error) => return fail(&error),
+    }
+    ExitCode::SUCCESS
 }
 
 /// Exit 0 where the endpoint says so.
