@@ -89,7 +89,7 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
 /// Exit 0 when the time is over.
 fn wait(time: Duration) -> ExitCode {
     match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-        Ok(runtime) => runtime.block_on(tokio::time::sleep(time)),
+        Ok(runtime) => runtime.block_on(async { tokio::time::sleep(time).await }),
         Err(error) => return fail(&error),
     }
     ExitCode::SUCCESS

@@ -11,7 +11,7 @@ ENGLISH = {
     "zone": "other TIME_ZONE",
     "pool": "Django's own pool",
     "health": "600 + health checks",
-    "about": "Seen on {date}: {machine}, PostgreSQL with TLS and SCRAM behind a link of {round_trip} ms round trip. Milliseconds.",
+    "about": "Seen on {date}: {machine} (load average {load} before the run), PostgreSQL with TLS and SCRAM behind a link of {round_trip} ms round trip. Milliseconds.",
 }
 CHINESE = {
     "columns": [
@@ -22,7 +22,7 @@ CHINESE = {
     "zone": "TIME_ZONE 不同",
     "pool": "Django 自带连接池",
     "health": "600 + 健康检查",
-    "about": "{date} 实测：{machine}，PostgreSQL 启用 TLS 与 SCRAM，链路往返 {round_trip} ms。单位：毫秒。",
+    "about": "{date} 实测：{machine}（测前平均负载 {load}），PostgreSQL 启用 TLS 与 SCRAM，链路往返 {round_trip} ms。单位：毫秒。",
 }
 BEGIN, END = "<!-- table {}: begin; written by tests/django/run --write -->", "<!-- table {}: end -->"
 
