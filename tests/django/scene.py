@@ -328,7 +328,8 @@ def faults(row, is_short, scram):
                 yield f"{name}: p{percent} of acquiring is {percentile(series, percent):.1f} ms, above {limit:.1f}"
     queries = 2 if scenario.has_health_checks else 1
     total = percentile(row.totals, percent)
-    if scenario.is_zone_equal and total > ROUND_TRIP_MS * queries + API_OVERHEAD_MAX * slack:
+    is_judged = scenario.is_zone_equal and (scenario.way == "unix" or not is_short)
+    if is_judged and total > ROUND_TRIP_MS * queries + API_OVERHEAD_MAX * slack:
         yield f"{name}: p{percent} of the API is {total:.1f} ms for {queries} queries"
     if row.opened:
         yield f"{name}: {row.opened} connections to PostgreSQL were opened beside the warm ones"
