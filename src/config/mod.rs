@@ -5,8 +5,9 @@
 //!
 //! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what
 //! they mean), with `listen`, `login`, `users`, `databases`, `upstream` and `conninfo` for the parts that need more words;
-//! `describe` shows the result and `reload` compares two.
+//! `describe` shows the result, `reload` compares two, and `connection` reads a string by itself.
 
+mod connection;
 mod conninfo;
 mod databases;
 mod describe;
@@ -36,6 +37,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use connection::{connection, database_url};
 pub use conninfo::password_spans;
 pub use error::{ConfigError, Place};
 pub use file::known_keys;

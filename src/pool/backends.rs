@@ -240,7 +240,7 @@ impl Pool {
     pub fn pass_secret(&self, secret: LoginSecret) {
         self.core.login_options.store(Arc::new(LoginOptions {
             passed_secret: secret,
-            parameters: Vec::new(),
+            ..LoginOptions::default()
         }));
         self.core.failures.forget();
     }
@@ -548,6 +548,7 @@ impl PoolCore {
         let options = LoginOptions {
             passed_secret,
             parameters,
+            ..LoginOptions::default()
         };
         let connector = self.connector.load_full();
         let failure = loop {
