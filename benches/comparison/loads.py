@@ -1,0 +1,73 @@
+"""Runs the load of a scenario through a peer; what it did, operation by operation."""
+
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+from .tools import DATABASE, PASSWORD, USER, Missing
+
+MEGABYTE = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    ended: float
+    microseconds: int
+    # Transactions, or MB.
+    amount: float
+
+
+def run_load(scenario, peer, postgres, seconds, smoke=False):
+    """All operations in the order of their ends."""
+    kind, *arguments = scenario.load
+    if kind == "pgbench":
+        operations = run_pgbench(arguments, scenario, peer, seconds, smoke)
+    else:
+        login = [USER, PASSWORD, DATABASE]
+        tail = {"connect": [str(scenario.clients), str(seconds)],
+                "fetch": [str(seconds), *arguments],
+                "send": [str(seconds), *arguments, str(postgres.bulk_mib << 20)]}[kind]
+        operations = connect_load([peer.tools.load, kind, peer.address(), *login, *tail], seconds, scenario.unit)
+    if not operations:
+        raise Missing(f"failed: no {scenario.unit} of {scenario.name} ended through {peer.name}")
+    return sorted(operations, key=lambda operation: operation.ended)
+
+
+def run_pgbench(arguments, scenario, peer, seconds, smoke):
+    directory = tempfile.mkdtemp(prefix="pgsidecar-compare-")
+    try:
+        if "prepared" in arguments and not peer.serves_prepared():
+            arguments[arguments.index("prepared")] = "extended"
+        length = ["-t", "20"] if smoke else ["-T", str(max(1, round(seconds)))]
+        threads = str(min(2, scenario.clients))
+        finish([peer.tools.pgbench, "-n", "-l", f"--log-prefix={directory}/log", *arguments, "-c", str(scenario.clients),
+                "-j", threads, *length, peer.url()], seconds + 120)
+        operations = []
+        for log in pathlib.Path(directory).glob("log.*"):
+            with open(log, encoding="ascii") as lines:
+                for line in lines:
+                    # client_id transaction_no time script_no time_epoch time_us
+                    fields = line.split()
+                    operations.append(Operation(int(fields[4]) + int(fields[5]) / 1e6, int(fields[2]), 1))
+        return operations
+    finally:
+        shutil.rmtree(directory)
+
+
+def connect_load(command, seconds, unit):
+    operations = []
+    for line in finish(command, seconds + 120).splitlines():
+        ended, took, size = (int(field) for field in line.split())
+        operations.append(Operation(ended / 1e6, took, size / MEGABYTE if unit == "MB" else 1))
+    return operations
+
+
+def finish(command, timeout):
+    finished = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+    if finished.returncode:
+        lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["no reason given"]
+        # pgbench tells the reason first and connect_load's thread last; both fit.
+        raise Missing(f"failed: {pathlib.Path(command[0]).name}: {lines[0]} {lines[-1] if len(lines) > 1 else ''}".strip())
+    return finished.stdout
