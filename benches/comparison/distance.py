@@ -1,6 +1,7 @@
 """A database 150 ms away: how long the slowest of sixteen clients waits that come at once."""
 
 import asyncio
+import contextlib
 import statistics
 import threading
 import time
@@ -58,7 +59,9 @@ class Distance:
         half = self.round_trip / 2
         there = asyncio.ensure_future(self.carry(reader, far, half, self.loop.time() + self.round_trip + half))
         back = asyncio.ensure_future(self.carry(near, writer, half, 0))
-        await asyncio.wait([there, back])
+        # Cancelled when it all ends, which asyncio would print.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([there, back])
 
     async def carry(self, reader, writer, delay, not_before):
         """Each piece leaves `delay` after it came, however many are on the way."""
