@@ -51,13 +51,13 @@ def idle(name):
 
 def distant(situation):
     def ours_to_theirs(results):
-        peers = results["distant"]["peers"]
+        peers = results["distant"]["distant"]["peers"]
         return peers["pgsidecar"][situation] / peers["pgbouncer"][situation]
     return ours_to_theirs
 
 
 def round_trips(situation):
-    return lambda results: results["distant"]["peers"]["pgsidecar"][situation] / results["distant"]["round_trip_seconds"]
+    return lambda results: results["distant"]["distant"]["peers"]["pgsidecar"][situation] / results["distant"]["distant"]["round_trip_seconds"]
 
 
 def both(what, scenario, key, to_pgbouncer, to_forwarder, at_least=False):

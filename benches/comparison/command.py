@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 import tempfile
 import xml.dom.minidom
@@ -15,14 +16,14 @@ import xml.dom.minidom
 from . import chart, document, tables
 from .bars import judge
 from .distance import ROUNDS, measure_distant
-from .memory import measure_idle, measure_peak
+from .memory import check_descriptors, measure_idle, measure_peak
 from .peers import PEERS
 from .postgres import Postgres
 from .progress import Progress
 from .scenarios import DISTANT, IDLE, NAMES, PEAK, TIMED
 from .system_calls import find_counter
 from .tools import ROOT, Missing, Tools
-from .turns import OURS, Turn, compare
+from .turns import Turn, compare
 
 # A thousand connections of a debug build on a busy machine take a CI's patience.
 SMOKE_CLIENTS = 50
@@ -30,14 +31,16 @@ SMOKE_CLIENTS = 50
 
 def main(description):
     options = parse_options(description)
+    # Whatever was started is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.read:
             results = json.loads(pathlib.Path(options.read).read_text())
         else:
             results = run_all(options)
         return tell(results, options)
-    except Missing as missing:
-        print(f"\nbenches/compare: {missing}", file=sys.stderr)
+    except (Missing, OSError) as missing:
+        print(f"benches/compare: {missing}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -78,6 +81,7 @@ def checked(parser, names, known):
 def run_all(options):
     with tempfile.TemporaryDirectory(prefix="pgsidecar-compare-") as scratch:
         tools = Tools(options.peers, pathlib.Path(scratch))
+        check_descriptors(options, tools.descriptors)
         counter = find_counter()
         if not counter:
             print("system calls are not counted: neither perf nor strace may do so here", file=sys.stderr)
@@ -86,29 +90,39 @@ def run_all(options):
             "machine": machine(),
             "versions": tools.versions(options.peers),
             "options": {"rounds": options.rounds, "seconds": options.seconds, "smoke": options.smoke},
-            "counter": counter, "scenarios": {}, "memory": {}, "distant": {},
+            "counter": counter, "scenarios": {}, "memory": {}, "distant": {}, "failed": {},
         }
         progress = Progress(count_steps(options, counter))
-        with Postgres(tools, options.smoke) as postgres:
-            measure(Turn(tools, postgres, options, progress, counter), results)
-        progress.end()
+        try:
+            with Postgres(tools, options.smoke) as postgres:
+                measure(Turn(tools, postgres, options, progress, counter), results)
+        finally:
+            progress.end()
     return results
 
 
 def measure(turn, results):
+    """What fails is told at the end; the others are measured all the same."""
     for scenario in chosen(turn.options):
-        results["scenarios"][scenario.name] = compare(scenario, turn)
+        attempt(scenario.name, results, results["scenarios"], lambda: compare(scenario, turn))
         # Counting is slow, and the first scenario shows as well as all that it works.
         turn.counter = None if turn.options.smoke else turn.counter
     for name in IDLE:
         if name in turn.options.scenarios:
-            results["memory"][name] = measure_idle(name, turn)
+            attempt(name, results, results["memory"], lambda: measure_idle(name, turn))
     for name in PEAK:
         if name in turn.options.scenarios:
-            results["memory"][name] = measure_peak(turn)
+            attempt(name, results, results["memory"], lambda: measure_peak(turn))
     for name in DISTANT:
         if name in turn.options.scenarios:
-            results["distant"] = measure_distant(turn)
+            attempt(name, results, results["distant"], lambda: measure_distant(turn))
+
+
+def attempt(name, results, found, run):
+    try:
+        found[name] = run()
+    except Missing as missing:
+        results["failed"][name] = str(missing)
 
 
 def chosen(options):
@@ -137,18 +151,21 @@ def tell(results, options):
     print(tables.as_text(results))
     drawing = chart.svg(results)
     if options.smoke:
-        prove(results, drawing, options)
+        prove(results, drawing)
     if not options.read:
         write(options.json or ROOT / "target/compare/results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     if drawing and (options.svg or not options.read):
         write(options.svg or ROOT / "target/compare/chart.svg", drawing)
     if options.document:
         document.write_document(results)
-    if not options.judge:
-        return 0
-    lines, all_met = judge(results)
-    print("\n".join(lines))
-    return 0 if all_met else 1
+    if options.judge:
+        lines, all_met = judge(results)
+        print("\n".join(lines))
+        if not all_met:
+            return 1
+    if results["failed"]:
+        raise Missing("; ".join(f"{name}: {reason}" for name, reason in results["failed"].items()))
+    return 0
 
 
 def write(path, text):
@@ -158,7 +175,7 @@ def write(path, text):
     print(f"written: {path}", file=sys.stderr)
 
 
-def prove(results, drawing, options):
+def prove(results, drawing):
     """That each peer has figures, and that what is made of them can be made."""
     for name, scenario in results["scenarios"].items():
         for peer, figures in scenario["medians"].items():
@@ -172,5 +189,3 @@ def prove(results, drawing, options):
     if document.DOCUMENT.exists():
         document.filled(document.DOCUMENT.read_text(), results)
     judge(results)
-    if OURS not in options.peers:
-        raise Missing("missing: pgsidecar among the peers")

@@ -3,10 +3,9 @@
 import dataclasses
 import pathlib
 import shutil
-import subprocess
 import tempfile
 
-from .tools import DATABASE, PASSWORD, USER, Missing
+from .tools import DATABASE, PASSWORD, USER, Missing, run
 
 MEGABYTE = 1_000_000
 
@@ -42,7 +41,7 @@ def run_pgbench(arguments, scenario, peer, seconds, smoke):
             arguments[arguments.index("prepared")] = "extended"
         length = ["-t", "20"] if smoke else ["-T", str(max(1, round(seconds)))]
         threads = str(min(2, scenario.clients))
-        finish([peer.tools.pgbench, "-n", "-l", f"--log-prefix={directory}/log", *arguments, "-c", str(scenario.clients),
+        run([peer.tools.pgbench, "-n", "-l", f"--log-prefix={directory}/log", *arguments, "-c", str(scenario.clients),
                 "-j", threads, *length, peer.url()], seconds + 120)
         operations = []
         for log in pathlib.Path(directory).glob("log.*"):
@@ -58,16 +57,7 @@ def run_pgbench(arguments, scenario, peer, seconds, smoke):
 
 def connect_load(command, seconds, unit):
     operations = []
-    for line in finish(command, seconds + 120).splitlines():
+    for line in run(command, seconds + 120).splitlines():
         ended, took, size = (int(field) for field in line.split())
         operations.append(Operation(ended / 1e6, took, size / MEGABYTE if unit == "MB" else 1))
     return operations
-
-
-def finish(command, timeout):
-    finished = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
-    if finished.returncode:
-        lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["no reason given"]
-        # pgbench tells the reason first and connect_load's thread last; both fit.
-        raise Missing(f"failed: {pathlib.Path(command[0]).name}: {lines[0]} {lines[-1] if len(lines) > 1 else ''}".strip())
-    return finished.stdout

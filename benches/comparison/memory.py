@@ -5,10 +5,9 @@ import re
 import subprocess
 import time
 
-from .loads import finish
 from .peers import PEERS
 from .scenarios import IDLE, PEAK
-from .tools import DATABASE, PASSWORD, USER, Missing
+from .tools import DATABASE, PASSWORD, USER, Missing, run
 
 # Descriptors that a pooler needs beside its clients'.
 SPARE_DESCRIPTORS = 100
@@ -27,16 +26,23 @@ def resident_kib(process_id, field="VmRSS"):
 
 def measure_idle(name, turn):
     """KiB per client, and what of it is there no more after they have left."""
-    counts = [20, 100] if turn.options.smoke else [1000, 10000]
-    room = turn.tools.descriptors - SPARE_DESCRIPTORS
-    if counts[-1] > room:
-        raise Missing(f"missing: descriptors for {counts[-1]} clients (ulimit -Hn says {turn.tools.descriptors})")
-    results = {}
+    counts, results = idle_counts(turn.options), {}
     for peer_name in poolers(turn):
         turn.progress.step(f"{name}, {peer_name}")
         with PEERS[peer_name](turn.tools, turn.postgres, IDLE[name]) as peer:
             results[peer_name] = idle_clients(peer, counts, 0.5 if turn.options.smoke else QUIET_SECONDS)
     return {"title": IDLE[name].title, "peers": results}
+
+
+def idle_counts(options):
+    return [20, 100] if options.smoke else [1000, 10000]
+
+
+def check_descriptors(options, limit):
+    """Before anything is measured."""
+    count = idle_counts(options)[-1]
+    if any(name in options.scenarios for name in IDLE) and limit < count + SPARE_DESCRIPTORS:
+        raise Missing(f"missing: file descriptors for {count} clients (ulimit -Hn is {limit}); choose other --scenarios")
 
 
 def idle_clients(peer, counts, quiet_seconds):
@@ -86,7 +92,7 @@ def measure_peak(turn):
 
 def peak(peer, sql):
     pathlib.Path(f"/proc/{peer.process.pid}/clear_refs").write_text("5")
-    finish([peer.tools.load, "fetch", peer.address(), USER, PASSWORD, DATABASE, "0", sql], 300)
+    run([peer.tools.load, "fetch", peer.address(), USER, PASSWORD, DATABASE, "0", sql], 300)
     return resident_kib(peer.process.pid, "VmHWM") / 1024
 
 

@@ -61,7 +61,7 @@ class Peer:
                     return True
                 run([self.tools.psql, "-XAtqc", "SELECT 1", self.url()], 30)
                 return True
-            except (Missing, OSError, subprocess.TimeoutExpired) as refusal:
+            except (Missing, OSError) as refusal:
                 self.refusal = refusal
                 time.sleep(0.05)
         return False

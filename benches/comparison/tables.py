@@ -11,10 +11,8 @@ def tables(results):
         found.append((HEAD, [row for scenario in results["scenarios"].values() for row in timed_rows(scenario)]))
     for memory in results["memory"].values():
         found.append(per_peer(memory["title"], memory["peers"], memory_name))
-    if results["distant"]:
-        distant = results["distant"]
-        head, rows = per_peer(distant["title"], distant["peers"], lambda name: distant["situations"][name] + ", s")
-        found.append((head, rows))
+    for distant in results["distant"].values():
+        found.append(per_peer(distant["title"], distant["peers"], lambda key: distant["situations"][key] + ", s"))
     return found
 
 

@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 USER, PASSWORD, DATABASE = "app", "app_password", "app"
@@ -25,7 +26,9 @@ class Tools:
     def __init__(self, peers, scratch):
         install(["cc", "postgres", "pgbench", "psql", "openssl", "setpriv", "runuser"]
                 + [peer for peer in ("pgbouncer", "haproxy") if peer in peers])
-        binaries = run(["bash", "-c", ". deploy/throwaway_postgres.sh; newest_postgres"], 10).strip()
+        binaries = run(["bash", "-c", ". deploy/throwaway_postgres.sh; newest_postgres || true"], 10).strip()
+        if not binaries:
+            raise Missing("missing: PostgreSQL's programs in /usr/lib/postgresql/*/bin")
         self.pgbench, self.psql, self.postgres = (f"{binaries}/{name}" for name in ("pgbench", "psql", "postgres"))
         self.pgbouncer = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
         self.haproxy = shutil.which("haproxy") or "/usr/sbin/haproxy"
@@ -49,7 +52,8 @@ class Tools:
 
 
 def install(names):
-    finished = subprocess.run([ROOT / "tests/install", *names], check=False, capture_output=True, text=True)
+    finished = subprocess.run([ROOT / "tests/install", *names], check=False, stdout=sys.stderr, stderr=subprocess.PIPE,
+                              text=True)
     if finished.returncode:
         lines = finished.stderr.strip().splitlines() or ["tests/install failed"]
         raise Missing(lines[-1])
@@ -98,11 +102,18 @@ def commit():
 
 
 def run(command, timeout):
-    finished = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=timeout,
-                              stdin=subprocess.DEVNULL)
+    """Its output. It fails with its first line of complaint and its last, which is where programs say why."""
+    name = pathlib.Path(command[0]).name
+    try:
+        finished = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=timeout,
+                                  stdin=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise Missing(f"missing: {command[0]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Missing(f"failed: {name} did not end within {timeout:.0f} s") from error
     if finished.returncode:
-        lines = finished.stderr.strip().splitlines() or ["no reason given"]
-        raise Missing(f"failed: {pathlib.Path(command[0]).name}: {lines[-1]}")
+        lines = [line for line in finished.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise Missing(f"failed: {name}: " + " … ".join(dict.fromkeys([lines[0], lines[-1]])))
     return finished.stdout
 
 
