@@ -108,7 +108,7 @@ class PgBouncer(Peer):
     def spawn(self):
         files = {"pgbouncer.ini": self.settings(),
                  "users": f'"{USER}" "{self.secret()}"\n',
-                 "access": "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"}
+                 "access": f"local all all trust\nhost all all 127.0.0.1/32 {self.scenario.auth}\n"}
         if self.transport == "tls" or self.scenario.upstream == "distant":
             for name in ("server.crt", "server.key"):
                 files[name] = (pathlib.Path(self.postgres.directory) / name).read_text()
@@ -125,7 +125,7 @@ class PgBouncer(Peer):
     def secret(self):
         """From a plain password it would derive keys with a new salt at each login; the verifier is its better side. It logs
         in to PostgreSQL with what clients show it then, and those that are trusted show nothing."""
-        return PASSWORD if self.transport == "unix" else self.postgres.verifier
+        return PASSWORD if self.scenario.auth == "trust" else self.postgres.verifier
 
     def settings(self):
         mode, size, more = "transaction", POOL_SIZE, ""
@@ -199,9 +199,8 @@ class Sidecar(Peer):
         return self.start([self.tools.sidecar], environment)
 
     def listen(self):
-        if self.transport == "unix":
-            return f"[{{address: 'unix:{self.directory}:{self.port}', auth: trust}}]"
-        return f"127.0.0.1:{self.port}"
+        address = f"unix:{self.directory}:{self.port}" if self.transport == "unix" else f"127.0.0.1:{self.port}"
+        return f"[{{address: '{address}', auth: {self.scenario.auth}}}]"
 
 
 PEERS = {kind.name: kind for kind in (Sidecar, PgBouncer, HAProxy, Forwarder)}
