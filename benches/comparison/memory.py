@@ -64,7 +64,7 @@ def idle_clients(peer, counts, quiet_seconds):
             clients.stdin.flush()
     after = settled(memory, quiet_seconds)
     found["resident_mib"] = there / 1024
-    found["given_back"] = (there - after) / (there - before) if there > before else 1.0
+    found["given_back"] = max(0, there - after) / (there - before) if there > before else 1.0
     return found
 
 
