@@ -9,7 +9,7 @@ use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
-use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::statements::NamedStatement;
 use crate::virtual_session::{Described, Note, SWITCH_NAME, UnnamedStep, VirtualSession};
@@ -82,6 +82,10 @@ impl Exchange {
             }
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
+                let pins = PinSet::of(PinReason::LargeStatement);
+                if let Some(refused) = self.before_pinning_for(header, Request::Parse, pins, parties) {
+                    return Ok(refused);
+                }
                 self.pin(PinReason::LargeStatement, parties);
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
@@ -195,6 +199,7 @@ impl Exchange {
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(&statement, parties))
+            .or_else(|| self.before_pinning(header, Request::Bind, &effects, parties))
             .or_else(|| self.before_bind(&effects, parties))
             .or_else(|| self.before_notifying(&effects, parties))
         {
@@ -456,7 +461,8 @@ impl Exchange {
     ) -> Result<Option<Next>, Report> {
         let effects = self.with_values(header, Cow::Owned(effects));
         if let Some(stop) = self
-            .before_bind(&effects, parties)
+            .before_pinning(header, Request::Bind, &effects, parties)
+            .or_else(|| self.before_bind(&effects, parties))
             .or_else(|| self.before_notifying(&effects, parties))
         {
             return Ok(Some(stop));

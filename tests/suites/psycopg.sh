@@ -42,7 +42,9 @@ psycopg_once() {
     postgres_as_superuser "CREATE DATABASE suite"
     port=$postgres_port
     if [ "$1" = through ]; then
-        start_sidecar "$1" postgres "$password" postgres
+        # Its tests make roles and log in as these.
+        PGSIDECAR__AUTH_QUERY__QUERY='SELECT rolname, rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1' \
+            start_sidecar "$1" postgres "$password" postgres
         port=$sidecar_port
         ! $busy || start_noise "$1" postgres "$password" suite
     fi
