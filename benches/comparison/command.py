@@ -39,7 +39,7 @@ def main(description):
         else:
             results = run_all(options)
         return tell(results, options)
-    except (Missing, OSError) as missing:
+    except (Missing, OSError, json.JSONDecodeError) as missing:
         print(f"benches/compare: {missing}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -63,7 +63,7 @@ def notes(results):
 
 def conditions(results):
     machine, versions = results["machine"], results["versions"]
-    peers = ", ".join(f"{name} {version}" for name, version in versions.items())
+    peers = "; ".join(f"{name} {version}" for name, version in versions.items())
     options = results["options"]
     return (f"{results['when']}, {machine['processors']} × {machine['model']}, Linux {machine['kernel']}, load "
             f"{machine['load']:.1f} before; {peers}; {options['rounds']} round(s) of {options['seconds']:g} s; system "

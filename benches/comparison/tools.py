@@ -34,7 +34,7 @@ class Tools:
         self.haproxy = shutil.which("haproxy") or "/usr/sbin/haproxy"
         self.forwarder = str(scratch / "byte_forwarder")
         run(["cc", "-O2", "-o", self.forwarder, "benches/byte_forwarder.c"], 60)
-        self.sidecar, self.load = build()
+        self.sidecar, self.load, self.built = build()
         self.descriptors = raise_descriptor_limit()
 
     def pgbouncer_version(self):
@@ -47,7 +47,7 @@ class Tools:
             versions["pgbouncer"] = ".".join(map(str, self.pgbouncer_version()))
         if "haproxy" in peers:
             versions["haproxy"] = re.search(r"version (\d+(\.\d+)+)", run([self.haproxy, "-v"], 10)).group(1)
-        versions["pgsidecar"] = commit()
+        versions["pgsidecar"] = commit() + self.built
         return versions
 
 
@@ -77,7 +77,9 @@ def build():
     for program in (sidecar, load):
         if not os.access(program, os.X_OK):
             raise Missing(f"missing: {program}")
-    return sidecar, load
+    # A program that was given may be of any commit.
+    given = ", given by PGSIDECAR_BINARY" if os.environ.get("PGSIDECAR_BINARY") else ""
+    return sidecar, load, given or (", not optimised" if profile == "debug" else "")
 
 
 def raise_descriptor_limit():
