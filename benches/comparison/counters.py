@@ -11,6 +11,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS = 0.05
 # Logins, first plans and full pools are behind it then.
 SETTLE_SECONDS = 0.3
+FEW = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sampler:
 
 
 def figures(samples, operations):
-    """Of what ended between two samples: after all had settled, and before the first client was done."""
+    """Of what ended between two samples: after all had settled, and before the last was done."""
     first, last = bounds(samples, operations)
     inside = [operation for operation in operations if first.at < operation.ended <= last.at]
     if not inside:
@@ -85,5 +86,9 @@ def figures(samples, operations):
 def bounds(samples, operations):
     begin = operations[0].ended - operations[0].microseconds / 1e6 + SETTLE_SECONDS
     end = operations[-1].ended - SAMPLE_SECONDS
+    if len(operations) < FEW:
+        # They are long: what is counted begins and ends with one of them, or a part of one would be.
+        begin = next((operation.ended for operation in operations if operation.ended >= begin), begin)
+        end = next((taken.at for taken in samples if taken.at >= operations[-1].ended), samples[-1].at)
     between = [taken for taken in samples if begin <= taken.at <= end]
     return (between[0], between[-1]) if len(between) > 4 else (samples[0], samples[-1])
