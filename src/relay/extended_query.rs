@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::simple_query::{deallocated_name, named_statement};
+use super::own_names::{Agreed, Naming};
+use super::simple_query::deallocated_name;
 use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
@@ -82,6 +83,8 @@ impl Exchange {
             }
             None if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
+                let name = parse.name.to_vec();
+                self.close_stranger(&name);
                 self.pin(PinReason::LargeStatement, parties);
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
@@ -171,30 +174,34 @@ impl Exchange {
         };
         self.untold_portal = None;
         self.listens.forget_portal(head.portal);
+        self.named_portals.forget(head.portal);
         if head.statement.is_empty() {
             return self.on_unnamed(header, Request::Bind, parties);
         }
-        let Some(NamedStatement {
-            statement,
-            told,
-            number,
-        }) = parties.session.named(head.statement).cloned()
-        else {
+        let Some(named) = parties.session.named(head.statement).cloned() else {
             let offset = head.statement_offset;
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
+        let NamedStatement {
+            statement,
+            told,
+            number,
+            ..
+        } = &named;
         if let Some(wanted) = self.wants_values(header, &statement.effects, parties) {
             return Ok(wanted);
         }
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
-        let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        let effects = self.effects_of(statement, parties);
         let effects = self.with_values(header, effects);
+        let effects = self.with_executed(effects, parties);
         let is_first = self.pipeline.is_settled();
         if let Some(stop) = self
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
-            .or_else(|| self.before_teaching(&statement, parties))
+            .or_else(|| self.before_teaching(statement, parties))
+            .or_else(|| self.before_naming(&effects, parties))
             .or_else(|| self.before_bind(&effects, parties))
             .or_else(|| self.before_notifying(&effects, parties))
         {
@@ -206,17 +213,28 @@ impl Exchange {
                 return Ok(Next::Done);
             }
         }
-        self.materialise_named(&statement.effects, Fate::Swallow, parties);
+        let naming = Naming {
+            effects: &effects,
+            text: statement.sql(),
+            request: Request::Bind,
+        };
+        if let Agreed::Yes(names) = self.agree_on_names(&naming, parties) {
+            self.names_bound(&portal, names, parties);
+        }
+        if statement.is_from_sql() || effects.lists_statements {
+            return self.bind_own_name(header, (&portal, &name), &named, &effects, parties);
+        }
+        let (told, number) = (*told, *number);
         if is_first {
             self.allow_second_try();
         }
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
-        let statement = self.ensure_parsed(&name, &statement, parties);
+        let statement = self.ensure_parsed(&name, statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
-                self.expect_stale_refusal(Request::Bind);
+                self.expect_stale_refusal(Request::Bind, Note::None);
                 let unknown = parties.session.unused_name();
                 self.up.pass_behind(header, replaced, |out| {
                     renamed_behind(out, header, name.len(), &[&portal, b"\0"], &unknown);
@@ -236,6 +254,38 @@ impl Exchange {
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
+        Ok(Next::Done)
+    }
+
+    /// Bind of a statement that the backend knows by the client's own name.
+    fn bind_own_name(
+        &mut self,
+        header: Header,
+        (portal, name): (&[u8], &[u8]),
+        named: &NamedStatement,
+        effects: &Effects,
+        parties: &mut Parties<'_>,
+    ) -> Result<Next, Report> {
+        match self.before_own_name(name, named, parties) {
+            None | Some(Agreed::Yes(_)) => {}
+            Some(Agreed::NotYet(next)) => return Ok(next),
+            Some(Agreed::Stale) => {
+                self.expect_stale_refusal(Request::Bind, Note::None);
+                let unknown = parties.session.unused_name();
+                let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+                self.up.pass_behind(header, replaced, |out| {
+                    renamed_behind(out, header, name.len(), &[portal, b"\0"], &unknown);
+                });
+                return Ok(Next::Done);
+            }
+        }
+        if let Some(lease) = &self.lease {
+            lease.note_statement(named.statement.sql(), parties.session.lexing());
+        }
+        self.apply(effects, Request::Bind, parties);
+        self.listening_bound(portal, effects, parties)?;
+        self.expect(Request::Bind, Fate::Forward, Note::None);
+        self.up.pass(header);
         Ok(Next::Done)
     }
 
@@ -260,15 +310,16 @@ impl Exchange {
         }
         let name = named.name.to_vec();
         let is_first = self.pipeline.is_settled();
-        let Some(NamedStatement {
-            statement,
-            told,
-            number,
-        }) = parties.session.named(named.name).cloned()
-        else {
+        let Some(named) = parties.session.named(named.name).cloned() else {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
+        let NamedStatement {
+            statement,
+            told,
+            number,
+            ..
+        } = named.clone();
         if let Some(stop) = self
             .before_backend(parties, None)
             .or_else(|| self.before_name())
@@ -276,16 +327,33 @@ impl Exchange {
         {
             return Ok(stop);
         }
+        let replaced = HEADER_LEN + 1 + name.len();
+        if statement.is_from_sql() {
+            match self.before_own_name(&name, &named, parties) {
+                None | Some(Agreed::Yes(_)) => {
+                    self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
+                    self.up.pass(header);
+                }
+                Some(Agreed::NotYet(next)) => return Ok(next),
+                Some(Agreed::Stale) => {
+                    self.expect_stale_refusal(Request::DescribeStatement, Note::None);
+                    let unknown = parties.session.unused_name();
+                    self.up.pass_behind(header, replaced, |out| {
+                        renamed(out, header, name.len(), b"S", &unknown);
+                    });
+                }
+            }
+            return Ok(Next::Done);
+        }
         if is_first {
             self.allow_second_try();
         }
-        let replaced = HEADER_LEN + 1 + name.len();
         let statement = self.ensure_parsed(&name, &statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
-                self.expect_stale_refusal(Request::DescribeStatement);
+                self.expect_stale_refusal(Request::DescribeStatement, Note::None);
                 let unknown = parties.session.unused_name();
                 self.up.pass_behind(header, replaced, |out| {
                     renamed(out, header, name.len(), b"S", &unknown);
@@ -350,6 +418,10 @@ impl Exchange {
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
+        }
+        if is_name {
+            let name = named.name.to_vec();
+            ended = self.note_closed_own(&name);
         }
         self.expect(Request::Close, Fate::Forward, ended);
         self.up.pass(header);
@@ -461,8 +533,8 @@ impl Exchange {
         {
             return Ok(Some(stop));
         }
-        let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
-        if let Some(stop) = self.before_name().filter(|_| named) {
+        let effects = self.with_executed(effects, parties);
+        if let Some(stop) = self.before_naming(&effects, parties) {
             return Ok(Some(stop));
         }
         let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
@@ -480,7 +552,18 @@ impl Exchange {
         ) {
             lease.note_statement(sql, parties.session.lexing());
         }
-        self.materialise_named(&effects, Fate::Swallow, parties);
+        let text = match effects.mentions_names() {
+            true => parties.session.unnamed_sql().unwrap_or_default().to_vec(),
+            false => Vec::new(),
+        };
+        let naming = Naming {
+            effects: &effects,
+            text: &text,
+            request: Request::Bind,
+        };
+        if let Agreed::Yes(names) = self.agree_on_names(&naming, parties) {
+            self.names_bound(&portal, names, parties);
+        }
         self.apply(&effects, Request::Bind, parties);
         self.listening_bound(&portal, &effects, parties)?;
         Ok(None)
@@ -503,6 +586,11 @@ impl Exchange {
             return stop;
         }
         self.commit_at_risk = true;
+        if !reserved {
+            let name = self.up.body_prefix(header).get(offset..).unwrap_or_default();
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default().to_vec();
+            self.close_stranger(&name);
+        }
         self.expect(request, Fate::Forward, Note::None);
         if !reserved {
             self.up.pass(header);

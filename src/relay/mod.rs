@@ -9,6 +9,7 @@ mod extended_query;
 pub mod flow;
 mod listening;
 mod lost_transaction;
+mod own_names;
 mod preparation;
 mod simple_query;
 mod stale_plan;
@@ -140,9 +141,14 @@ pub struct Exchange {
     prelude_owed: bool,
     /// What the ledger was before the prelude that is owed.
     before_prelude: Option<Checkpoint>,
-    /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
+    /// A DISCARD ALL is under way, or what SQL says of statements' names: what a backend holds of statements is known when
+    /// it is answered.
     forgetting: bool,
     unsure: Unsure,
+    /// What was said to the backend ahead of a Query that depends on it.
+    ahead: own_names::AheadOfQuery,
+    /// Portals whose Execute has to do with names of statements.
+    named_portals: own_names::NamedPortals,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
     /// A RESET, or what includes one, has run in the transaction at hand.
@@ -233,13 +239,16 @@ impl Undecided {
 impl Unsure {
     fn of(&mut self, note: &Note) -> Option<&mut Undecided> {
         match note {
-            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
+            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) | Note::OwnName(_) => {
+                Some(&mut self.names)
+            }
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
             Note::None
             | Note::Reports(_)
             | Note::SequencesForgotten
             | Note::Bound(_)
             | Note::Described(_)
+            | Note::Names(_)
             | Note::Asked(_) => None,
         }
     }
@@ -280,7 +289,7 @@ impl Exchange {
             self;
             up down pipeline;
             lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
-            forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by
+            forgetting unsure ahead named_portals undone reset_ran second_try untold_portal last_words new_pins pinned_by
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
             answered_at cancel_sent_at stalled_since finished

@@ -143,6 +143,7 @@ impl Exchange {
             self.last_words = Some(report);
             return Err(self.lost_backend("it ended the session"));
         }
+        let fails_query = tag == BackendTag::ErrorResponse && self.fails_ahead_of_query();
         let body = self.down.whole_body(header).unwrap_or_default();
         let verdict = match self.pipeline.on_frame(tag, body) {
             Ok(verdict) => verdict,
@@ -161,7 +162,11 @@ impl Exchange {
             // Of what is said to a backend behind a prelude, only this can fail by itself.
             lease.state.doubt_sequences();
         }
-        self.on_verdict(header, verdict, parties)
+        self.on_verdict(header, verdict, parties)?;
+        if fails_query {
+            self.end_failed_query(parties);
+        }
+        Ok(())
     }
 
     fn on_verdict(
@@ -344,6 +349,10 @@ impl Exchange {
                 parties.session.discarded_all(&mut lease.state, follows);
             }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
+            Some(b"PREPARE" | b"DEALLOCATE") => {
+                let tag = tag.unwrap_or_default().to_vec();
+                self.on_name_tag(&tag, parties);
+            }
             Some(b"ROLLBACK") => self.undone = true,
             // Whatever was undone before it.
             Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),

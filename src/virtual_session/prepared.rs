@@ -70,6 +70,7 @@ impl VirtualSession {
     /// PostgreSQL has described a statement.
     pub fn described(&mut self, described: Described, shape: ResultShape, backend: &mut BackendState) {
         backend.statements.note_shape(described.id, shape);
+        backend.own.note_shape(described.id, shape);
         if described.told != 0 {
             self.statements.tell(described.told, shape);
         }
@@ -163,7 +164,9 @@ impl VirtualSession {
     pub fn deallocated_all(&mut self, backend: &mut BackendState) {
         self.statements.clear();
         self.own_names.clear();
+        self.untold.clear();
         backend.statements.clear();
+        backend.own.clear();
     }
 
     /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.

@@ -26,6 +26,7 @@ mod process;
 mod protocol;
 mod reload;
 mod settings;
+mod sql_prepare;
 mod startup;
 mod startup_parameters;
 mod support;
