@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::own_names::{Agreed, Naming};
-use super::simple_query::deallocated_name;
 use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
@@ -56,6 +55,9 @@ impl Exchange {
         if let Some(stop) = self.before_name().filter(|_| named) {
             return Ok(stop);
         }
+        if let Some(stop) = self.before_parsing_names(&effects, parties) {
+            return Ok(stop);
+        }
         self.show_channels(header, &effects, parties);
         let Some(lease) = self.lease.as_mut() else {
             return Ok(Next::NeedsBackend);
@@ -77,7 +79,15 @@ impl Exchange {
             Some(_) => self.parse_duplicate(header),
             None if parties.session.may_be_own(parse.name) => {
                 // PostgreSQL knows whether the name is free.
+                let limit = parties.rules.client_statement_bytes;
+                let is_known = effects.is_none()
+                    || parties
+                        .session
+                        .remember_on_backend(parse.name, parse.definition, &effects, limit);
                 self.pin(PinReason::Prepare, parties);
+                if !is_known {
+                    self.pin(PinReason::Unknown, parties);
+                }
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
@@ -102,7 +112,10 @@ impl Exchange {
             return;
         };
         let exits = effects.exits_failed_block;
-        let statement = parties.session.prepare(parse.name, parse.definition, || effects);
+        let statement = match effects.executes_names() {
+            true => parties.session.prepare_alone(parse.name, parse.definition, || effects),
+            false => parties.session.prepare(parse.name, parse.definition, || effects),
+        };
         let generation = parties.session.generation();
         let mut held = lease.state.statements.touch(&statement, generation);
         let name = parse.name.to_vec();
@@ -138,6 +151,10 @@ impl Exchange {
     /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
     /// It first looks at the text, so the name is taken by a statement that can be parsed even in a failed transaction.
     pub(super) fn parse_duplicate(&mut self, header: Header) {
+        if let Some(lease) = self.lease.as_mut() {
+            // What the client's Parse does not replace stays there.
+            lease.state.own.doubt(SWITCH_NAME);
+        }
         let body = self.up.whole_body(header).unwrap_or_default();
         let name = Parse::parse(body).map(|parse| parse.name.to_vec()).unwrap_or_default();
         let report = Report::error(
@@ -207,7 +224,7 @@ impl Exchange {
         {
             return Ok(stop);
         }
-        if let Some(deallocated) = deallocated_name(&statement.effects) {
+        if let Some(deallocated) = self.deallocated_here(&statement.effects, parties) {
             let replaced = HEADER_LEN + portal.len() + 1 + name.len();
             if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
                 return Ok(Next::Done);
@@ -221,10 +238,10 @@ impl Exchange {
         if let Agreed::Yes(names) = self.agree_on_names(&naming, parties) {
             self.names_bound(&portal, names, parties);
         }
-        if statement.is_from_sql() || effects.lists_statements {
+        if statement.is_from_sql() || effects.lists_statements || parties.session.keeps_names_on_backend() {
             return self.bind_own_name(header, (&portal, &name), &named, &effects, parties);
         }
-        let (told, number) = (*told, *number);
+        let (told, number) = (told.filter(|_| !effects.executes_names()), *number);
         if is_first {
             self.allow_second_try();
         }
@@ -324,6 +341,7 @@ impl Exchange {
             .before_backend(parties, None)
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(&statement, parties))
+            .or_else(|| self.before_parsing_names(&statement.effects, parties))
         {
             return Ok(stop);
         }
@@ -381,6 +399,7 @@ impl Exchange {
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let is_name = named.target == Target::Statement && !named.name.is_empty();
+        let own = (is_name && parties.session.may_be_own(named.name)).then(|| named.name.to_vec());
         if (is_name || self.restore_due)
             && let Some(stop) = self.before_name()
         {
@@ -392,6 +411,9 @@ impl Exchange {
             && let Some(stop) = self.before_backend(parties, None)
         {
             return Ok(stop);
+        }
+        if let Some(name) = own {
+            self.close_stranger(&name);
         }
         let body = self.up.whole_body(header).unwrap_or_default();
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
@@ -469,6 +491,12 @@ impl Exchange {
         {
             return Ok(Next::Held);
         }
+        if let Some(effects) = parties.session.unnamed_effects().filter(|effects| !effects.is_none()) {
+            let effects = effects.clone();
+            if let Some(stop) = self.before_parsing_names(&effects, parties) {
+                return Ok(stop);
+            }
+        }
         if request == Request::Bind
             && let Some(effects) = parties.session.unnamed_effects()
             && let Some(wanted) = self.wants_values(header, effects, parties)
@@ -539,7 +567,7 @@ impl Exchange {
         }
         let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
         let portal = portal.unwrap_or_default();
-        if let Some(deallocated) = deallocated_name(&effects) {
+        if let Some(deallocated) = self.deallocated_here(&effects, parties) {
             let replaced = HEADER_LEN + portal.len() + 1;
             if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
                 return Ok(Some(Next::Done));
@@ -590,6 +618,11 @@ impl Exchange {
             let name = self.up.body_prefix(header).get(offset..).unwrap_or_default();
             let name = name.split(|&byte| byte == 0).next().unwrap_or_default().to_vec();
             self.close_stranger(&name);
+            if let Some(effects) = parties.session.effects_on_backend(&name).cloned()
+                && request == Request::Bind
+            {
+                self.apply(&effects, Request::Bind, parties);
+            }
         }
         self.expect(request, Fate::Forward, Note::None);
         if !reserved {

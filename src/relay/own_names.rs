@@ -120,6 +120,35 @@ impl Exchange {
         (must_teach && self.awaits_reports(parties)).then_some(Next::Held)
     }
 
+    /// A text that executes a name is parsed, or described: PostgreSQL looks up what that returns.
+    pub(super) fn before_parsing_names(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
+        if effects.is_none() || !effects.executes_names() {
+            return None;
+        }
+        if let Some(stop) = self.before_naming(effects, parties) {
+            return Some(stop);
+        }
+        if self.lease.is_none() || self.pipeline.is_failed() {
+            return None;
+        }
+        if parties.session.keeps_names_on_backend() {
+            return None;
+        }
+        if effects.may_mention_any_name() {
+            self.close_strangers(Form::Together, parties);
+        }
+        for (_, name) in executed(effects) {
+            let Some(name) = name.filter(|name| is_plain(name)) else {
+                continue;
+            };
+            match parties.session.statement(name).cloned() {
+                Some(statement) => self.ensure_own(name, &statement, Form::Together, parties),
+                None => self.close_own(name, Form::Together),
+            }
+        }
+        None
+    }
+
     /// The effects of a text with those of the statements that it executes by name.
     pub(super) fn with_executed<'e>(&self, effects: Cow<'e, Effects>, parties: &Parties<'_>) -> Cow<'e, Effects> {
         if effects.is_none() || executed(&effects).next().is_none() {
@@ -192,6 +221,9 @@ impl Exchange {
     fn agree_on_hidden_names(&mut self, effects: &Effects, is_query: bool, parties: &mut Parties<'_>) {
         let is_reserved = |action: &Action| named(action).is_some_and(|name| parties.session.is_reserved(name));
         let lists = effects.lists_statements || effects.steps.iter().any(|step| is_reserved(&step.action));
+        if parties.session.keeps_names_on_backend() {
+            return;
+        }
         if !lists && !effects.may_mention_any_name() {
             return;
         }
@@ -232,15 +264,15 @@ impl Exchange {
         form: Form,
         parties: &mut Parties<'_>,
     ) -> Option<(Box<[u8]>, Arc<Statement>)> {
-        let Some(name) = name.filter(|name| self.follows(name, form, parties)) else {
-            self.leave_to_backend(name, parties);
+        let Some(name) = name.filter(|name| Self::follows(name, parties)) else {
+            self.leave_to_backend(name, form, parties);
             return None;
         };
         if parties.session.statement(name).is_some() {
             // PostgreSQL says that the name is taken (42P05).
             self.ensure_some(name, form);
             if naming.effects.statement_count != 1 {
-                self.leave_to_backend(Some(name), parties);
+                self.leave_to_backend(Some(name), form, parties);
             }
             return None;
         }
@@ -248,7 +280,7 @@ impl Exchange {
         let limit = parties.rules.client_statement_bytes;
         let statement = parties.session.sql_statement(name, naming.text, naming.effects, limit);
         let Some(statement) = statement.filter(|_| !parties.session.may_be_own(name)) else {
-            self.leave_to_backend(Some(name), parties);
+            self.leave_to_backend(Some(name), form, parties);
             return None;
         };
         if let Some(lease) = self.lease.as_mut() {
@@ -258,52 +290,61 @@ impl Exchange {
     }
 
     fn before_sql_execute(&mut self, name: Option<&[u8]>, form: Form, parties: &mut Parties<'_>) {
-        let Some(name) = name.filter(|name| self.follows(name, form, parties)) else {
-            return self.leave_to_backend(name, parties);
+        let Some(name) = name.filter(|name| Self::follows(name, parties)) else {
+            return self.leave_to_backend(name, form, parties);
         };
         let Some(statement) = parties.session.statement(name).cloned() else {
             self.close_own(name, form);
             if parties.session.may_be_own(name) {
-                self.leave_to_backend(Some(name), parties);
+                self.leave_to_backend(Some(name), form, parties);
             }
             return;
         };
-        if statement.effects.mentions_names() {
-            // It was prepared by protocol, and changes or uses further names when SQL executes it.
-            self.leave_to_backend(None, parties);
+        if !statement.is_from_sql() && statement.effects.is_command() {
+            // SQL prepares no such thing, and executes it all the same.
+            self.pin(PinReason::Unknown, parties);
+            return self.leave_to_backend(Some(name), form, parties);
         }
         self.ensure_own(name, &statement, form, parties);
     }
 
     /// A DEALLOCATE among other statements, or of what the ledger doesn't know.
     fn before_deallocate(&mut self, name: Option<&[u8]>, form: Form, parties: &mut Parties<'_>) {
-        match name.filter(|name| self.follows(name, form, parties)) {
+        match name.filter(|name| Self::follows(name, parties)) {
             Some(name) if parties.session.statement(name).is_some() => self.ensure_some(name, form),
             Some(name) => self.close_own(name, form),
-            None => {}
+            None => self.leave_to_backend(name, form, parties),
         }
     }
 
-    /// Whether a name follows its client; where it does not, a statement of the protocol's that has it is left to the
-    /// backend, which keeps the client.
-    fn follows(&mut self, name: &[u8], form: Form, parties: &mut Parties<'_>) -> bool {
-        if is_plain(name) && !parties.session.is_reserved(name) {
-            return true;
-        }
-        let statement = parties.session.statement(name).cloned();
-        if let Some(statement) = statement.filter(|_| !parties.session.is_reserved(name))
-            && let Some(note) = parties.session.hand_over(name)
-        {
-            self.note_pin();
-            self.up.say(|out| compose::parse(out, name, &statement.definition));
-            self.expect(Request::Parse, form.fate(), note);
-        }
-        false
+    /// Whether the ledger follows what is said of this name.
+    fn follows(name: &[u8], parties: &Parties<'_>) -> bool {
+        is_plain(name) && !parties.session.is_reserved(name) && !parties.session.keeps_names_on_backend()
     }
 
-    fn leave_to_backend(&mut self, name: Option<&[u8]>, parties: &mut Parties<'_>) {
+    /// The ledger can't follow what a message does to names: the backend gets all of the client's, by these names alone,
+    /// and keeps the client. From then on it decides. In a failed transaction it can be told nothing, and gets the one.
+    fn leave_to_backend(&mut self, name: Option<&[u8]>, form: Form, parties: &mut Parties<'_>) {
+        if parties.session.keeps_names_on_backend() {
+            return self.pin(PinReason::Prepare, parties);
+        }
         self.remember_ledger(parties);
-        parties.session.leave_name_to_backend(name);
+        let all = !self.pipeline.is_failed();
+        if all {
+            self.close_shared(form);
+            self.close_strangers(form, parties);
+            let named = parties.session.named_statements();
+            let own: Vec<_> = named
+                .map(|(name, named)| (Box::<[u8]>::from(name), named.statement.clone()))
+                .collect();
+            for (name, statement) in own {
+                self.ensure_own(&name, &statement, form, parties);
+            }
+        }
+        if let Some(lease) = self.lease.as_mut() {
+            let name = name.filter(|_| !all);
+            parties.session.leave_to_backend(name, &mut lease.state);
+        }
         self.note_pin();
     }
 
@@ -370,7 +411,7 @@ impl Exchange {
             Teaching::Under(switch) => (of.clone(), Some(switch)),
         };
         self.close_own(name, form);
-        if self.pipeline.is_failed() {
+        if self.pipeline.is_failed() && form == Form::Apart {
             // PostgreSQL would refuse to make it: the name is unknown here (26000).
             return;
         }
@@ -538,6 +579,9 @@ impl Exchange {
         named: &NamedStatement,
         parties: &mut Parties<'_>,
     ) -> Option<Agreed> {
+        if parties.session.keeps_names_on_backend() {
+            return None;
+        }
         self.ensure_own(name, &named.statement, Form::Together, parties);
         match self.compare_own_columns(name, parties) {
             Columns::Agree => None,
@@ -549,8 +593,7 @@ impl Exchange {
     /// A portal was bound to a statement that has to do with names.
     pub(super) fn names_bound(&mut self, portal: &[u8], names: NameChanges, parties: &mut Parties<'_>) {
         self.named_portals.forget(portal);
-        let prepares = |change: &NameChange| matches!(change, NameChange::Prepared(Some(_)));
-        if !names.changes.iter().any(prepares) && names.executes.is_empty() {
+        if names.is_empty() {
             return;
         }
         if self.named_portals.0.len() < PORTALS_MAX {
@@ -558,8 +601,11 @@ impl Exchange {
             return;
         }
         for change in names.changes {
-            if let NameChange::Prepared(Some((name, _))) = change {
-                self.leave_to_backend(Some(&name), parties);
+            match change {
+                NameChange::Prepared(Some((name, _))) | NameChange::Deallocated(Some(name)) => {
+                    self.leave_to_backend(Some(&name), Form::Together, parties);
+                }
+                _ => {}
             }
         }
     }

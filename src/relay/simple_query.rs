@@ -134,7 +134,7 @@ impl Exchange {
         effects: &Effects,
         parties: &mut Parties<'_>,
     ) -> Option<Next> {
-        let name = deallocated_name(effects)?;
+        let name = self.deallocated_here(effects, parties)?;
         parties.session.statement(name)?;
         if self.pipeline.is_failed() {
             return None;
@@ -156,6 +156,12 @@ impl Exchange {
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
+    }
+
+    /// The name in a text that deallocates one, which the ledger alone decides about: not where the backend may know it
+    /// otherwise than the ledger does.
+    pub(super) fn deallocated_here<'e>(&self, effects: &'e Effects, parties: &Parties<'_>) -> Option<&'e [u8]> {
+        deallocated_name(effects).filter(|name| !parties.session.may_be_own(name))
     }
 
     /// A DEALLOCATE inside a group ends the group's implicit transaction, so PostgreSQL must have one.
@@ -205,7 +211,7 @@ impl Exchange {
 }
 
 /// The name in a text that is one DEALLOCATE of a name and nothing else.
-pub(super) fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
+fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
     match effects.steps.as_slice() {
         [
             Step {

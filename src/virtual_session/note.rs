@@ -141,7 +141,8 @@ impl VirtualSession {
             // A question is taken out before.
             Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Names(_) | Note::Asked(_) => {}
             Note::OwnName(name) => {
-                if let Some(backend) = backend {
+                // What only the backend knows, it alone decides about.
+                if let Some(backend) = backend.filter(|_| !self.keeps_names_on_backend()) {
                     backend.own.doubt(&name);
                 }
             }

@@ -17,6 +17,7 @@ impl VirtualSession {
         Checkpoint {
             wanted: self.wanted.clone(),
             pins: self.pins,
+            keeps_names: self.own_names.is_any(),
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
             rebase: self.rebase,
@@ -29,6 +30,7 @@ impl VirtualSession {
         let Checkpoint {
             wanted,
             pins,
+            keeps_names,
             unseen_settings,
             unseen_until,
             rebase,
@@ -37,6 +39,7 @@ impl VirtualSession {
         self.wanted = wanted;
         self.relex();
         self.pins = pins;
+        self.own_names.return_to(keeps_names);
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
         self.rebase = rebase;
@@ -443,6 +446,7 @@ impl VirtualSession {
 pub struct Checkpoint {
     pub(super) wanted: Arc<Settings>,
     pub(super) pins: PinSet,
+    keeps_names: bool,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
     pub(super) rebase: bool,

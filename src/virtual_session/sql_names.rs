@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::pins::{PinReason, PinSet};
+use super::pins::PinReason;
 use super::result_shape::ResultShape;
-use super::statement_effects::{Action, Effects, Name};
-use super::statements::{NamedStatement, Statement};
+use super::statement_effects::{Action, Effects, Name, TransactionControl};
+use super::statements::{NamedStatement, ParseKey, Statement};
 use super::{BackendState, VirtualSession};
 
 /// The longest name that PostgreSQL does not cut (NAMEDATALEN less one).
@@ -72,6 +72,18 @@ impl Effects {
         self.pins.contains(PinReason::Prepare) || self.steps.iter().any(|step| names(&step.action))
     }
 
+    /// Whether it uses prepared statements by their names.
+    pub fn executes_names(&self) -> bool {
+        let executes = |action: &Action| matches!(action, Action::Execute(_));
+        self.steps.iter().any(|step| executes(&step.action))
+    }
+
+    /// Whether it is more than a query: executed by its name, it changes more than the ledger can follow.
+    pub fn is_command(&self) -> bool {
+        let is_setting = |action: &Action| matches!(action, Action::Setting(_));
+        self.transaction != TransactionControl::None || self.steps.iter().any(|step| !is_setting(&step.action))
+    }
+
     /// Whether it may use names that its text does not tell.
     pub fn may_mention_any_name(&self) -> bool {
         const OPAQUE: [PinReason; 6] = [
@@ -109,6 +121,7 @@ impl Effects {
             step
         }));
         self.sequence = self.sequence.and(executed.sequence);
+        self.ends_transaction |= executed.ends_transaction;
         self.is_read_only_shape &= executed.is_read_only_shape;
         self.without_effect &= executed.without_effect;
         self.catalog_change |= executed.catalog_change;
@@ -142,6 +155,24 @@ impl VirtualSession {
         Some(self.shared.statements.share(&definition, self.parse_key(), effects))
     }
 
+    /// A Parse of a name that the backend decides about: what its statement does is remembered all the same. False: there
+    /// is no room for it.
+    pub fn remember_on_backend(&mut self, name: &[u8], definition: &[u8], effects: &Effects, bytes_max: usize) -> bool {
+        let fits = self.statements.bytes() + name.len() + definition.len() <= bytes_max;
+        if fits && self.keeps_names_on_backend() {
+            let key = ParseKey::Private(self.shared.statements.unique_number());
+            let statement = self.shared.statements.share(definition, key, || effects.clone());
+            self.statements.insert(name, statement);
+        }
+        fits && self.keeps_names_on_backend()
+    }
+
+    /// What a statement does whose name the backend decides about, if that may be more than nothing.
+    pub fn effects_on_backend(&self, name: &[u8]) -> Option<&Effects> {
+        let named = self.statements.find(name).filter(|_| self.keeps_names_on_backend())?;
+        Some(&named.statement.effects).filter(|effects| !effects.is_none())
+    }
+
     /// PostgreSQL has said PREPARE.
     pub fn prepared_by_sql(&mut self, name: &[u8], statement: Arc<Statement>, backend: &mut BackendState) {
         backend.own.insert(name, Some(statement.clone()));
@@ -158,7 +189,13 @@ impl VirtualSession {
 
     /// The client's names for statements, with these.
     pub fn named_statements(&self) -> impl Iterator<Item = (&[u8], &NamedStatement)> {
-        self.statements.iter()
+        let is_known = !self.keeps_names_on_backend();
+        self.statements.iter().filter(move |_| is_known)
+    }
+
+    /// The client's statements are on its backend by their own names, and the ledger does not follow them.
+    pub const fn keeps_names_on_backend(&self) -> bool {
+        self.own_names.is_any()
     }
 
     /// Settings are in force that the ledger does not know, or not yet.
@@ -195,10 +232,14 @@ impl VirtualSession {
             && named.told.is_some_and(ResultShape::has_rows)
     }
 
-    /// A name of a text's is the backend's business: it keeps the client.
-    pub fn leave_name_to_backend(&mut self, name: Option<&[u8]>) {
+    /// A name is the backend's business, which keeps the client. `None`: all names are. The ledger's statements must be
+    /// there by then.
+    pub fn leave_to_backend(&mut self, name: Option<&[u8]>, backend: &mut BackendState) {
         self.own_names.insert(name);
-        self.pins.extend(PinSet::of(PinReason::Prepare));
+        self.pins.insert(PinReason::Prepare);
+        if name.is_none() {
+            backend.own.clear();
+        }
     }
 }
 
