@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::auth_query::AuthQueryCache;
 use super::credentials::{BadCredential, Credentials};
+use super::warm::WarmClients;
 use crate::config::{AuthMethod, ClientTlsConfig, ClientTlsMode, Config, ListenerConfig};
 use crate::metrics::Metrics;
 use crate::net::tls::{ClientTls, TlsConfigError};
@@ -95,6 +96,8 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct ClientContext {
     snapshot: ArcSwap<Snapshot>,
+    /// Reloads so far: clients look at it before every request.
+    reloads: AtomicU64,
     /// The backends.
     pub pools: Arc<Pools>,
     /// Every figure.
@@ -108,6 +111,8 @@ pub struct ClientContext {
         reason = "they are handed out boxed: moving one costs a copy of its 800 bytes"
     )]
     spare_exchanges: Mutex<Vec<Box<Exchange>>>,
+    /// Those that keep theirs.
+    pub warm: Arc<WarmClients>,
     mock_key: [u8; 32],
     next_client: AtomicU64,
     /// How many connections the system has descriptors for.
@@ -166,11 +171,13 @@ impl ClientContext {
     ) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
+            reloads: AtomicU64::new(0),
             pools,
             metrics,
             cancel_keys: CancelKeys::new(),
             auth_query: AuthQueryCache::default(),
             spare_exchanges: Mutex::default(),
+            warm: Arc::default(),
             mock_key,
             next_client: AtomicU64::new(1),
             room,
@@ -186,9 +193,9 @@ impl ClientContext {
         self.snapshot.load_full()
     }
 
-    /// Whether it is still what is in force: no reference is taken for the answer.
-    pub fn is_current(&self, snapshot: &Arc<Snapshot>) -> bool {
-        Arc::ptr_eq(&self.snapshot.load(), snapshot)
+    /// Reloads so far. What was looked up after one look at this is of now as long as the next look tells the same number.
+    pub fn reloads(&self) -> u64 {
+        self.reloads.load(Ordering::Acquire)
     }
 
     /// Loads and derives what another configuration needs, and changes nothing.
@@ -196,10 +203,15 @@ impl ClientContext {
         Snapshot::new(config, self.mock_key)
     }
 
-    /// Puts another configuration into force.
+    /// Puts another configuration into force for logins. Clients look for it when they are [told](Self::reloaded).
     pub fn replace(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
         self.auth_query.clear();
+    }
+
+    /// Tells the clients that there is another configuration, here and in the pools.
+    pub fn reloaded(&self) {
+        self.reloads.fetch_add(1, Ordering::Release);
     }
 
     /// Buffers and queues for a busy client.

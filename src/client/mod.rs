@@ -1,7 +1,8 @@
 //! One client connection, accept to close.
 //!
 //! [`startup`] reads the first packets, [`mod@authenticate`] proves who the client is ([`credentials`] and [`auth_query`]
-//! know of it), [`greeting`] answers without the database where it can, [`session`] serves. [`context`] is what all of them are given.
+//! know of it), [`greeting`] answers without the database where it can, [`session`] serves. [`context`] is what all of them are given. [`warm`] lets busy
+//! ones keep their buffers.
 
 pub mod auth_query;
 pub mod authenticate;
@@ -10,6 +11,7 @@ pub mod credentials;
 pub mod greeting;
 pub mod session;
 pub mod startup;
+pub mod warm;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

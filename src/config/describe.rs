@@ -159,6 +159,7 @@ impl Config {
                 "client_notification_bytes",
                 show_size(limits.client_notification_bytes).into(),
             ),
+            ("warm_clients", limits.warm_clients.into()),
         ])
     }
 }

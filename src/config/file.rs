@@ -169,6 +169,7 @@ sections! {
         client_statement_bytes: Scalar,
         client_channels: Scalar,
         client_notification_bytes: Scalar,
+        warm_clients: Scalar,
     }
     /// `drain:`.
     DrainFile { mode: Scalar, deadline: Scalar }

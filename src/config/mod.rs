@@ -407,6 +407,8 @@ pub struct LimitsConfig {
     pub client_channels: usize,
     /// Notifications that may wait for one client, in bytes; with more it is closed.
     pub client_notification_bytes: usize,
+    /// Busy clients that keep their buffers, two of 8 KiB each, while they wait for their next request.
+    pub warm_clients: usize,
 }
 
 /// `drain:`.

@@ -236,22 +236,21 @@ fn limits(file: &LimitsFile) -> Result<LimitsConfig, Problem> {
             Scalar::size,
             4 << 20,
         )?,
-        client_channels: at.read(
-            "client_channels",
-            &file.client_channels,
-            |it| {
-                it.count(0, 1_000_000)
-                    .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
-            },
-            1000,
-        )?,
+        client_channels: at.read("client_channels", &file.client_channels, a_million_at_most, 1000)?,
         client_notification_bytes: at.read(
             "client_notification_bytes",
             &file.client_notification_bytes,
             Scalar::size,
             1 << 20,
         )?,
+        warm_clients: at.read("warm_clients", &file.warm_clients, a_million_at_most, 64)?,
     })
+}
+
+fn a_million_at_most(scalar: &Scalar) -> Result<usize, String> {
+    scalar
+        .count(0, 1_000_000)
+        .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 fn drain(file: &File) -> Result<DrainConfig, Problem> {

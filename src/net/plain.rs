@@ -53,6 +53,12 @@ macro_rules! plain {
 plain!(TcpStream);
 plain!(UnixStream);
 
+/// Whether the runtime knows of something to read. Asks nobody to be woken.
+#[inline]
+pub(super) fn is_readable(socket: &impl Plain) -> bool {
+    socket.try_io(Interest::READABLE, || Ok(())).is_ok()
+}
+
 /// Reads at once where the socket is known to be readable; else, and when that was wrong, asks to be woken.
 #[inline]
 pub(super) fn poll_read_into(socket: &impl Plain, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::idle::{self, IdleProbe, IdleState, ProbedFd};
 use super::peer_address::PeerAddress;
-use super::plain::{poll_read_into, poll_write_slice, poll_write_slices};
+use super::plain::{self, poll_read_into, poll_write_slice, poll_write_slices};
 use super::tls::session::{Socket, TlsSession};
 
 /// How often a peer that has sent something is looked at, while nobody reads it.
@@ -182,8 +182,14 @@ impl Stream {
     /// Whether the runtime, which hears of every arrival, has heard of none: no system call. What came since it last
     /// listened (microseconds on a busy thread) is not known yet; [`try_peek_idle`](Self::try_peek_idle) asks the kernel.
     pub fn has_been_quiet(&mut self) -> bool {
-        self.poll_read_ready(&mut Context::from_waker(std::task::Waker::noop()))
-            .is_pending()
+        match &mut self.kind {
+            Kind::Tcp(socket) => !plain::is_readable(socket),
+            Kind::Unix(socket) => !plain::is_readable(socket),
+            Kind::Tls(session) => {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                session.poll_read_ready(&mut cx).is_pending()
+            }
+        }
     }
 
     /// Looks, without waiting and without consuming, whether anything came: the check of a pooled backend before it is

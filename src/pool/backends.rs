@@ -114,11 +114,6 @@ impl Pool {
         self.core.settings.load_full()
     }
 
-    /// Whether these are still the settings: no reference is taken for the answer.
-    pub fn has_settings(&self, settings: &Arc<PoolConfig>) -> bool {
-        Arc::ptr_eq(&self.core.settings.load(), settings)
-    }
-
     /// What the pool's clients share, and what was learned of its database.
     pub fn knowledge(&self) -> &super::Knowledge {
         &self.core.knowledge

@@ -23,6 +23,8 @@ pub const BULK_BUFFER_LEN: usize = 256 * 1024;
 const KEPT_MAX: usize = BUFFER_LEN / 2;
 /// Slices gathered into one write at most.
 const SLICES_MAX: usize = 16;
+/// Bytes of several pieces that are copied into one slice: less than the kernel takes for looking at several.
+const COPIED_MAX: usize = 512;
 
 #[derive(Debug, Clone)]
 enum Piece {
@@ -33,6 +35,12 @@ enum Piece {
 }
 
 impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Self::Read(range) | Self::Own(range) => range.len(),
+        }
+    }
+
     const fn range(&mut self) -> &mut Range<usize> {
         match self {
             Self::Read(range) | Self::Own(range) => range,
@@ -350,6 +358,10 @@ impl Flow {
     }
 
     fn poll_write_pieces(&self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<std::io::Result<usize>> {
+        let len = self.pieces.iter().map(Piece::len).sum::<usize>();
+        if len <= COPIED_MAX {
+            return self.poll_write_copied(cx, to);
+        }
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut used = 0;
         for (slot, piece) in slices.iter_mut().zip(&self.pieces) {
@@ -357,6 +369,19 @@ impl Flow {
             used += 1;
         }
         to.poll_write_vectored(cx, slices.get(..used).unwrap_or_default())
+    }
+
+    fn poll_write_copied(&self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<std::io::Result<usize>> {
+        let mut copied = [0; COPIED_MAX];
+        let mut len = 0;
+        for piece in &self.pieces {
+            let bytes = self.bytes_of(piece);
+            if let Some(room) = copied.get_mut(len..len + bytes.len()) {
+                room.copy_from_slice(bytes);
+                len += bytes.len();
+            }
+        }
+        to.poll_write(cx, copied.get(..len).unwrap_or_default())
     }
 
     fn bytes_of(&self, piece: &Piece) -> &[u8] {

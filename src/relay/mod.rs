@@ -21,6 +21,7 @@ mod unreported;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::backend::{Owed, ServerParameters};
@@ -309,6 +310,11 @@ impl Exchange {
     /// Takes the backend back: to give it up, to clean it, or to look at it.
     pub fn detach(&mut self) -> Option<Lease> {
         self.lease.take()
+    }
+
+    /// Reads what the client says next, while nothing is under way. Ready with 0 at its end.
+    pub fn poll_client(&mut self, cx: &mut Context<'_>, client: &mut Stream) -> Poll<std::io::Result<usize>> {
+        self.up.poll_read(cx, client, 0)
     }
 
     /// The statement, without its literals, that first tied the client since this was last asked. `None` where no text

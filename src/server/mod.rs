@@ -9,6 +9,7 @@ mod reload;
 mod signals;
 mod status;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::admin::{self, AdminState};
 use crate::client::context::{BadSnapshot, ClientContext, Snapshot};
+use crate::client::warm::{self, WarmClients};
 use crate::config::{Config, DrainMode, Sources};
 use crate::drain::{Drain, Phase};
 use crate::logging::LoggingHandle;
@@ -84,6 +86,7 @@ pub async fn run(config: Config, sources: Sources, logging: LoggingHandle) -> Re
     if let Some(interval) = config.log.stats_interval {
         tasks.spawn(stats_loop(metrics.clone(), interval, until_true(stopped.clone())));
     }
+    tasks.spawn(sweep_warm_clients(context.warm.clone(), until_true(stopped.clone())));
     let accepting = listener::spawn(listeners, &context, &drain);
     warm_up(&context);
     let reloader = reload::Reloader::new(sources, context.clone(), logging);
@@ -184,6 +187,17 @@ async fn drain_clients(
     drain.advance(Phase::ClosingAll);
     let _ = tokio::time::timeout(CLEANUP_GRACE, drain.all_gone()).await;
     tracing::info!(took = ?started.elapsed(), left = drain.clients(), "drained");
+}
+
+async fn sweep_warm_clients(warm: Arc<WarmClients>, stopped: impl Future<Output = ()>) {
+    let mut sweep = tokio::time::interval(warm::SWEEP_EVERY);
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            _ = sweep.tick() => warm.sweep(),
+            () = &mut stopped => return,
+        }
+    }
 }
 
 async fn second_stop(signals: &mut Signals) {

@@ -46,6 +46,7 @@ impl Reloader {
         }
         self.context.replace(snapshot);
         self.context.pools.reconfigure(config.clone(), tls);
+        self.context.reloaded();
         let needs_restart = reload_difference(&before.config, &config);
         if needs_restart.is_empty() {
             tracing::info!("reloaded");

@@ -55,6 +55,37 @@ async fn at_the_deadline_clients_get_57p01() {
 }
 
 #[tokio::test]
+async fn a_client_that_comes_back_every_moment_is_idle_in_between_and_is_told_to_go() {
+    let database = Postgres::shared().create_database();
+    let mut sidecar = Sidecar::builder(&database)
+        .set("DRAIN__DEADLINE", "1s")
+        .start_ready()
+        .await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+        for number in 0..40 {
+            assert_eq!(client.value(&format!("SELECT {number}")).await, number.to_string());
+        }
+        clients.push(client);
+    }
+    sidecar
+        .wait_metric("pgsidecar_clients", &[("state", "idle")], |idle| idle == 2.0)
+        .await;
+    drop(clients.pop());
+    sidecar
+        .wait_metric("pgsidecar_clients", &[("state", "idle")], |idle| idle == 1.0)
+        .await;
+    sidecar.signal(Signal::SIGTERM);
+    let end = clients[0].until_closed().await;
+    assert_eq!(
+        end.last().map(crate::support::raw_client::Message::sqlstate).as_deref(),
+        Some("57P01")
+    );
+    assert_eq!(sidecar.wait_exit().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn trap_90_a_second_sigterm_closes_all_at_once() {
     let database = Postgres::shared().create_database();
     let mut sidecar = Sidecar::builder(&database)

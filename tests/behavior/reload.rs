@@ -125,6 +125,10 @@ async fn users_limits_and_log_level_change_at_a_reload() {
     let users = |password: &str| format!("users: [{{name: {USER}, password: {password}}}]\n");
     let sidecar = start(&database, &users("first")).await;
     let mut old = RawClient::login(sidecar.port, USER, "first", &database.name).await;
+    // One that comes back every moment keeps its buffers, not its limits.
+    for _ in 0..40 {
+        old.value("SELECT 1").await;
+    }
     let changed = format!(
         "{}limits: {{max_clients: 2, idle_transaction_timeout: 300ms}}\n",
         users("second")

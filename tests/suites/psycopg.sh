@@ -42,11 +42,13 @@ psycopg_once() {
     postgres_as_superuser "CREATE DATABASE suite"
     port=$postgres_port
     if [ "$1" = through ]; then
-        start_sidecar "$1" postgres "$password" postgres
+        # Its tests make roles and log in as these.
+        PGSIDECAR__AUTH_QUERY__QUERY='SELECT rolname, rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1' \
+            start_sidecar "$1" postgres "$password" postgres
         port=$sidecar_port
         ! $busy || start_noise "$1" postgres "$password" suite
     fi
-    (cd "$psycopg_source" && timeout 3000 "$psycopg_python" -m pytest tests -p no:randomly -p no:cacheprovider -q \
+    (cd "$psycopg_source" && timeout 3000 "$psycopg_python" -m pytest tests -p no:randomly -q -o cache_dir="$results/$1.cache" \
         -m "not slow and not timing and not mypy" --junitxml="$results/$1.xml" \
         --test-dsn="host=127.0.0.1 port=$port user=postgres password=$password dbname=suite") >"$results/$1.log" 2>&1 || true
     stop_noise

@@ -16,6 +16,7 @@ use bytes::BytesMut;
 
 use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
+use super::warm::WarmPlace;
 use crate::backend::ServerParameters;
 use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, DrainWatch, Phase};
@@ -36,6 +37,8 @@ const LIMIT_TICK: Duration = Duration::from_millis(100);
 const UNSEEN_RETRIES_MAX: u32 = 5;
 /// How long last words may take to leave.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests after which a client is taken for one that comes back every moment.
+const SPELLS_TO_WARM: u32 = 8;
 
 /// One authenticated client.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub struct Session {
     ledger: VirtualSession,
     pool: Arc<Pool>,
     settings: Arc<PoolConfig>,
+    /// The reloads that `snapshot` and `settings` know of.
+    reloads: u64,
     /// The relay's share of the configuration, made anew when that changes.
     rules: Arc<Rules>,
     neutral: Arc<ServerParameters>,
@@ -59,6 +64,10 @@ pub struct Session {
     pin_watch: PinWatch,
     /// Where it hears notifications without a backend of its own, if it listens.
     subscription: Option<Box<Subscription>>,
+    /// Leave to keep its buffers between requests.
+    warm: Option<WarmPlace>,
+    /// Its requests since it last had or gave back that leave.
+    spells: u32,
 }
 
 /// What follows a busy spell.
@@ -99,6 +108,8 @@ impl Session {
             dedicated,
             words: _,
         } = greeted;
+        // Those that came during the login are caught up with: no number of reloads is the last one.
+        let reloads = u64::MAX;
         let settings = pool.settings();
         let rules = Arc::new(rules(&snapshot, &settings, &pool));
         let session = Self {
@@ -106,6 +117,7 @@ impl Session {
             ledger: session,
             pool,
             settings,
+            reloads,
             rules,
             neutral,
             holder,
@@ -117,6 +129,8 @@ impl Session {
             announced: PinSet::EMPTY,
             pin_watch: PinWatch::default(),
             subscription: None,
+            warm: None,
+            spells: 0,
         };
         (session, dedicated)
     }
@@ -182,8 +196,9 @@ impl Session {
 
     /// A reload's limits and pool settings hold for a client from its next request on.
     fn catch_up(&mut self) {
-        let is_old = !self.context.is_current(&self.snapshot) || !self.pool.has_settings(&self.settings);
-        if is_old {
+        let reloads = self.context.reloads();
+        if self.reloads != reloads {
+            self.reloads = reloads;
             self.snapshot = self.context.snapshot();
             self.settings = self.pool.settings();
             self.rules = Arc::new(rules(&self.snapshot, &self.settings, &self.pool));
@@ -199,7 +214,7 @@ impl Session {
             self.announce_pins(&mut exchange);
         }
         self.gauge.set(ClientState::Active);
-        let rules = Arc::clone(&self.rules);
+        let mut rules = Arc::clone(&self.rules);
         let mut unseen_retries = 0;
         loop {
             let then = match self.next_interruption(&mut exchange, &rules).await {
@@ -223,8 +238,13 @@ impl Session {
                         lease.park();
                     }
                     if exchange.is_drained() {
-                        self.context.give_back_exchange(exchange);
-                        return Then::Idle;
+                        if !self.wait_warm(&mut exchange).await {
+                            self.context.give_back_exchange(exchange);
+                            return Then::Idle;
+                        }
+                        self.catch_up();
+                        rules.clone_from(&self.rules);
+                        unseen_retries = 0;
                     }
                     None
                 }
@@ -237,6 +257,50 @@ impl Session {
                 self.context.give_back_exchange(exchange);
                 return then;
             }
+        }
+    }
+
+    /// Waits for the client's next request with the buffers for it in hand, where the client comes back every moment. False:
+    /// the buffers are given back first.
+    async fn wait_warm(&mut self, exchange: &mut Exchange) -> bool {
+        let Some(place) = self.warm_place() else {
+            return false;
+        };
+        exchange.recycle();
+        self.gauge.set(ClientState::Idle);
+        let leave_at = self.drain_phase_between_transactions();
+        let has_spoken = std::future::poll_fn(|cx| {
+            if let Poll::Ready(read) = exchange.poll_client(cx, &mut self.stream) {
+                // Its end shows again to whoever asks next.
+                return Poll::Ready(matches!(read, Ok(1..)));
+            }
+            if self.drain.poll_reached(cx, leave_at).is_ready() {
+                return Poll::Ready(false);
+            }
+            place.poll_over(cx).map(|()| false)
+        })
+        .await;
+        if has_spoken {
+            place.touch();
+            self.gauge.set(ClientState::Active);
+            self.warm = Some(place);
+        }
+        has_spoken
+    }
+
+    /// Leave to wait so: not for who is waited for with a limit, or with its notifications.
+    fn warm_place(&mut self) -> Option<WarmPlace> {
+        let limits = &self.snapshot.config.limits;
+        if has_limits(limits) || self.subscription.is_some() {
+            return None;
+        }
+        if self.warm.is_some() {
+            return self.warm.take();
+        }
+        self.spells = (self.spells + 1) % SPELLS_TO_WARM;
+        match self.spells {
+            0 => self.context.warm.enter(limits.warm_clients),
+            _ => None,
         }
     }
 
