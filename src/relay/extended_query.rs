@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::own_names::{Agreed, Naming};
 use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
@@ -73,11 +72,24 @@ impl Exchange {
             self.up.pass(header);
             return Ok(Next::Done);
         }
+        self.parse_named(header, known.is_some(), effects, parties)
+    }
+
+    /// Parse of a name.
+    fn parse_named(
+        &mut self,
+        header: Header,
+        is_taken: bool,
+        effects: Effects,
+        parties: &mut Parties<'_>,
+    ) -> Result<Next, Report> {
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
         let too_much = held > parties.rules.client_statement_bytes;
-        match known {
-            Some(_) => self.parse_duplicate(header),
-            None if parties.session.may_be_own(parse.name) => {
+        match is_taken {
+            true => self.parse_duplicate(header),
+            false if parties.session.may_be_own(parse.name) => {
                 // PostgreSQL knows whether the name is free.
                 let limit = parties.rules.client_statement_bytes;
                 let is_known = effects.is_none()
@@ -91,7 +103,7 @@ impl Exchange {
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
-            None if too_much || parties.session.is_reserved(parse.name) => {
+            false if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
                 let name = parse.name.to_vec();
                 self.close_stranger(&name);
@@ -99,7 +111,7 @@ impl Exchange {
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
-            None => self.parse_shared(header, effects, parties),
+            false => self.parse_shared(header, effects, parties),
         }
         Ok(Next::Done)
     }
@@ -200,12 +212,7 @@ impl Exchange {
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
-        let NamedStatement {
-            statement,
-            told,
-            number,
-            ..
-        } = &named;
+        let statement = &named.statement;
         if let Some(wanted) = self.wants_values(header, &statement.effects, parties) {
             return Ok(wanted);
         }
@@ -230,18 +237,11 @@ impl Exchange {
                 return Ok(Next::Done);
             }
         }
-        let naming = Naming {
-            effects: &effects,
-            text: statement.sql(),
-            request: Request::Bind,
-        };
-        if let Agreed::Yes(names) = self.agree_on_names(&naming, parties) {
-            self.names_bound(&portal, names, parties);
-        }
+        self.bind_names(&portal, statement.sql(), &effects, parties);
         if statement.is_from_sql() || effects.lists_statements || parties.session.keeps_names_on_backend() {
             return self.bind_own_name(header, (&portal, &name), &named, &effects, parties);
         }
-        let (told, number) = (told.filter(|_| !effects.executes_names()), *number);
+        let told = named.told.filter(|_| !effects.executes_names());
         if is_first {
             self.allow_second_try();
         }
@@ -251,16 +251,12 @@ impl Exchange {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
-                self.expect_stale_refusal(Request::Bind, Note::None);
-                let unknown = parties.session.unused_name();
-                self.up.pass_behind(header, replaced, |out| {
-                    renamed_behind(out, header, name.len(), &[&portal, b"\0"], &unknown);
-                });
+                self.pass_stale_bind(header, &portal, &name, parties);
                 return Ok(Next::Done);
             }
         }
         if told.is_none() {
-            self.note_portal(&portal, statement.id, number);
+            self.note_portal(&portal, statement.id, named.number);
         }
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
@@ -271,38 +267,6 @@ impl Exchange {
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
-        Ok(Next::Done)
-    }
-
-    /// Bind of a statement that the backend knows by the client's own name.
-    fn bind_own_name(
-        &mut self,
-        header: Header,
-        (portal, name): (&[u8], &[u8]),
-        named: &NamedStatement,
-        effects: &Effects,
-        parties: &mut Parties<'_>,
-    ) -> Result<Next, Report> {
-        match self.before_own_name(name, named, parties) {
-            None | Some(Agreed::Yes(_)) => {}
-            Some(Agreed::NotYet(next)) => return Ok(next),
-            Some(Agreed::Stale) => {
-                self.expect_stale_refusal(Request::Bind, Note::None);
-                let unknown = parties.session.unused_name();
-                let replaced = HEADER_LEN + portal.len() + 1 + name.len();
-                self.up.pass_behind(header, replaced, |out| {
-                    renamed_behind(out, header, name.len(), &[portal, b"\0"], &unknown);
-                });
-                return Ok(Next::Done);
-            }
-        }
-        if let Some(lease) = &self.lease {
-            lease.note_statement(named.statement.sql(), parties.session.lexing());
-        }
-        self.apply(effects, Request::Bind, parties);
-        self.listening_bound(portal, effects, parties)?;
-        self.expect(Request::Bind, Fate::Forward, Note::None);
-        self.up.pass(header);
         Ok(Next::Done)
     }
 
@@ -347,21 +311,7 @@ impl Exchange {
         }
         let replaced = HEADER_LEN + 1 + name.len();
         if statement.is_from_sql() {
-            match self.before_own_name(&name, &named, parties) {
-                None | Some(Agreed::Yes(_)) => {
-                    self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
-                    self.up.pass(header);
-                }
-                Some(Agreed::NotYet(next)) => return Ok(next),
-                Some(Agreed::Stale) => {
-                    self.expect_stale_refusal(Request::DescribeStatement, Note::None);
-                    let unknown = parties.session.unused_name();
-                    self.up.pass_behind(header, replaced, |out| {
-                        renamed(out, header, name.len(), b"S", &unknown);
-                    });
-                }
-            }
-            return Ok(Next::Done);
+            return Ok(self.describe_own_name(header, &name, &named, parties));
         }
         if is_first {
             self.allow_second_try();
@@ -371,11 +321,7 @@ impl Exchange {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
-                self.expect_stale_refusal(Request::DescribeStatement, Note::None);
-                let unknown = parties.session.unused_name();
-                self.up.pass_behind(header, replaced, |out| {
-                    renamed(out, header, name.len(), b"S", &unknown);
-                });
+                self.pass_stale_describe(header, &name, parties);
                 return Ok(Next::Done);
             }
         }
@@ -584,14 +530,7 @@ impl Exchange {
             true => parties.session.unnamed_sql().unwrap_or_default().to_vec(),
             false => Vec::new(),
         };
-        let naming = Naming {
-            effects: &effects,
-            text: &text,
-            request: Request::Bind,
-        };
-        if let Agreed::Yes(names) = self.agree_on_names(&naming, parties) {
-            self.names_bound(&portal, names, parties);
-        }
+        self.bind_names(&portal, &text, &effects, parties);
         self.apply(&effects, Request::Bind, parties);
         self.listening_bound(&portal, &effects, parties)?;
         Ok(None)

@@ -10,6 +10,7 @@ pub mod flow;
 mod listening;
 mod lost_transaction;
 mod own_names;
+mod own_statements;
 mod preparation;
 mod simple_query;
 mod stale_plan;

@@ -14,17 +14,14 @@ use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects};
-use crate::virtual_session::statements::{NamedStatement, Statement};
-use crate::virtual_session::{Described, NameChange, NameChanges, Note, Teaching, is_plain};
+use crate::virtual_session::statements::Statement;
+use crate::virtual_session::{NameChange, NameChanges, Note, is_plain};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::Execute;
 use crate::wire::{FrontendTag, Header, compose};
 
 /// Portals that may be remembered for what their Execute does.
 const PORTALS_MAX: usize = 16;
-
-/// A statement that PostgreSQL parses whatever has happened before.
-const PLACEHOLDER: &[u8] = b"ROLLBACK\0\0\0";
 
 /// What was said ahead of a Query, without a Sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,7 +64,7 @@ pub(super) struct Naming<'a> {
 
 /// In which form something is said to the backend ahead of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// In the group that the message is in, or that a Query ends: what fails, fails the message.
     Together,
     /// In groups of its own: what fails is not there.
@@ -75,7 +72,7 @@ enum Form {
 }
 
 impl Form {
-    const fn fate(self) -> Fate {
+    pub(super) const fn fate(self) -> Fate {
         match self {
             Self::Together => Fate::Swallow,
             Self::Apart => Fate::Silence,
@@ -349,129 +346,9 @@ impl Exchange {
     }
 
     /// A group of ours ahead of a Query has no Sync yet.
-    fn end_apart(&mut self) {
+    pub(super) fn end_apart(&mut self) {
         self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
         self.expect(Request::Sync, Fate::Swallow, Note::None);
-    }
-}
-
-// --- what the backend is told ---
-
-impl Exchange {
-    /// The backend knows nothing by this name, or is told to forget it.
-    fn close_own(&mut self, name: &[u8], form: Form) {
-        let removed = self.lease.as_mut().is_some_and(|lease| lease.state.own.remove(name));
-        if removed {
-            self.up.say(|out| compose::close_statement(out, name));
-            self.expect(Request::Close, form.fate(), Note::OwnName(name.into()));
-        }
-    }
-
-    /// The same for a message of the protocol that names what the ledger doesn't know.
-    pub(super) fn close_stranger(&mut self, name: &[u8]) {
-        self.close_own(name, Form::Together);
-    }
-
-    /// The backend closes a name by a message of the client's own.
-    pub(super) fn note_closed_own(&mut self, name: &[u8]) -> Note {
-        let removed = self.lease.as_mut().is_some_and(|lease| lease.state.own.remove(name));
-        if removed {
-            Note::OwnName(name.into())
-        } else {
-            Note::None
-        }
-    }
-
-    /// The backend knows something by this name, whatever it is: what comes is about the name alone.
-    fn ensure_some(&mut self, name: &[u8], form: Form) {
-        if self.lease.as_ref().is_some_and(|lease| lease.state.own.has_some(name)) {
-            return;
-        }
-        self.close_own(name, form);
-        self.up.say(|out| compose::parse(out, name, PLACEHOLDER));
-        self.expect(Request::Parse, form.fate(), Note::OwnName(name.into()));
-        if let Some(lease) = self.lease.as_mut() {
-            lease.state.own.doubt(name);
-        }
-    }
-
-    /// The backend knows the client's own statement by its name.
-    fn ensure_own(&mut self, name: &[u8], of: &Arc<Statement>, form: Form, parties: &mut Parties<'_>) {
-        if self
-            .lease
-            .as_mut()
-            .is_none_or(|lease| lease.state.own.touch(name, of.id))
-        {
-            return;
-        }
-        let reported = |name: &str| parties.neutral.contains(name);
-        let (statement, switch) = match parties.session.teaching(of, reported) {
-            Teaching::AsItIs => (of.clone(), None),
-            Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
-            Teaching::Under(switch) => (of.clone(), Some(switch)),
-        };
-        self.close_own(name, form);
-        if self.pipeline.is_failed() && form == Form::Apart {
-            // PostgreSQL would refuse to make it: the name is unknown here (26000).
-            return;
-        }
-        if let Some(switch) = &switch {
-            self.inject_as(&switch.before, &form.fate(), Note::None);
-        }
-        let note = Note::OwnName(name.into());
-        if statement.is_from_sql() {
-            self.inject_as(statement.sql(), &form.fate(), note);
-        } else {
-            self.up.say(|out| compose::parse(out, name, &statement.definition));
-            self.expect(Request::Parse, form.fate(), note);
-        }
-        if let Some(switch) = &switch {
-            self.inject_as(&switch.after, &form.fate(), Note::None);
-        }
-        if let Some(lease) = self.lease.as_mut() {
-            lease.state.own.insert(name, Some(statement));
-        }
-    }
-
-    /// Both kinds of statements together weigh no more than `pool.statement_cache_bytes`. Amid a transaction a portal may
-    /// yet ask for any of them.
-    pub(super) fn make_room_for_own(&mut self, bytes_max: usize) {
-        if self.pipeline.status() != TransactionStatus::Idle || self.pipeline.is_unsynced() {
-            return;
-        }
-        let evict = |lease: &mut crate::pool::Lease| {
-            let left = bytes_max.saturating_sub(lease.state.statements.bytes());
-            lease.state.own.evict(left.max(bytes_max / 2))
-        };
-        while let Some(name) = self.lease.as_mut().and_then(evict) {
-            self.up.say(|out| compose::close_statement(out, &name));
-            self.expect(Request::Close, Fate::Swallow, Note::OwnName(name));
-        }
-    }
-
-    /// Nothing that others left is known to the backend by a name.
-    fn close_strangers(&mut self, form: Form, parties: &Parties<'_>) {
-        let Some(lease) = self.lease.as_ref() else { return };
-        let is_own = |name: &[u8], id: u64| parties.session.statement(name).is_some_and(|own| own.id == id);
-        let strangers: Vec<Box<[u8]>> = lease
-            .state
-            .own
-            .names()
-            .filter(|(name, id)| !is_own(name, *id))
-            .map(|(name, _)| name.into())
-            .collect();
-        for name in strangers {
-            self.close_own(&name, form);
-        }
-    }
-
-    /// What clients share is not on the backend.
-    fn close_shared(&mut self, form: Form) {
-        let shared = self.lease.as_mut().map(|lease| lease.state.statements.take_all());
-        for statement in shared.into_iter().flatten() {
-            self.up.say(|out| compose::close_statement(out, &statement.name));
-            self.expect(Request::Close, form.fate(), Note::Evicted(statement));
-        }
     }
 
     /// A text that nobody reads is about to be sent.
@@ -486,112 +363,20 @@ impl Exchange {
     }
 }
 
-// --- columns ---
+// --- portals ---
 
 impl Exchange {
-    /// Whether what a Query executes still has the columns that it had when SQL prepared it.
-    fn compare_executed(&mut self, names: NameChanges, parties: &mut Parties<'_>) -> Agreed {
-        let [name] = &names.executes[..] else {
-            return Agreed::Yes(names);
-        };
-        match self.compare_own_columns(name, parties) {
-            Columns::Agree => Agreed::Yes(names),
-            Columns::Differ => Agreed::Stale,
-            Columns::Unknown => {
-                self.ahead = AheadOfQuery::Awaited;
-                Agreed::NotYet(self.await_replies())
-            }
-        }
-    }
-
-    fn compare_own_columns(&mut self, name: &[u8], parties: &mut Parties<'_>) -> Columns {
-        let Some(named) = parties
-            .session
-            .named(name)
-            .filter(|named| parties.session.must_compare(named))
-        else {
-            return Columns::Agree;
-        };
-        let id = named.statement.id;
-        let shape = self.lease.as_ref().and_then(|lease| lease.state.own.shape(name));
-        match (shape, named.told) {
-            (Some(now), Some(told)) if now == told => Columns::Agree,
-            (Some(_), _) => Columns::Differ,
-            (None, _) => {
-                self.describe_own(name, &Fate::Swallow, Described { id, told: 0 });
-                Columns::Unknown
-            }
-        }
-    }
-
-    fn describe_own(&mut self, name: &[u8], fate: &Fate, described: Described) {
-        self.up
-            .say(|out| compose::frame(out, FrontendTag::Describe.byte(), &[b"S", name, b"\0"]));
-        self.expect(Request::DescribeStatement, fate.clone(), Note::Described(described));
-    }
-
-    /// Between transactions: asks PostgreSQL for the columns of what SQL has just prepared, while that is as it was.
-    /// Nobody waits for the answer, but the backend stays with its client until it has come. Says whether something is
-    /// to be sent.
-    pub(super) fn ask_of_columns(&mut self, parties: &mut Parties<'_>) -> bool {
-        if !parties.session.has_untold_columns() || !self.pipeline.is_settled() || self.up.is_amid_message() {
-            return false;
-        }
-        let Some(lease) = self.lease.as_mut() else {
-            return false;
-        };
-        let untold = parties.session.take_untold_columns(&mut lease.state);
-        for (name, id, told) in &untold {
-            self.describe_own(name, &Fate::Silence, Described { id: *id, told: *told });
-            self.end_apart();
-        }
-        !untold.is_empty()
-    }
-
-    /// PostgreSQL calls a plan stale that has to do with names. What clients share of it is made again before its next use.
-    pub(super) fn note_stale_names(&mut self, parties: &mut Parties<'_>) {
-        let asks = self.pipeline.head_is_ours();
-        let Some(note) = self.pipeline.pending_mut().next() else {
-            return;
-        };
-        match note {
-            Note::Described(described) if asks && described.told != 0 => {
-                parties.session.columns_are_stale(described.told);
-            }
-            note => {
-                let Some(names) = note.names_mut() else { return };
-                if let Some(lease) = self.lease.as_mut() {
-                    names.executes.iter().for_each(|name| lease.state.own.doubt(name));
-                }
-                parties.session.forget_shared_statements();
-            }
-        }
-    }
-}
-
-// --- messages of the protocol that name what SQL prepared ---
-
-impl Exchange {
-    /// Bind or Describe of a statement that the backend knows by the client's own name. `None`: it may pass.
-    pub(super) fn before_own_name(
-        &mut self,
-        name: &[u8],
-        named: &NamedStatement,
-        parties: &mut Parties<'_>,
-    ) -> Option<Agreed> {
-        if parties.session.keeps_names_on_backend() {
-            return None;
-        }
-        self.ensure_own(name, &named.statement, Form::Together, parties);
-        match self.compare_own_columns(name, parties) {
-            Columns::Agree => None,
-            Columns::Unknown => Some(Agreed::NotYet(self.await_replies())),
-            Columns::Differ => Some(Agreed::Stale),
+    /// A portal is about to be bound to a statement of this text.
+    pub(super) fn bind_names(&mut self, portal: &[u8], text: &[u8], effects: &Effects, parties: &mut Parties<'_>) {
+        let request = Request::Bind;
+        let naming = Naming { effects, text, request };
+        if let Agreed::Yes(names) = self.agree_on_names(&naming, parties) {
+            self.names_bound(portal, names, parties);
         }
     }
 
     /// A portal was bound to a statement that has to do with names.
-    pub(super) fn names_bound(&mut self, portal: &[u8], names: NameChanges, parties: &mut Parties<'_>) {
+    fn names_bound(&mut self, portal: &[u8], names: NameChanges, parties: &mut Parties<'_>) {
         self.named_portals.forget(portal);
         if names.is_empty() {
             return;
@@ -629,6 +414,49 @@ impl Exchange {
 // --- replies ---
 
 impl Exchange {
+    /// Whether what a Query executes still has the columns that it had when SQL prepared it.
+    fn compare_executed(&mut self, names: NameChanges, parties: &mut Parties<'_>) -> Agreed {
+        let [name] = &names.executes[..] else {
+            return Agreed::Yes(names);
+        };
+        match self.compare_own_columns(name, parties) {
+            Columns::Agree => Agreed::Yes(names),
+            Columns::Differ => Agreed::Stale,
+            Columns::Unknown => {
+                self.ahead = AheadOfQuery::Awaited;
+                Agreed::NotYet(self.await_replies())
+            }
+        }
+    }
+
+    /// PostgreSQL calls a plan stale that has to do with names. What clients share of it is made again before its next use.
+    pub(super) fn note_stale_names(&mut self, parties: &mut Parties<'_>) {
+        let asks = self.pipeline.head_is_ours();
+        let Some(note) = self.pipeline.pending_mut().next() else {
+            return;
+        };
+        match note {
+            Note::Described(described) if asks && described.told != 0 => {
+                parties.session.columns_are_stale(described.told);
+            }
+            note => {
+                let Some(names) = note.names_mut() else { return };
+                if let Some(lease) = self.lease.as_mut() {
+                    names.executes.iter().for_each(|name| lease.state.own.doubt(name));
+                }
+                parties.session.forget_shared_statements();
+            }
+        }
+    }
+}
+
+impl Exchange {
+    /// The backend is gone, with its portals and what was said to it.
+    pub(super) fn forget_names(&mut self) {
+        self.ahead = AheadOfQuery::Nothing;
+        self.named_portals = NamedPortals::default();
+    }
+
     /// What has to do with names is being sent.
     pub(super) fn names_sent(&mut self, names: &NameChanges) {
         self.forgetting |= !names.changes.is_empty();

@@ -42,6 +42,7 @@ impl Exchange {
         self.ends_block = false;
         self.prelude_owed = false;
         self.forgetting = false;
+        self.forget_names();
         self.restore_due = false;
         self.vacancy = None;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
@@ -131,6 +132,7 @@ impl Exchange {
             self.ends_block = false;
             self.prelude_owed = false;
             self.forgetting = false;
+            self.forget_names();
             self.restore_due = false;
         }
         rewound

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::own_names::AheadOfQuery;
 use super::stale_plan::{ColumnsBehind, is_of_a_stale_plan};
 use super::unreported::following;
 use super::{Exchange, Outcome, Parties};
@@ -246,6 +247,9 @@ impl Exchange {
             return;
         }
         self.forget_second_try();
+        if self.pipeline.is_quiet() {
+            self.ahead = AheadOfQuery::Nothing;
+        }
         self.listening_at_ready(status, parties);
         let now = std::time::Instant::now();
         // A block that was ended, and at once another.

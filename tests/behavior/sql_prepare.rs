@@ -524,3 +524,35 @@ async fn trap_31_one_refusal_renews_what_another_client_prepared_before_the_chan
         assert_eq!(before.ask("EXECUTE a").await[0].sqlstate(), "0A000");
     }
 }
+
+/// What can't be made ahead of a Query fails that Query alone, whatever was sent before and behind it.
+#[tokio::test]
+async fn trap_14_a_query_that_fails_ahead_of_itself_is_answered_like_any_other() {
+    let database = Postgres::shared().create_database();
+    let setup = "CREATE TABLE t (x int); ALTER TABLE t OWNER TO app";
+    Postgres::shared().psql(&database.name, setup);
+    let sidecar = one_backend(&database).await;
+    let (mut client, mut stranger) = (login(&sidecar, &database).await, login(&sidecar, &database).await);
+    client.ask("PREPARE a AS DELETE FROM t").await;
+    disturb(&mut stranger).await;
+    stranger.ask("DROP TABLE t").await;
+    for _ in 0..2 {
+        let burst = [
+            query("SELECT 1"),
+            query("EXECUTE a"),
+            query("SELECT 2"),
+            query("EXECUTE a"),
+            unnamed("SELECT 3"),
+        ];
+        client.send(&together(&burst)).await;
+        let mut seen = String::new();
+        for _ in 0..burst.len() {
+            let replies = client.until_ready().await;
+            seen.push_str(&tags(&replies));
+            seen.push(' ');
+        }
+        assert_eq!(seen, "TDCZ EZ TDCZ EZ 12DCZ ");
+    }
+    disturb(&mut stranger).await;
+    never_pinned(&sidecar).await;
+}
