@@ -105,6 +105,15 @@ pub fn unreadable_channel() -> Report {
     )
 }
 
+/// What a client's settings have become could not be asked within `pool.reset_timeout`, and its backend is closed.
+pub fn settings_untold() -> Report {
+    Report::fatal(
+        SqlState::CONNECTION_FAILURE,
+        "terminating connection because the database did not tell what its settings have become",
+    )
+    .with_hint("pool.reset_timeout of pgsidecar was exceeded.")
+}
+
 /// A bound on clients, named by its key, is reached.
 pub fn too_many_clients(key: &str) -> Report {
     Report::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
@@ -123,6 +132,18 @@ pub fn failed_transaction() -> Report {
         SqlState::IN_FAILED_SQL_TRANSACTION,
         "current transaction is aborted, commands ignored until end of transaction block",
     )
+}
+
+/// `pool.max_pinned` backends are kept by their clients already.
+pub fn too_many_pinned(limit: u32, reason: &str) -> Report {
+    Report::error(
+        SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        "too many clients keep a connection to the database for their sessions already",
+    )
+    .with_detail(format!(
+        "This statement would keep one more beyond its transaction ({reason}), and {limit} are kept. It was not run."
+    ))
+    .with_hint("Repeat it later, do without what it leaves in the session, or raise pool.max_pinned of pgsidecar.")
 }
 
 /// The backend died under its client: PostgreSQL's own last words, or what is known.

@@ -129,9 +129,14 @@ impl Config {
             ("cancel_timeout", duration(pool.cancel_timeout)),
             ("reset_timeout", duration(pool.reset_timeout)),
             ("catalog_refresh", duration_or_off(pool.catalog_refresh)),
+            (
+                "max_pinned",
+                pool.max_pinned.map_or_else(|| "max_size".into(), Into::into),
+            ),
             ("pin_check", duration_or_off(pool.pin_check)),
             ("sequence_pin_timeout", duration_or_off(pool.sequence_pin_timeout)),
             ("listen_on_loss", word(resolve::LISTEN_ON_LOSS, pool.listen_on_loss)),
+            ("audit", word(resolve::AUDITS, pool.audit)),
         ])
     }
 

@@ -140,9 +140,11 @@ sections! {
         cancel_timeout: Scalar,
         reset_timeout: Scalar,
         catalog_refresh: Scalar,
+        max_pinned: Scalar,
         pin_check: Scalar,
         sequence_pin_timeout: Scalar,
         listen_on_loss: Scalar,
+        audit: Scalar,
     }
     /// `pool:` of a database or a user.
     OverrideFile {

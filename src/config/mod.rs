@@ -336,6 +336,18 @@ pub enum ListenOnLoss {
     Resume,
 }
 
+/// How often a backend that is given back is asked whether it holds what the ledger says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Audit {
+    /// Never.
+    #[default]
+    Off,
+    /// One time in a hundred, at random.
+    Sampled,
+    /// Each time.
+    Always,
+}
+
 /// `pool:`, general.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "see config.yaml")]
@@ -363,13 +375,20 @@ pub struct PoolConfig {
     /// How old what the catalog told of routines and triggers may get while the pool is in use; DDL that passes through
     /// the pool renews it at once. `None`: DDL alone does.
     pub catalog_refresh: Option<Duration>,
+    /// Backends of one pool that clients may keep beyond their transactions; `None`: as many as there are. A statement
+    /// that would keep one more is refused with 53400.
+    pub max_pinned: Option<u32>,
     /// How long a pinned client must be still before its backend is asked whether anything still pins it; twice as long
     /// each time that something does. `None`: a pin lasts until the client leaves or says DISCARD ALL.
     pub pin_check: Option<Duration>,
-    /// How long a client may be still before it is not expected any more to ask for the sequence value that it drew last.
+    /// How long a client keeps its backend for a sequence value that it drew and has not asked for; a tenth of it at most
+    /// while others wait. `None`: until it has asked.
     pub sequence_pin_timeout: Option<Duration>,
     /// What becomes of clients that listen when the connection that hears for them is lost.
     pub listen_on_loss: ListenOnLoss,
+    /// Whether backends that are given back are asked what they hold. A round trip of the backend each time; the client
+    /// does not wait for it.
+    pub audit: Audit,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?

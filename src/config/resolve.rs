@@ -13,7 +13,7 @@ use super::scalar::Scalar;
 use super::section::Section;
 use super::sources::{Layers, Sources};
 use super::{
-    Config, DrainConfig, DrainMode, LimitsConfig, ListenOnLoss, LogConfig, LogFormat, MetricsConfig, PoolConfig,
+    Audit, Config, DrainConfig, DrainMode, LimitsConfig, ListenOnLoss, LogConfig, LogFormat, MetricsConfig, PoolConfig,
     PoolMode, PoolOverride, RuntimeConfig, UserConfig,
 };
 
@@ -54,6 +54,11 @@ pub(super) const POOL_MODES: &[(&str, PoolMode)] = &[
 ];
 pub(super) const LISTEN_ON_LOSS: &[(&str, ListenOnLoss)] =
     &[("close", ListenOnLoss::Close), ("resume", ListenOnLoss::Resume)];
+pub(super) const AUDITS: &[(&str, Audit)] = &[
+    ("off", Audit::Off),
+    ("sampled", Audit::Sampled),
+    ("always", Audit::Always),
+];
 pub(super) const DRAIN_MODES: &[(&str, DrainMode)] = &[("sidecar", DrainMode::Sidecar), ("server", DrainMode::Server)];
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -145,6 +150,7 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             Scalar::duration_or_off,
             Some(seconds(60)),
         )?,
+        max_pinned: at.read("max_pinned", &file.max_pinned, Scalar::count_or_max_size, None)?,
         pin_check: at.read(
             "pin_check",
             &file.pin_check,
@@ -163,6 +169,7 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             |it| it.word(LISTEN_ON_LOSS),
             ListenOnLoss::Close,
         )?,
+        audit: at.read("audit", &file.audit, |it| it.word(AUDITS), Audit::Off)?,
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
     if pool.max_size > pool.max_total {

@@ -59,6 +59,17 @@ impl Scalar {
             .ok_or_else(|| format!("must be a whole number from {least} to {most}, not {self}"))
     }
 
+    /// A whole number from 0 on, or `None` for `max_size`.
+    pub(super) fn count_or_max_size(&self) -> Result<Option<u32>, String> {
+        match self {
+            Self::Text(text) if text.trim().eq_ignore_ascii_case("max_size") => Ok(None),
+            _ => self
+                .count(0, 100_000)
+                .map(Some)
+                .map_err(|message| message.replace(", not ", ", or max_size, not ")),
+        }
+    }
+
     /// A duration, or `None` for `off`, `none`, `false` and 0.
     pub(super) fn duration_or_off(&self) -> Result<Option<Duration>, String> {
         match self {

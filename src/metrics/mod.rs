@@ -96,6 +96,9 @@ pub struct Metrics {
     errors: BoundedCounters<SqlState>,
     errors_all: IntCounter,
     pins: BoundedCounters<&'static str>,
+    pins_refused: BoundedCounters<&'static str>,
+    audits: IntCounter,
+    audit_surprises: BoundedCounters<&'static str>,
     cancels: [IntCounter; CancelOutcome::ALL.len()],
     upstream_up: IntGauge,
     readiness: Readiness,
@@ -143,6 +146,15 @@ impl Metrics {
                 "All of them; not exposed, for the statistics line.",
             )),
             pins: BoundedCounters::new(counter_family(&registry, names::PINS, "reason"), PIN_REASONS_MAX),
+            pins_refused: BoundedCounters::new(
+                counter_family(&registry, names::PINS_REFUSED, "reason"),
+                PIN_REASONS_MAX,
+            ),
+            audits: counter(&registry, names::AUDITS),
+            audit_surprises: BoundedCounters::new(
+                counter_family(&registry, names::AUDIT_SURPRISES, "kind"),
+                PIN_REASONS_MAX,
+            ),
             cancels: counters(&registry, names::CANCELS, "outcome", |index| {
                 CancelOutcome::ALL[index].as_str()
             }),
@@ -198,10 +210,31 @@ impl Metrics {
         self.pins.inc(reason, reason);
     }
 
+    /// A statement was refused because it would have pinned one backend too many.
+    pub fn pin_refused(&self, reason: &'static str) {
+        self.pins_refused.inc(reason, reason);
+    }
+
+    /// A backend was asked what it holds. The kinds of surprises are constants of `virtual_session`.
+    pub fn audited(&self, surprises: impl IntoIterator<Item = &'static str>) {
+        self.audits.inc();
+        for kind in surprises {
+            self.audit_surprises.inc(kind, kind);
+        }
+    }
+
+    /// Makes the series of these kinds at zero, so that `rate()` sees the first surprise.
+    pub fn declare_surprises(&self, kinds: &[&'static str]) {
+        for kind in kinds {
+            self.audit_surprises.declare(kind, kind);
+        }
+    }
+
     /// Makes the series of these reasons at zero, so that `rate()` sees their first pin.
     pub fn declare_pin_reasons(&self, reasons: &[&'static str]) {
         for reason in reasons {
             self.pins.declare(reason, reason);
+            self.pins_refused.declare(reason, reason);
         }
     }
 
@@ -358,6 +391,8 @@ mod tests {
         metrics.client_connected();
         metrics.observe_client_login(Duration::from_millis(1));
         metrics.pinned("listen");
+        metrics.pin_refused("listen");
+        metrics.audited(["setting"]);
         metrics.cancel_handled(CancelOutcome::Forwarded);
         metrics.backend_closed(CloseReason::Lifetime);
         metrics.error_sent(SqlState::QUERY_CANCELED);

@@ -37,6 +37,9 @@ families! {
     BYTES: "pgsidecar_bytes_total", "Bytes of PostgreSQL messages relayed, by where they went.";
     ERRORS: "pgsidecar_errors_total", "ErrorResponses that clients were sent, by SQLSTATE.";
     PINS: "pgsidecar_pins_total", "Times that a client kept its backend beyond a transaction, by why.";
+    PINS_REFUSED: "pgsidecar_pins_refused_total", "Statements refused because pool.max_pinned backends were kept already, by why they would have kept one.";
+    AUDITS: "pgsidecar_audits_total", "Backends that were asked, when they were given back, what they hold.";
+    AUDIT_SURPRISES: "pgsidecar_audit_surprises_total", "What backends held, when they were given back, and should not, by kind.";
     CANCELS: "pgsidecar_cancels_total", "CancelRequests received, by what became of them.";
     BUILD_INFO: "pgsidecar_build_info", "1, with the version that runs as a label.";
     PROCESS_CPU: "process_cpu_seconds_total", "User and system CPU time spent in seconds.";

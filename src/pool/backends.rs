@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::connect_failures::FailureSink;
-use super::holder::{Holder, HolderState};
+use super::holder::Holder;
 use super::lease::{Admitted, Lease, Pooled};
 use super::line::Ticket;
 use super::lock;
 use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
 use super::parked::{Parked, Wish};
+use super::pin_quota::PinQuota;
 use super::registry::PoolKey;
 use super::timeout_report;
 use super::total_cap::Want;
@@ -26,7 +27,6 @@ use crate::backend::{ConnectFailure, Connector, ServerParameters};
 use crate::config::{PoolConfig, PoolMode};
 use crate::metrics::{BackendState, CloseReason};
 use crate::protocol::backend_login::LoginSecret;
-use crate::virtual_session::pins::PinReason;
 use crate::wire::{Report, Severity, SqlState};
 
 /// bb8 counts only to a bound that is never reached: the turnstile admits, and its width changes on reload.
@@ -77,6 +77,7 @@ pub struct Pool {
     pub(crate) admission: Turnstile,
     bb8: bb8::Pool<BackendManager>,
     parked: Mutex<Parked>,
+    pub(super) pinned: PinQuota,
     /// Milliseconds of the coarse clock: when somebody last asked for a backend.
     last_asked: AtomicU64,
 }
@@ -99,6 +100,7 @@ impl Pool {
             admission: Turnstile::new(width),
             bb8,
             parked: Mutex::default(),
+            pinned: PinQuota::default(),
             last_asked: AtomicU64::new(0),
             core,
         })
@@ -253,32 +255,9 @@ impl Pool {
         }
     }
 
-    /// Backends that clients keep beyond their transactions. Those of replication are outside the pool's size.
-    pub(crate) fn pinned_count(&self) -> usize {
-        let records = self.core.records();
-        let pinned = records.iter().filter_map(|record| match record.holder()?.state() {
-            HolderState::Pinned(reason) => Some(reason),
-            HolderState::Active | HolderState::IdleInTransaction => None,
-        });
-        pinned
-            .filter(|reason| *reason != PinReason::Replication.label())
-            .count()
-    }
-
-    /// Whether no backend is left for clients that share.
-    pub(crate) fn is_all_pinned(&self) -> bool {
-        self.pinned_count() >= usize::try_from(self.admission.width()).unwrap_or(usize::MAX)
-    }
-
-    /// Says so in the log where one more pin has taken the last backend that others could share (trap 69).
-    pub fn warn_if_all_are_pinned(&self) {
-        if self.is_all_pinned() {
-            tracing::warn!(
-                pool = %self.key(),
-                max_size = self.admission.width(),
-                "every backend of the pool is pinned to one client; the others wait until one of these leaves"
-            );
-        }
+    /// Whether anyone waits for a backend.
+    pub fn is_waited_for(&self) -> bool {
+        !self.core.line.is_empty()
     }
 
     /// Milliseconds since the pool began, as of a moment ago. One load.

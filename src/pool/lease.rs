@@ -52,6 +52,8 @@ pub struct Lease {
     held: Held,
     admitted: Option<Admitted>,
     holder: Arc<Holder>,
+    /// It counts in the pool's quota of pinned backends.
+    is_counted_as_pinned: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl Lease {
             held,
             admitted,
             holder: Arc::clone(holder),
+            is_counted_as_pinned: false,
         };
         let open = lease.open_mut();
         open.backend.begin_use();
@@ -172,6 +175,24 @@ impl Lease {
         self.open_mut().count_as(state);
     }
 
+    /// Whether this backend may be kept beyond its transaction: where fewer than `limit` of the pool are, it counts as one
+    /// from now on until its lease ends. One that is outside the pool always may.
+    pub fn may_be_pinned(&mut self, limit: u32) -> bool {
+        let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_counted_as_pinned) else {
+            return true;
+        };
+        self.is_counted_as_pinned = admitted.pool().pinned.try_take(limit);
+        self.is_counted_as_pinned
+    }
+
+    /// It is kept, whatever the limit.
+    pub fn count_as_pinned(&mut self) {
+        if let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_counted_as_pinned) {
+            admitted.pool().pinned.take();
+            self.is_counted_as_pinned = true;
+        }
+    }
+
     /// The statement that the holder is about to send, for the report of who holds the backends. Copies its beginning.
     pub fn note_statement(&self, sql: &[u8], lexing: Lexing) {
         self.open().record.note_statement(sql, lexing);
@@ -180,6 +201,14 @@ impl Lease {
     /// What the holder sent last, as a log may show it. `None` before it sent anything.
     pub fn fingerprint(&self) -> Option<String> {
         self.open().record.fingerprint()
+    }
+
+    /// From here on the backend is ours, while its last client may go on with another one.
+    pub(super) fn take_from_client(&mut self) -> Arc<Holder> {
+        self.holder.cancel_slot().end_lease();
+        self.holder.set_idle_in_transaction(false);
+        let own = Holder::new(self.holder.client_id(), "an audit", Arc::default());
+        std::mem::replace(&mut self.holder, own)
     }
 
     /// Whether the backend was opened for this holder alone: it is closed when the lease ends.
@@ -193,7 +222,11 @@ impl Lease {
     }
 
     fn reset_deadline(&self) -> Instant {
-        Instant::now() + self.open().core().settings.load().reset_timeout
+        Instant::now() + self.reset_limit()
+    }
+
+    pub(super) fn reset_limit(&self) -> std::time::Duration {
+        self.open().core().settings.load().reset_timeout
     }
 
     /// Ends the hold: `close` is why the backend is not given back.
@@ -208,6 +241,9 @@ impl Lease {
         self.holder.cancel_slot().end_lease();
         self.holder.set_idle_in_transaction(false);
         let admitted = self.admitted.take();
+        if let Some(admitted) = admitted.as_ref().filter(|_| self.is_counted_as_pinned) {
+            admitted.pool().pinned.give_back();
+        }
         match (held, admitted) {
             (Held::Pooled(mut connection), Some(admitted)) => {
                 if let Some(reason) = close {

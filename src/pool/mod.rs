@@ -5,12 +5,15 @@
 //! [`mod@listener`] hears notifications for those who listen, who say so at a desk ([`subscription`]) and find them in a
 //! [`mailbox`]; [`notifiers`] knows who sent them. [`connect_failures`] tells waiters what failed, [`turnstile`] lets them pass
 //! in order, [`line`] knows who waits, [`total_cap`] bounds all pools together, [`vacancy`] keeps databases empty that are to be
-//! dropped, [`parked`] keeps released backends near their clients, [`keeper`] watches the idle ones.
+//! dropped, [`parked`] keeps released backends near their clients, [`pin_quota`] counts those that
+//! are kept by clients, [`keeper`] watches the idle ones, [`mod@audit`] asks
+//! released ones what they hold.
 //!
 //! A backend is idle in bb8, parked, in exactly one [`Lease`], or dedicated. bb8 0.9 stores and counts; its own retry,
 //! lifetimes and idle watch are off, because it retries after 400 ms only, wakes no waiter when a connect fails, and
 //! never looks at an idle connection.
 
+mod audit;
 mod backends;
 pub mod cancel_keys;
 mod connect_failures;
@@ -25,6 +28,7 @@ mod mailbox;
 mod manager;
 mod notifiers;
 mod parked;
+mod pin_quota;
 mod record;
 mod registry;
 mod subscription;
@@ -35,6 +39,7 @@ mod vacancy;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use audit::surprise_labels;
 pub use backends::{LeaseError, Pool, PoolStatus};
 pub use cancel_keys::{CancelKeys, CancelSlot, Cancelled, ClientCancel, SecretLength};
 pub use holder::{Holder, HolderState};

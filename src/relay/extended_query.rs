@@ -8,7 +8,7 @@ use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
-use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::statements::NamedStatement;
 use crate::virtual_session::{Described, Note, SWITCH_NAME, UnnamedStep, VirtualSession};
@@ -106,6 +106,10 @@ impl Exchange {
             false if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
                 let name = parse.name.to_vec();
+                let pins = PinSet::of(PinReason::LargeStatement);
+                if let Some(refused) = self.before_pinning_for(header, Request::Parse, pins, parties) {
+                    return Ok(refused);
+                }
                 self.close_stranger(&name);
                 self.pin(PinReason::LargeStatement, parties);
                 self.expect(Request::Parse, Fate::Forward, Note::None);
@@ -226,6 +230,7 @@ impl Exchange {
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(statement, parties))
             .or_else(|| self.before_naming(&effects, parties))
+            .or_else(|| self.before_pinning(header, Request::Bind, &effects, parties))
             .or_else(|| self.before_bind(&effects, parties))
             .or_else(|| self.before_notifying(&effects, parties))
         {
@@ -501,14 +506,15 @@ impl Exchange {
         parties: &mut Parties<'_>,
     ) -> Result<Option<Next>, Report> {
         let effects = self.with_values(header, Cow::Owned(effects));
-        if let Some(stop) = self
-            .before_bind(&effects, parties)
-            .or_else(|| self.before_notifying(&effects, parties))
-        {
-            return Ok(Some(stop));
-        }
         let effects = self.with_executed(effects, parties);
         if let Some(stop) = self.before_naming(&effects, parties) {
+            return Ok(Some(stop));
+        }
+        if let Some(stop) = self
+            .before_pinning(header, Request::Bind, &effects, parties)
+            .or_else(|| self.before_bind(&effects, parties))
+            .or_else(|| self.before_notifying(&effects, parties))
+        {
             return Ok(Some(stop));
         }
         let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());

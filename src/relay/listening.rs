@@ -243,6 +243,12 @@ impl Exchange {
         (concerns && self.pipeline.owed().0 > 0).then(|| self.await_replies())
     }
 
+    /// Whether a LISTEN of these effects would be the backend's own.
+    pub(super) fn would_listen_natively(&self, effects: &Effects, parties: &Parties<'_>) -> bool {
+        let decided = self.decide(effects, parties).ok().flatten();
+        decided.is_none_or(|decided| decided.natively)
+    }
+
     /// A portal was bound to a statement of these effects.
     pub(super) fn listening_bound(
         &mut self,
@@ -328,7 +334,7 @@ impl Exchange {
             is_plain &= channel.is_ascii();
         }
         parties.rules.mode == PoolMode::Session
-            || parties.session.pins() != PinSet::EMPTY
+            || parties.session.pins().counted() != PinSet::EMPTY
             || !pins.is_empty()
             || !is_plain
             || count > parties.rules.client_channels

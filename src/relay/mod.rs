@@ -2,7 +2,7 @@
 //!
 //! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction. [`to_backend`] walks over
 //! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
-//! needs; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
+//! needs, unless [`pin_quota`] refuses it; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
 //! after, so that a transaction costs two receives and two sends. [`listening`] is LISTEN, and [`telling`] what the session says through it.
 
 mod extended_query;
@@ -11,6 +11,7 @@ mod listening;
 mod lost_transaction;
 mod own_names;
 mod own_statements;
+mod pin_quota;
 mod preparation;
 mod simple_query;
 mod stale_plan;
@@ -44,6 +45,8 @@ use flow::Flow;
 pub struct Rules {
     /// When the backend is given back.
     pub mode: PoolMode,
+    /// Backends of the pool that clients may keep; `None` where there is no statement to refuse for it.
+    pub max_pinned: Option<u32>,
     /// The longest text that is read for its effects.
     pub statement_bytes: usize,
     /// What one client's prepared statements may weigh.
@@ -165,6 +168,8 @@ pub struct Exchange {
     pub new_pins: bool,
     /// The fingerprint of the statement that did so.
     pinned_by: Option<String>,
+    /// A statement was refused because it would have pinned, for this reason, and nobody was told yet.
+    pub refused_pin: Option<PinReason>,
     /// A statement has passed that may change what the catalog says of routines and triggers.
     pub catalog_changed: bool,
     /// The same, and nobody was told yet.
@@ -201,6 +206,10 @@ pub struct Exchange {
     /// When a cancel was sent for the query at hand because it ran too long.
     pub cancel_sent_at: Option<Instant>,
     stalled_since: Option<Instant>,
+    /// When PostgreSQL was last asked what the client's settings have become.
+    asked_at: Option<Instant>,
+    /// PostgreSQL was asked for the columns of what SQL prepared.
+    asks_of_columns: bool,
     /// Durations of finished queries and transactions, in seconds, to be observed at release.
     pub finished: Finished,
 }
@@ -292,9 +301,10 @@ impl Exchange {
             up down pipeline;
             lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
             forgetting unsure ahead named_portals undone reset_ran second_try untold_portal last_words new_pins pinned_by
+            refused_pin
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
-            answered_at cancel_sent_at stalled_since finished
+            answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished
         }
     }
 
@@ -371,6 +381,13 @@ impl Exchange {
     /// Since when the client has not taken a byte of what waits for it.
     pub const fn stalled_since(&self) -> Option<Instant> {
         self.stalled_since
+    }
+
+    /// When PostgreSQL was asked what the client's settings have become, where it has not answered yet. One load where it
+    /// was not asked.
+    pub fn unanswered_since(&self, session: &VirtualSession) -> Option<Instant> {
+        self.asked_at
+            .filter(|_| session.awaits_answer() || self.asks_of_columns)
     }
 
     /// The status that the client believes its transaction has.

@@ -314,6 +314,36 @@ impl Exchange {
         }
     }
 
+    /// Whether a message says of names what the ledger can't follow.
+    pub(super) fn would_leave_to_backend(
+        &self,
+        header: Header,
+        request: Request,
+        effects: &Effects,
+        parties: &Parties<'_>,
+    ) -> bool {
+        // What a Bind prepares was measured with its Parse.
+        let len = if request == Request::Query { header.body_len } else { 0 };
+        let session = &parties.session;
+        let is_left = |action: &Action| match action {
+            Action::Prepare(name) | Action::Execute(name) | Action::Deallocate(name)
+                if name.as_deref().is_none_or(|name| !Self::follows(name, parties)) =>
+            {
+                true
+            }
+            Action::Prepare(Some(name)) => {
+                let fits = session.statement_bytes() + name.len() + len <= parties.rules.client_statement_bytes;
+                let is_taken = session.statement(name).is_some();
+                effects.statement_count != 1 || !(is_taken || (fits && !session.has_unseen_settings()))
+            }
+            Action::Execute(Some(name)) => session
+                .statement(name)
+                .is_some_and(|statement| !statement.is_from_sql() && statement.effects.is_command()),
+            _ => false,
+        };
+        effects.steps.iter().any(|step| is_left(&step.action))
+    }
+
     /// Whether the ledger follows what is said of this name.
     fn follows(name: &[u8], parties: &Parties<'_>) -> bool {
         is_plain(name) && !parties.session.is_reserved(name) && !parties.session.keeps_names_on_backend()
@@ -455,6 +485,7 @@ impl Exchange {
     pub(super) fn forget_names(&mut self) {
         self.ahead = AheadOfQuery::Nothing;
         self.named_portals = NamedPortals::default();
+        self.asks_of_columns = false;
     }
 
     /// What has to do with names is being sent.

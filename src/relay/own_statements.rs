@@ -175,6 +175,8 @@ impl Exchange {
             return false;
         };
         let untold = parties.session.take_untold_columns(&mut lease.state);
+        self.asks_of_columns = !untold.is_empty();
+        self.asked_at = Some(std::time::Instant::now());
         for (name, id, told) in &untold {
             self.describe_own(name, &Fate::Silence, Described { id: *id, told: *told });
             self.end_apart();

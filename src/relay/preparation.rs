@@ -78,6 +78,10 @@ impl Exchange {
         self.ends_block |= effects.ends_transaction;
         if effects.may_notify() {
             self.note_notifier(effects.notifies, parties);
+            // What may notify may as well draw.
+            if let Some(lease) = self.lease.as_mut().filter(|_| !effects.sequence.draws()) {
+                parties.session.may_draw_unseen(&mut lease.state);
+            }
         }
         if effects.is_none() && effects.sequence == SequenceUse::None {
             return;

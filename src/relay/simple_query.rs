@@ -9,7 +9,7 @@ use super::own_names::{Agreed, Naming};
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
-use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
 use crate::virtual_session::{Note, SWITCH_NAME};
 use crate::wire::frontend_message::Query;
@@ -39,6 +39,9 @@ impl Exchange {
         }
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
+        }
+        if let Some(refused) = self.before_pinning(header, Request::Query, &effects, parties) {
+            return Ok(refused);
         }
         if let Some(stop) = self.before_notifying(&effects, parties) {
             return Ok(stop);
@@ -107,6 +110,10 @@ impl Exchange {
         }
         if request == Request::Query {
             self.note_query(header, parties);
+        }
+        let pins = PinSet::of(PinReason::LargeStatement);
+        if let Some(refused) = self.before_pinning_for(header, request, pins, parties) {
+            return refused;
         }
         self.pin(PinReason::LargeStatement, parties);
         self.before_unread_names(request, parties);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::Note;
-use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{FrontendTag, HEADER_LEN, Header, Malformed, Report, SqlState};
 
@@ -172,6 +172,10 @@ impl Exchange {
         if let Some(lease) = self.lease.as_ref().filter(|_| !is_known) {
             // It has no text.
             lease.note_statement(b"", parties.session.lexing());
+            let pins = PinSet::of(PinReason::Routine);
+            if let Some(refused) = self.before_pinning_for(header, Request::FunctionCall, pins, parties) {
+                return refused;
+            }
             self.pin(PinReason::Routine, parties);
         }
         self.commit_at_risk |= self.pipeline.status() == TransactionStatus::Idle;

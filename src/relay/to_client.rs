@@ -146,6 +146,9 @@ impl Exchange {
         }
         let fails_query = tag == BackendTag::ErrorResponse && self.fails_ahead_of_query();
         let body = self.down.whole_body(header).unwrap_or_default();
+        let hint = (tag == BackendTag::ErrorResponse && parties.session.has_lost_its_value())
+            .then(|| with_hint_of_sequences(body))
+            .flatten();
         let verdict = match self.pipeline.on_frame(tag, body) {
             Ok(verdict) => verdict,
             Err(violation) => return Err(self.broken_backend(&violation)),
@@ -163,7 +166,11 @@ impl Exchange {
             // Of what is said to a backend behind a prelude, only this can fail by itself.
             lease.state.doubt_sequences();
         }
-        self.on_verdict(header, verdict, parties)?;
+        let action = match (verdict.action, hint) {
+            (Action::Forward, Some(words)) => Action::Replace(words),
+            (action, _) => action,
+        };
+        self.on_verdict(header, Verdict { action, ..verdict }, parties)?;
         if fails_query {
             self.end_failed_query(parties);
         }
@@ -244,6 +251,7 @@ impl Exchange {
             self.prelude_owed = false;
             self.before_prelude = None;
             self.listens.has_failed = false;
+            self.asks_of_columns &= !self.pipeline.is_quiet();
             return;
         }
         self.forget_second_try();
@@ -449,6 +457,23 @@ impl Exchange {
             self.down.skip(header);
         }
     }
+}
+
+/// PostgreSQL's 55000 for a value of a sequence that the backend does not remember, with why its client may wonder; `None`
+/// for any other report.
+fn with_hint_of_sequences(report: &[u8]) -> Option<bytes::Bytes> {
+    const ROUTINES: [&[u8]; 2] = [b"\0Rlastval\0", b"\0Rcurrval_oid\0"];
+    const HINT: &[u8] =
+        b"HIt was drawn in an earlier transaction, and the connection that remembers it is not at hand any more: \
+        see pool.sequence_pin_timeout of pgsidecar. Ask in the transaction that draws, or use RETURNING.\0\0";
+    let is_theirs = ReportFields::parse(report).is_ok_and(|fields| fields.sqlstate == b"55000")
+        && ROUTINES
+            .iter()
+            .any(|name| report.windows(name.len()).any(|part| part == *name));
+    let fields = report.strip_suffix(b"\0").filter(|_| is_theirs)?;
+    let mut words = bytes::BytesMut::new();
+    compose::frame(&mut words, BackendTag::ErrorResponse.byte(), &[fields, HINT]);
+    Some(words.freeze())
 }
 
 /// A crash and an immediate shutdown are told as warnings before the connection ends.

@@ -113,7 +113,7 @@ impl Exchange {
 
     /// Where the exchange may stop between two messages.
     fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
-        if self.new_pins || self.catalog_touched {
+        if self.new_pins || self.catalog_touched || self.refused_pin.is_some() {
             return Some(Outcome::Noted);
         }
         if self.lease.is_none() {

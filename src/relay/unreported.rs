@@ -44,6 +44,7 @@ impl Exchange {
         let Some(question) = parties.session.question() else {
             return false;
         };
+        self.asked_at = Some(std::time::Instant::now());
         let sql = question.sql();
         self.up.say(|out| {
             compose::close_statement(out, SWITCH_NAME);

@@ -63,6 +63,7 @@ pub async fn run(config: Config, sources: Sources, logging: LoggingHandle) -> Re
     let mut signals = Signals::new()?;
     let metrics = Metrics::new();
     metrics.declare_pin_reasons(&crate::relay::pin_labels());
+    metrics.declare_surprises(&crate::pool::surprise_labels());
     let mut mock_key = [0; 32];
     getrandom::fill(&mut mock_key).map_err(BadSnapshot::from)?;
     let snapshot = Snapshot::new(config.clone(), mock_key)?;

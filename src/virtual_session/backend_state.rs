@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::own_statements::OwnStatements;
 use super::parameters::{self, Settings};
+use super::sequences::Drawn;
 use super::statements::BackendStatements;
 use super::unnamed::UnnamedId;
 
@@ -58,7 +59,18 @@ impl BackendState {
 
     /// It remembers sequence values that one other client drew.
     pub(super) fn keeps_values_for_another(&self, client: u64) -> bool {
-        matches!(self.drawn, Drawn::By(drawer) if drawer != client)
+        matches!(self.drawn, Drawn::By(draw) if draw.client != client)
+    }
+
+    /// One with the same settings, on which to try what a statement would do.
+    pub(super) fn trial(&self) -> Self {
+        Self {
+            applied: self.applied.clone(),
+            placeholders: self.placeholders.clone(),
+            doubted: self.doubted,
+            unsure: self.unsure,
+            ..Self::default()
+        }
     }
 
     /// DISCARD ALL has run: nothing is left of anyone.
@@ -98,13 +110,4 @@ impl BackendState {
         self.applied = Arc::default();
         sql
     }
-}
-
-/// Whose sequence values a backend remembers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Drawn {
-    #[default]
-    ByNobody,
-    By(u64),
-    BySeveral,
 }

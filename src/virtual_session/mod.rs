@@ -2,10 +2,11 @@
 //!
 //! In reading order: [`sql_lexer`] and [`statement_effects`] tell from a text what it may do to a session;
 //! [`parameters`] and [`statements`] follow the client from backend to backend; [`pins`] are what can't follow;
-//! [`reset`] is what is owed to a backend before anyone else has it. [`VirtualSession`] is the ledger of one client (its
+//! [`mod@sequences`] keeps the values of one from the others, [`reset`] is what is owed to a backend before anyone else has it. [`VirtualSession`] is the ledger of one client (its
 //! settings, its prepared statements and the unnamed one are a file each),
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
+pub mod audit;
 mod backend_state;
 mod builtin_functions;
 mod definitions;
@@ -22,6 +23,7 @@ pub mod pins;
 mod prepared;
 pub mod reset;
 pub mod result_shape;
+mod sequences;
 mod session_functions;
 mod set_config;
 mod set_statement;
@@ -38,10 +40,11 @@ mod unnamed;
 mod unreported;
 mod word_table;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
+use audit::CustomNames;
 pub use backend_state::BackendState;
-use backend_state::Drawn;
 pub use note::{ChangedUnnamed, Described, Note, Prepared};
 pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
@@ -54,8 +57,9 @@ use listening::Listening;
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
+use sequences::Sequences;
 use sql_lexer::Lexing;
-use statement_effects::{Action, Effects, SequenceUse, Step, TransactionControl};
+use statement_effects::{Action, Effects, Step, TransactionControl};
 use statements::{ClientStatements, SharedStatements, Statement};
 use unreported::Unreported;
 
@@ -69,6 +73,10 @@ pub struct SharedLedger {
     pub statements: SharedStatements,
     /// Equal sets of settings are one allocation.
     pub settings: SettingsInterner,
+    /// Somebody has asked for the last value of a sequence, so that others may.
+    sequences_are_read: AtomicBool,
+    /// Custom settings that clients have named: what an audit looks for where nobody should have left one.
+    custom_names: CustomNames,
 }
 
 impl SharedLedger {
@@ -77,6 +85,8 @@ impl SharedLedger {
         Self {
             statements: SharedStatements::new(nonce),
             settings: SettingsInterner::default(),
+            sequences_are_read: AtomicBool::new(false),
+            custom_names: CustomNames::default(),
         }
     }
 }
@@ -115,12 +125,7 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
-    /// It has asked for the last value of a sequence, and will again: values that it draws stay with it.
-    reads_sequences: bool,
-    /// It has drawn a value of a sequence, which it may ask for.
-    has_drawn: bool,
-    /// It has drawn one since it last asked.
-    sequence_unread: bool,
+    sequences: Sequences,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
     /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
@@ -138,6 +143,9 @@ impl VirtualSession {
     /// The ledger of a client that has just logged in. `client` is unique in the process.
     /// `neutral` is how a backend of the pool reads texts by itself.
     pub fn new(client: u64, shared: Arc<SharedLedger>, startup: Settings, neutral: Lexing) -> Self {
+        for (name, _) in startup.entries() {
+            shared.custom_names.note(name);
+        }
         let baseline = shared.settings.intern(startup);
         let mut session = Self {
             client,
@@ -155,9 +163,7 @@ impl VirtualSession {
             serial: 0,
             pins: PinSet::default(),
             unseen_settings: 0,
-            reads_sequences: false,
-            has_drawn: false,
-            sequence_unread: false,
+            sequences: Sequences::default(),
             unseen_until: Until::Reported,
             settings_touched: false,
             reports_due: false,
@@ -200,9 +206,10 @@ impl VirtualSession {
         self.pins
     }
 
-    /// Whether something of the session is only on its backend, or may be: without that it can't go on.
+    /// Whether something of the session is only on its backend, or may be: without that it can't go on. It can without the
+    /// value of a sequence, as it could had the backend been given up for others.
     pub const fn is_bound(&self) -> bool {
-        !self.pins.is_empty() || self.is_in_doubt()
+        !self.pins.counted().is_empty() || self.is_in_doubt()
     }
 
     /// The channels that it listens to without a backend of its own; `None` where there are none.
@@ -251,44 +258,30 @@ impl VirtualSession {
             match &step.action {
                 Action::Setting(change) => self.apply_setting(change, backend, &follows),
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
+                Action::DiscardSequences => self.discard_sequences(),
                 _ => {}
             }
         }
     }
 
-    /// Whether the client ever drew a value of a sequence, which lastval and currval tell only where that was.
-    pub const fn has_drawn(&self) -> bool {
-        self.has_drawn
-    }
-
-    /// Whether the backend remembers what this client drew, and nobody else's.
-    pub fn left_values_on(&self, backend: &BackendState) -> bool {
-        backend.drawn == Drawn::By(self.client)
-    }
-
-    /// A statement that has to do with sequences is about to run. True: the backend remembers values that others drew,
-    /// and must forget them first (DISCARD SEQUENCES), so that lastval and currval tell nothing of theirs.
-    pub fn use_sequences(&mut self, uses: SequenceUse, backend: &mut BackendState) -> bool {
-        let own = Drawn::By(self.client);
-        let forget = uses.reads() && backend.drawn != Drawn::ByNobody && backend.drawn != own;
-        if forget {
-            backend.drawn = Drawn::ByNobody;
-        }
-        self.reads_sequences |= uses.reads();
-        self.sequence_unread &= !uses.reads();
-        if uses.draws() {
-            self.has_drawn = true;
-            self.sequence_unread = !uses.reads();
-            backend.drawn = match backend.drawn {
-                Drawn::ByNobody => own,
-                drawn if drawn == own => own,
-                _ => Drawn::BySeveral,
-            };
-            if self.reads_sequences {
-                self.pins.insert(PinReason::Sequence);
-            }
-        }
-        forget
+    /// The pins that a statement of these effects would add, if it were run.
+    pub fn would_pin(
+        &mut self,
+        effects: &Effects,
+        backend: &BackendState,
+        follows: impl Fn(&str) -> Following,
+    ) -> PinSet {
+        let before = self.checkpoint();
+        let own_names = std::mem::take(&mut self.own_names);
+        let flags = (self.settings_touched, self.reports_due, self.set_to_default);
+        let before_reset = self.before_reset.clone();
+        self.apply(effects, &mut backend.trial(), follows);
+        let pins = self.pins.without(before.pins);
+        self.return_to(before);
+        self.own_names = own_names;
+        (self.settings_touched, self.reports_due, self.set_to_default) = flags;
+        self.before_reset = before_reset;
+        pins
     }
 }
 

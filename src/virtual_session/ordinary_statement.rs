@@ -22,6 +22,7 @@ pub(super) fn ordinary_effects(text: &[u8], lexing: Lexing, suspects: &Suspects)
         suspects,
         depth: 0,
         last: Last::Other,
+        is_told: false,
     };
     look.skip_spaces();
     let start = look.at;
@@ -47,6 +48,9 @@ pub(super) fn ordinary_effects(text: &[u8], lexing: Lexing, suspects: &Suspects)
         _ => return transaction(lead, look, effects),
     }
     look.rest()?;
+    if look.is_told && effects.sequence == SequenceUse::MayDraw {
+        effects.sequence = SequenceUse::MayDrawAndTell;
+    }
     Some(effects)
 }
 
@@ -94,6 +98,8 @@ struct Look<'t> {
     suspects: &'t Suspects,
     depth: u32,
     last: Last,
+    /// It says RETURNING.
+    is_told: bool,
 }
 
 impl<'t> Look<'t> {
@@ -275,13 +281,17 @@ impl<'t> Look<'t> {
 
     /// The words that the full scan's keyword rules act on wherever they stand.
     #[inline]
-    fn check_keyword(&self, word: &[u8]) -> Option<()> {
+    fn check_keyword(&mut self, word: &[u8]) -> Option<()> {
         let acts = match word.len() {
             4 => matches!(packed(word), INTO | COPY),
             5 => matches!(packed(word), MERGE | SHARE),
             6 => matches!(packed(word), INSERT | UPDATE | DELETE),
             7 => packed(word) == EXECUTE,
             8 => packed(word) == TRUNCATE,
+            9 => {
+                self.is_told |= word.eq_ignore_ascii_case(b"returning");
+                false
+            }
             _ => false,
         };
         (!acts).then_some(())

@@ -60,23 +60,19 @@ pub fn still_held<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> PinSet {
 }
 
 impl VirtualSession {
-    /// Whether every pin can end while the client stays: asked before any question is.
+    /// Whether every pin but a sequence's can be proven to be over: asked before any question is.
     pub fn can_be_freed(&self) -> bool {
-        let ends = |reason| PROVABLE.contains(&reason) || reason == PinReason::Sequence;
-        !self.pins.is_empty() && self.pins.iter().all(ends) && !self.is_in_doubt() && !self.creates_temporary_objects()
+        let mut pins = self.pins.counted().iter().peekable();
+        let has_any = pins.peek().is_some();
+        has_any
+            && pins.all(|reason| PROVABLE.contains(&reason))
+            && !self.is_in_doubt()
+            && !self.creates_temporary_objects()
     }
 
-    /// What to ask the backend; `None` where the pins that are left need no question.
-    pub fn pin_proof(&self) -> Option<PinProof> {
-        let asks = self.pins.iter().any(|reason| PROVABLE.contains(&reason));
-        asks.then(|| PinProof::new(self.shared.statements.name_prefix()))
-    }
-
-    /// Values that a sequence gave were asked for, or won't be any more.
-    pub fn end_sequence_pin(&mut self, has_waited_long_enough: bool) {
-        if has_waited_long_enough || !self.sequence_unread {
-            self.end_pins([PinReason::Sequence]);
-        }
+    /// What to ask the backend.
+    pub fn pin_proof(&self) -> PinProof {
+        PinProof::new(self.shared.statements.name_prefix())
     }
 
     /// The backend was asked: only these are still held.
@@ -86,7 +82,7 @@ impl VirtualSession {
         }
     }
 
-    fn end_pins(&mut self, reasons: impl IntoIterator<Item = PinReason>) {
+    pub(super) fn end_pins(&mut self, reasons: impl IntoIterator<Item = PinReason>) {
         for reason in reasons {
             self.pins.remove(reason);
         }
@@ -129,12 +125,9 @@ mod tests {
         for reason in PinReason::ALL {
             let is_provable = PROVABLE.contains(&reason);
             let session = pinned(&[reason], &[]);
-            assert_eq!(
-                session.can_be_freed(),
-                is_provable || reason == PinReason::Sequence,
-                "{reason:?}"
-            );
-            assert_eq!(session.pin_proof().is_some(), is_provable, "{reason:?}");
+            assert_eq!(session.can_be_freed(), is_provable, "{reason:?}");
+            let with_sequence = pinned(&[reason, PinReason::Sequence], &[]);
+            assert_eq!(with_sequence.can_be_freed(), is_provable, "{reason:?}");
             assert!(!pinned(&[reason, PinReason::Load], &[]).can_be_freed());
         }
         assert!(!pinned(&[], &[]).can_be_freed());
@@ -154,20 +147,6 @@ mod tests {
         session.end_proven_pins(still_held([b"what is this".as_slice()]));
         assert_eq!(session.pins(), PinSet::of(PinReason::AdvisoryLock));
         session.end_proven_pins(still_held([]));
-        assert!(session.pins().is_empty());
-    }
-
-    #[test]
-    fn a_sequence_pin_ends_with_its_use_or_its_time() {
-        let mut session = pinned(&[PinReason::Sequence], &[]);
-        session.sequence_unread = true;
-        session.end_sequence_pin(false);
-        assert!(!session.pins().is_empty());
-        session.end_sequence_pin(true);
-        assert!(session.pins().is_empty());
-        session.pin(PinReason::Sequence);
-        session.sequence_unread = false;
-        session.end_sequence_pin(false);
         assert!(session.pins().is_empty());
     }
 }

@@ -154,6 +154,18 @@ impl PinSet {
         self.0 & reason.bit() != 0
     }
 
+    /// The same without those of another set.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// The same without the value of a sequence, whose pin is given up when others wait: what counts in the quota.
+    #[must_use]
+    pub const fn counted(self) -> Self {
+        Self(self.0 & !PinReason::Sequence.bit())
+    }
+
     /// Whether it holds none.
     pub const fn is_empty(self) -> bool {
         self.0 == 0

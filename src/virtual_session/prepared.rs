@@ -182,6 +182,7 @@ impl VirtualSession {
         self.deallocated_all(backend);
         self.forget_settings(backend, follows);
         self.before_reset = None;
+        self.discard_sequences();
         backend.doubted = false;
         match self.is_in_doubt() {
             true => self.unseen_until = Until::Asked,

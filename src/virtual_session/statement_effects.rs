@@ -282,6 +282,8 @@ impl TransactionControl {
 pub enum SequenceUse {
     /// Nothing that the text tells.
     None,
+    /// It inserts, so a default may draw a value, and says RETURNING: who writes so need not ask.
+    MayDrawAndTell,
     /// It inserts, so a default may draw a value.
     MayDraw,
     /// nextval or setval.
@@ -304,7 +306,7 @@ impl SequenceUse {
 
     /// Whether a value may be drawn.
     pub const fn draws(self) -> bool {
-        matches!(self, Self::MayDraw | Self::Draws | Self::DrawsAndReads)
+        !matches!(self, Self::None | Self::Reads)
     }
 
     /// Whether the session's last value is asked for.

@@ -131,6 +131,8 @@ pub(super) struct Scan<'t> {
     pub(super) statement: Statement,
     last: Before,
     chain: Option<NameChain>,
+    /// How many times the text says that it inserts.
+    inserts: u32,
     at_end: bool,
 }
 
@@ -145,6 +147,7 @@ impl<'t> Scan<'t> {
             statement: Statement::new(0),
             last: Before::Start,
             chain: None,
+            inserts: 0,
             at_end: false,
         };
         while !scan.at_end {
@@ -378,7 +381,12 @@ impl<'t> Scan<'t> {
         match keyword {
             Keyword::Insert | Keyword::Merge | Keyword::Copy => {
                 self.statement.writes = true;
+                self.inserts = self.inserts.saturating_add(1);
                 self.draw(SequenceUse::MayDraw);
+            }
+            // Of several that insert, it is not told which one says so.
+            Keyword::Returning if self.inserts == 1 && self.effects.sequence == SequenceUse::MayDraw => {
+                self.effects.sequence = SequenceUse::MayDrawAndTell;
             }
             Keyword::Update | Keyword::Delete | Keyword::Truncate | Keyword::Share => self.statement.writes = true,
             Keyword::Into => {

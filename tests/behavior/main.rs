@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod architecture;
+mod audit;
 mod auth;
 mod auth_query;
 mod breakage;
@@ -19,12 +20,15 @@ mod limits;
 mod listeners;
 mod metrics;
 mod notifications;
+mod pin_ends;
+mod pin_quota;
 mod pins;
 mod pools;
 mod prepared_statements;
 mod process;
 mod protocol;
 mod reload;
+mod sequences;
 mod settings;
 mod sql_prepare;
 mod startup;

@@ -9,7 +9,7 @@ use crate::support::raw_client::RawClient;
 use crate::support::sidecar::Sidecar;
 
 /// The names and types that dashboards and alerts depend on.
-const NAMES: [(&str, &str); 20] = [
+const NAMES: [(&str, &str); 23] = [
     ("pgsidecar_acquire_seconds", "histogram"),
     ("pgsidecar_backend_connect_seconds", "histogram"),
     ("pgsidecar_client_login_seconds", "histogram"),
@@ -28,6 +28,9 @@ const NAMES: [(&str, &str); 20] = [
     ("pgsidecar_bytes_total", "counter"),
     ("pgsidecar_errors_total", "counter"),
     ("pgsidecar_pins_total", "counter"),
+    ("pgsidecar_pins_refused_total", "counter"),
+    ("pgsidecar_audits_total", "counter"),
+    ("pgsidecar_audit_surprises_total", "counter"),
     ("pgsidecar_cancels_total", "counter"),
     ("pgsidecar_build_info", "gauge"),
 ];
@@ -67,7 +70,8 @@ fn promised_labels(name: &str) -> &'static [&'static str] {
         | "pgsidecar_backend_connections_total" => &["database", "user"],
         "pgsidecar_backends" => &["database", "state", "user"],
         "pgsidecar_clients" => &["state"],
-        "pgsidecar_backend_closed_total" | "pgsidecar_pins_total" => &["reason"],
+        "pgsidecar_backend_closed_total" | "pgsidecar_pins_total" | "pgsidecar_pins_refused_total" => &["reason"],
+        "pgsidecar_audit_surprises_total" => &["kind"],
         "pgsidecar_bytes_total" => &["direction"],
         "pgsidecar_errors_total" => &["sqlstate"],
         "pgsidecar_cancels_total" => &["outcome"],

@@ -1,7 +1,8 @@
 //! The twins: the same random conversations through pgsidecar, many at once over few backends, and one by one with
 //! PostgreSQL itself. Every reply must be equal, byte for byte where it names nothing of ours.
 //!
-//! `PGSIDECAR_TWIN_SESSIONS` makes the run longer, `PGSIDECAR_TWIN_SEED` repeats one.
+//! `PGSIDECAR_TWIN_SESSIONS` makes the run longer, `PGSIDECAR_TWIN_SEED` repeats one, `PGSIDECAR_TWIN_AUDIT` is `pool.audit`,
+//! which must find nothing.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -748,6 +749,10 @@ async fn every_reply_through_the_sidecar_equals_postgresqls_own() {
     let sidecar = Sidecar::builder(&through)
         .set("POOL__MAX_SIZE", "3")
         .set("POOL__STATEMENT_CACHE_BYTES", "2000")
+        .set(
+            "POOL__AUDIT",
+            std::env::var("PGSIDECAR_TWIN_AUDIT").unwrap_or_else(|_| "sampled".to_owned()),
+        )
         .start_ready()
         .await;
     let mut playing = tokio::task::JoinSet::new();
@@ -767,4 +772,6 @@ async fn every_reply_through_the_sidecar_equals_postgresqls_own() {
     }
     let failures: Vec<String> = playing.join_all().await.into_iter().filter_map(Result::err).collect();
     assert!(failures.is_empty(), "{}\n{}", failures.join("\n\n"), sidecar.log());
+    let surprises = sidecar.metric("pgsidecar_audit_surprises_total", &[]).await;
+    assert_eq!(surprises, Some(0.0), "seed {seed}\n{}", sidecar.log());
 }

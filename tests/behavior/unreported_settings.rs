@@ -729,3 +729,37 @@ async fn trap_60_a_startup_setting_is_there_again_behind_a_set_and_its_end_in_on
         assert_eq!(client.value("SHOW search_path").await, value, "{script}");
     }
 }
+
+/// What was asked behind a client's reply has a deadline, though nobody waits for the answer.
+#[tokio::test]
+async fn a_backend_that_does_not_tell_what_has_become_of_a_setting_is_closed() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login().await?;
+        if session.number > 0 {
+            return session.serve().await;
+        }
+        session.until_query("SET work_mem").await?;
+        session.complete("SET", TransactionStatus::Idle).await?;
+        session.stall().await
+    })
+    .await;
+    let sidecar = fake
+        .sidecar()
+        .set("POOL__RESET_TIMEOUT", "300ms")
+        .set("POOL__MAX_SIZE", "1")
+        .start()
+        .await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
+    let answer = client.ask("SET work_mem = '7MB'").await;
+    assert_eq!(answer[0].command(), "SET");
+    let mut next = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
+    assert_eq!(next.value("SELECT 1").await, "ok", "on another backend");
+    let last_words = client.until_closed().await;
+    assert_eq!(last_words[0].sqlstate(), "08006");
+    assert!(
+        last_words[0]
+            .report()
+            .hint
+            .is_some_and(|hint| hint.contains("pool.reset_timeout"))
+    );
+}

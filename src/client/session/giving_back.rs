@@ -48,7 +48,7 @@ impl Session {
                 }
             }
         }
-        lease.park();
+        self.part(lease);
         if self.drain.phase() >= self.drain_phase_between_transactions() {
             return self.leave(exchange, &error::shutting_down()).await;
         }

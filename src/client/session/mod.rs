@@ -1,11 +1,15 @@
 //! The life of a client between its greeting and its end: idle without a backend, busy with or for one.
 //!
-//! [`giving_back`] is what a backend is asked, and how it is cleaned, when the client lets go of it; [`pinned`] begins and ends
-//! pins, when [`pin_watch`] says that it is time to look.
+//! [`giving_back`] is what a backend is asked (by [`mod@audit`] too), and how it is cleaned, when the client lets go of it;
+//! [`pinned`] begins and ends pins, when [`pin_watch`] says that it is time to look, but for those of [`sequence_hold`];
+//! [`answer_watch`] bounds questions of ours.
 
+mod answer_watch;
+mod audit;
 mod giving_back;
 mod pin_watch;
 mod pinned;
+mod sequence_hold;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,7 +22,7 @@ use super::context::{ClientContext, Snapshot};
 use super::greeting::Greeted;
 use super::warm::WarmPlace;
 use crate::backend::ServerParameters;
-use crate::config::{DrainMode, LimitsConfig, PoolConfig, PoolMode};
+use crate::config::{Audit, DrainMode, LimitsConfig, PoolConfig, PoolMode};
 use crate::drain::{DrainSignal, DrainWatch, Phase};
 use crate::error;
 use crate::metrics::{ClientGauge, ClientState, CloseReason};
@@ -29,7 +33,10 @@ use crate::virtual_session::VirtualSession;
 use crate::virtual_session::pins::PinSet;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity};
+use answer_watch::AnswerWatch;
+use audit::AuditTurn;
 use pin_watch::PinWatch;
+use sequence_hold::SequenceHold;
 
 /// How often the limits of a busy client are looked at, at most.
 const LIMIT_TICK: Duration = Duration::from_millis(100);
@@ -62,6 +69,12 @@ pub struct Session {
     announced: PinSet,
     /// When to ask whether they still hold.
     pin_watch: PinWatch,
+    /// Since when it keeps its backend for the value of a sequence.
+    sequence_hold: SequenceHold,
+    /// Until when its backend must answer a question of ours.
+    answer_watch: AnswerWatch,
+    /// When a backend that it gives back is asked what it holds.
+    audit_turn: AuditTurn,
     /// Where it hears notifications without a backend of its own, if it listens.
     subscription: Option<Box<Subscription>>,
     /// Leave to keep its buffers between requests.
@@ -85,8 +98,12 @@ enum Interruption {
     Drain,
     /// The time to look at the limits.
     Tick,
-    /// The client is pinned and has been still for so long: its pins may be over.
-    Still(Duration),
+    /// The client is pinned and has been still: its pins may be over.
+    Still,
+    /// The time to look at a pin that yields to others.
+    Yield,
+    /// A question of ours was not answered in time.
+    Unanswered,
 }
 
 impl Session {
@@ -128,6 +145,9 @@ impl Session {
             drain: DrainWatch::new(drain),
             announced: PinSet::EMPTY,
             pin_watch: PinWatch::default(),
+            sequence_hold: SequenceHold::default(),
+            answer_watch: AnswerWatch::default(),
+            audit_turn: AuditTurn::default(),
             subscription: None,
             warm: None,
             spells: 0,
@@ -311,6 +331,7 @@ impl Session {
             && exchange.unexplained.is_empty()
             && self.announced.is_empty()
             && !exchange.backend_listens()
+            && self.settings.audit == Audit::Off
             && self.drain.phase() == Phase::Serving
     }
 
@@ -324,7 +345,9 @@ impl Session {
         match interruption {
             Interruption::Tick => self.enforce_limits(exchange).await,
             Interruption::Drain => self.on_drain(exchange).await,
-            Interruption::Still(waited) => self.question_pins(exchange, rules, waited).await,
+            Interruption::Still => self.question_pins(exchange, rules).await,
+            Interruption::Unanswered => self.on_unanswered(exchange, rules).await,
+            Interruption::Yield => self.look_at_sequence_pin(exchange).await,
             Interruption::Outcome(outcome) => match outcome {
                 Outcome::Boundary => self.leave(exchange, &error::shutting_down()).await,
                 Outcome::Noted => {
@@ -332,7 +355,7 @@ impl Session {
                     self.watch_pins(exchange);
                     self.doubt_catalog(exchange);
                     self.observe(exchange);
-                    None
+                    self.look_at_sequence_pin(exchange).await
                 }
                 Outcome::NeedsBackend => self.acquire(exchange, rules).await,
                 Outcome::Settled => self.give_back_in_doubt(exchange).await,
@@ -372,8 +395,16 @@ impl Session {
             if self.drain.poll_reached(cx, leave_at).is_ready() {
                 return Poll::Ready(Interruption::Drain);
             }
-            if let Poll::Ready(waited) = self.pin_watch.poll_due(cx) {
-                return Poll::Ready(Interruption::Still(waited));
+            if self.pin_watch.poll_due(cx).is_ready() {
+                return Poll::Ready(Interruption::Still);
+            }
+            let asked_at = exchange.unanswered_since(parties.session);
+            let limit = self.settings.reset_timeout;
+            if self.answer_watch.poll_overdue(cx, asked_at, limit).is_ready() {
+                return Poll::Ready(Interruption::Unanswered);
+            }
+            if self.sequence_hold.poll_due(cx).is_ready() {
+                return Poll::Ready(Interruption::Yield);
             }
             match tick.as_mut().map(|tick| tick.as_mut().poll(cx)) {
                 Some(Poll::Ready(())) => Poll::Ready(Interruption::Tick),
@@ -458,6 +489,7 @@ impl Session {
             subscription: &mut self.subscription,
         };
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
+            self.lose_sequence();
             return None;
         }
         tracing::warn!(pool = %self.pool.key(), cause = %loss.cause, last_words = ?loss.last_words, "a client lost its backend");
@@ -466,7 +498,9 @@ impl Session {
         if tied {
             return self.leave(exchange, &report.with_severity(Severity::Fatal)).await;
         }
-        match exchange.tell_loss(&report, &mut parties) {
+        let aftermath = exchange.tell_loss(&report, &mut parties);
+        self.lose_sequence();
+        match aftermath {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),
         }
@@ -486,13 +520,15 @@ impl Session {
             subscription: &mut self.subscription,
         };
         exchange.forget_behind_prelude(&mut parties);
-        if dedicated || !parties.session.pins().is_empty() {
+        if dedicated || !parties.session.pins().counted().is_empty() {
             // What tied it is gone with the backend, as a connection of its own would be.
             return self.leave(exchange, &report).await;
         }
         let report = report.with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
-        match exchange.tell_prelude_failure(&report, &mut parties) {
+        let aftermath = exchange.tell_prelude_failure(&report, &mut parties);
+        self.lose_sequence();
+        match aftermath {
             Aftermath::GoesOn => None,
             Aftermath::Cut => Some(Then::End),
         }
@@ -608,6 +644,7 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
     let limits = &snapshot.config.limits;
     Rules {
         mode: settings.mode,
+        max_pinned: settings.max_pinned.filter(|limit| *limit < settings.max_size),
         statement_bytes: limits.statement_bytes,
         client_statement_bytes: limits.client_statement_bytes,
         backend_statement_bytes: settings.statement_cache_bytes,

@@ -1,7 +1,5 @@
 //! A client's pins: told when they begin, and questioned when they may be over.
 
-use std::time::Duration;
-
 use super::{Session, Then};
 use crate::backend::BackendError;
 use crate::config::PoolMode;
@@ -26,12 +24,7 @@ impl Session {
     }
 
     /// Asks the client's own backend whether anything still pins it, and gives it back if nothing does.
-    pub(super) async fn question_pins(
-        &mut self,
-        exchange: &mut Exchange,
-        rules: &Rules,
-        waited: Duration,
-    ) -> Option<Then> {
+    pub(super) async fn question_pins(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
         if !self.ledger.can_be_freed() {
             return None;
         }
@@ -40,25 +33,25 @@ impl Session {
             self.pin_watch.again(self.settings.pin_check?);
             return None;
         }
-        let limit = self.settings.sequence_pin_timeout;
-        self.ledger.end_sequence_pin(limit.is_some_and(|limit| waited >= limit));
         let lease = exchange.lease()?;
-        if let Some(proof) = self.ledger.pin_proof() {
-            match tokio::time::timeout(self.settings.reset_timeout, ask(lease, &proof)).await {
-                Ok(Ok(held)) => self.ledger.end_proven_pins(held),
-                // What the backend does now is not known.
-                failed => {
-                    let cause = format!("it could not be asked what pins it: {failed:?}");
-                    let (last_words, runs_on, untouched) = (None, true, false);
-                    let loss = Loss {
-                        last_words,
-                        cause,
-                        runs_on,
-                        untouched,
-                    };
-                    return self.on_loss(exchange, rules, loss, 0).await;
-                }
+        let proof = self.ledger.pin_proof();
+        match tokio::time::timeout(self.settings.reset_timeout, ask(lease, &proof)).await {
+            Ok(Ok(held)) => self.ledger.end_proven_pins(held),
+            // What the backend does now is not known.
+            failed => {
+                let cause = format!("it could not be asked what pins it: {failed:?}");
+                let (last_words, runs_on, untouched) = (None, true, false);
+                let loss = Loss {
+                    last_words,
+                    cause,
+                    runs_on,
+                    untouched,
+                };
+                return self.on_loss(exchange, rules, loss, 0).await;
             }
+        }
+        if self.ledger.is_pinned_for_sequence_alone() {
+            return self.look_at_sequence_pin(exchange).await;
         }
         if !self.ledger.pins().is_empty() {
             self.pin_watch.again(self.settings.pin_check?);
@@ -69,14 +62,19 @@ impl Session {
     }
 
     pub(super) fn announce_pins(&mut self, exchange: &mut Exchange) {
+        self.announce_refusal(exchange);
         exchange.new_pins = false;
         let pins = self.ledger.pins();
         let statement = exchange.take_pinned_by();
         let application_name = self.ledger.settings().value("application_name").unwrap_or_default();
         let mut any = false;
         for reason in pins.iter().filter(|reason| !self.announced.contains(*reason)) {
-            any = true;
             self.context.metrics.pinned(reason.label());
+            if reason == PinReason::Sequence {
+                // It is soon over, and there is one with each value.
+                continue;
+            }
+            any = true;
             tracing::info!(
                 pool = %self.pool.key(),
                 client = %self.stream.peer(),
@@ -89,10 +87,33 @@ impl Session {
         self.announced = pins;
         if let Some(lease) = exchange.lease() {
             lease.set_pin(pins.iter().next());
+            if self.settings.mode != PoolMode::Session && !pins.counted().is_empty() {
+                lease.count_as_pinned();
+            }
             if any && !lease.is_dedicated() && self.settings.mode != PoolMode::Session {
                 self.pool.warn_if_all_are_pinned();
             }
         }
+    }
+}
+
+impl Session {
+    /// Tells of a statement that was refused because of `pool.max_pinned`.
+    fn announce_refusal(&self, exchange: &mut Exchange) {
+        let Some(reason) = exchange.refused_pin.take() else {
+            return;
+        };
+        self.context.metrics.pin_refused(reason.label());
+        self.context
+            .metrics
+            .error_sent(crate::wire::SqlState::CONFIGURATION_LIMIT_EXCEEDED);
+        tracing::warn!(
+            pool = %self.pool.key(),
+            client = %self.stream.peer(),
+            application_name = self.ledger.settings().value("application_name").unwrap_or_default(),
+            reason = reason.label(),
+            "a statement was refused because it would have pinned a backend beyond pool.max_pinned"
+        );
     }
 }
 
