@@ -389,6 +389,11 @@ pub struct PoolConfig {
     /// Whether backends that are given back are asked what they hold. A round trip of the backend each time; the client
     /// does not wait for it.
     pub audit: Audit,
+    /// Values of settings that are remembered because PostgreSQL has accepted them, so that it need not be asked again.
+    /// 0: each is asked for.
+    pub setting_answers: u32,
+    /// Values that are tried when a pool opens, by name: PostgreSQL need not be asked for them even once.
+    pub warm_settings: BTreeMap<String, String>,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?
@@ -403,6 +408,7 @@ pub struct PoolOverride {
     pub max_lifetime: Option<Option<Duration>>,
     pub lifetime_jitter: Option<f64>,
     pub connect_query: Option<Option<String>>,
+    pub warm_settings: Option<BTreeMap<String, String>>,
 }
 
 /// `limits:`. `None` is off.
@@ -500,7 +506,8 @@ impl PoolConfig {
             idle_timeout,
             max_lifetime,
             lifetime_jitter,
-            connect_query
+            connect_query,
+            warm_settings
         );
         pool
     }

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use super::manager::millis;
 use super::{Holder, Pool, Wish, lock};
 use crate::backend::{Backend, BackendError, Row};
+use crate::config::PoolConfig;
 use crate::metrics::CloseReason;
 use crate::virtual_session::SharedLedger;
 use crate::virtual_session::parameters::literal;
@@ -95,7 +96,7 @@ impl Knowledge {
     /// what it parsed before would not be parsed so again.
     pub(crate) fn forget_what_follows_from_settings(&self) {
         lock(&self.proven).clear();
-        self.ledger.statements.forget();
+        self.ledger.forget();
     }
 
     /// Which of these reported settings have the server's own value, and not one that was set in the session.
@@ -142,19 +143,26 @@ impl Knowledge {
     }
 
     /// Reads the catalog on a backend that is between transactions.
-    pub async fn read_catalog(&self, backend: &mut Backend) -> Result<(), BackendError> {
+    /// What may hang on it is learned anew: the values of `pool.warm_settings`.
+    pub async fn read_catalog(&self, backend: &mut Backend, settings: &PoolConfig) -> Result<(), BackendError> {
         // A client's role or timeout is not ours.
         backend.make_neutral().await?;
         let outcome = backend.query(&catalog_query()).await?;
         match outcome.error {
             None => {
                 let rows = outcome.first_column.iter().flatten().flat_map(|row| names_of(row));
-                self.suspects.store(Arc::new(Suspects::known(rows)));
+                let suspects = Suspects::known(rows);
+                if suspects.fingerprint() != self.suspects.load().fingerprint() {
+                    self.ledger.answers.forget();
+                }
+                self.suspects.store(Arc::new(suspects));
                 self.catalog_read.store(true, Ordering::Release);
             }
             Some(report) => tracing::warn!(%report, "the catalog of routines can't be read; unknown calls will pin"),
         }
-        Ok(())
+        let count_max = usize::try_from(settings.setting_answers).unwrap_or(usize::MAX);
+        self.try_warm_settings(backend, &settings.warm_settings, count_max)
+            .await
     }
 }
 
@@ -215,8 +223,9 @@ impl Pool {
         let Ok(mut lease) = self.lease(&Holder::internal("reading the catalog"), Wish::Any).await else {
             return;
         };
-        let limit = self.settings().reset_timeout;
-        match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease)).await {
+        let settings = self.settings();
+        let limit = settings.reset_timeout;
+        match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease, &settings)).await {
             Ok(Ok(())) => lease.park(),
             Ok(Err(error)) => tracing::warn!(%error, "the catalog of routines can't be read"),
             Err(_) => tracing::warn!(?limit, "the catalog of routines could not be read in time"),

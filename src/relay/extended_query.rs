@@ -41,13 +41,18 @@ impl Exchange {
             return Ok(Next::Done);
         }
         if self.lease.is_none() {
-            return Ok(Next::NeedsBackend);
+            return Ok(self.answer_group(parties).unwrap_or(Next::NeedsBackend));
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
             None => self.classify(parse.sql, parties),
         };
         let named = !parse.name.is_empty();
+        let trial = if named {
+            None
+        } else {
+            self.trial_of_group(&effects, parties)
+        };
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
@@ -70,6 +75,7 @@ impl Exchange {
                 .parse_unnamed(parse.definition, effects, &mut lease.state);
             self.expect(Request::Parse, Fate::Forward, note);
             self.up.pass(header);
+            self.trial = trial.or(self.trial.take());
             return Ok(Next::Done);
         }
         self.parse_named(header, known.is_some(), effects, parties)

@@ -7,6 +7,7 @@
 
 mod extended_query;
 pub mod flow;
+mod ledger_answers;
 mod listening;
 mod lost_transaction;
 mod own_names;
@@ -35,7 +36,7 @@ use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
-use crate::virtual_session::{Checkpoint, Note, VirtualSession};
+use crate::virtual_session::{Checkpoint, Note, TakenBack, VirtualSession};
 use crate::wire::Report;
 use crate::wire::backend_message::TransactionStatus;
 use flow::Flow;
@@ -57,6 +58,8 @@ pub struct Rules {
     pub client_channels: usize,
     /// Notifications that may wait for one client.
     pub client_notification_bytes: usize,
+    /// Accepted values of settings that the pool remembers; 0 where nothing is answered.
+    pub setting_answers: usize,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
 }
@@ -144,6 +147,8 @@ pub struct Exchange {
     /// What is awaited was asked for with a Flush.
     flushed: bool,
     prelude_owed: bool,
+    /// What the Query takes back that was sent behind the prelude that is owed, if it is one that PostgreSQL can't refuse.
+    behind_prelude: Option<TakenBack>,
     /// What the ledger was before the prelude that is owed.
     before_prelude: Option<Checkpoint>,
     /// A DISCARD ALL is under way, or what SQL says of statements' names: what a backend holds of statements is known when
@@ -191,6 +196,8 @@ pub struct Exchange {
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
     lost: Option<lost_transaction::LostTransaction>,
+    /// A SET of which PostgreSQL's word is to be remembered.
+    trial: Option<Box<ledger_answers::Trial>>,
     /// What is under way of its listening.
     listens: listening::ListenProgress,
     /// What was counted since the last release.
@@ -299,11 +306,10 @@ impl Exchange {
         recycle! {
             self;
             up down pipeline;
-            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
-            forgetting unsure ahead named_portals undone reset_ran second_try untold_portal last_words new_pins pinned_by
-            refused_pin
+            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
+            forgetting unsure ahead named_portals undone reset_ran second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
-            vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
+            vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
             answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished
         }
     }
@@ -312,6 +318,8 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.trial = None;
+        self.behind_prelude = None;
         self.forget_second_try();
         self.tallied_at = None;
         self.up.mark();

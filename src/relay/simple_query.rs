@@ -11,7 +11,7 @@ use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
-use crate::virtual_session::{Note, SWITCH_NAME};
+use crate::virtual_session::{Note, SWITCH_NAME, TakenBack};
 use crate::wire::frontend_message::Query;
 use crate::wire::{BackendTag, HEADER_LEN, Header, Report, compose};
 
@@ -20,6 +20,11 @@ impl Exchange {
         let limit = parties.rules.statement_bytes;
         if header.body_len > limit {
             return Ok(self.on_unread_statement(header, Request::Query, parties));
+        }
+        if self.lease.is_none()
+            && let Some(answered) = self.answer_query(header, parties)
+        {
+            return Ok(answered);
         }
         let Some(body) = self.up.whole_body(header) else {
             return Ok(Next::Wants(header.frame_len()));
@@ -30,6 +35,7 @@ impl Exchange {
             return Ok(Next::NeedsBackend);
         }
         let effects = self.classify(sql, parties);
+        let trial = self.trial_of_query(sql, &effects, parties);
         if let Some(stop) = self.before_naming(&effects, parties) {
             return Ok(stop);
         }
@@ -65,9 +71,13 @@ impl Exchange {
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         self.names_sent(&names);
         let note = note.reporting(parties.session.unreported()).naming(names);
+        if self.prelude_owed {
+            self.behind_prelude = TakenBack::of(&effects).filter(|_| self.pipeline.len() == 1);
+        }
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
+        self.trial = trial.or(self.trial.take());
         Ok(Next::Done)
     }
 

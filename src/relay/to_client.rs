@@ -125,6 +125,7 @@ impl Exchange {
                 }
                 let body = self.down.whole_body(header).unwrap_or_default();
                 self.undone |= !self.is_answer_to_us();
+                self.trial = None;
                 self.listens.has_failed = true;
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
@@ -136,7 +137,10 @@ impl Exchange {
             BackendTag::DataRow if self.is_answer_to_us() => self.on_answer(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
             BackendTag::NotificationResponse => return self.on_notification(header, parties),
-            BackendTag::NoticeResponse => self.parting_warning = parting_warning(body).or(self.parting_warning.take()),
+            BackendTag::NoticeResponse => {
+                self.parting_warning = parting_warning(body).or(self.parting_warning.take());
+                self.trial = None;
+            }
             _ => {}
         }
         if let Some(report) = fatal {
@@ -258,6 +262,9 @@ impl Exchange {
         if self.pipeline.is_quiet() {
             self.ahead = AheadOfQuery::Nothing;
         }
+        if self.trial.is_some() {
+            self.trial_at_ready(status, parties);
+        }
         self.listening_at_ready(status, parties);
         let now = std::time::Instant::now();
         // A block that was ended, and at once another.
@@ -283,6 +290,7 @@ impl Exchange {
             if self.catalog_changed {
                 parties.session.forget_shared_statements();
             }
+            self.restore_due |= parties.session.take_restore_again();
             self.tally.transactions += 1;
             self.finished.transaction = self.transaction_since.take().map(|since| now - since);
             let undone = std::mem::take(&mut self.undone);

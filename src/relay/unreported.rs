@@ -96,12 +96,15 @@ impl Exchange {
         let is_unicode = lease.parameters.get("client_encoding").is_none_or(|it| it == b"UTF8");
         let neutral = std::sync::Arc::clone(lease.neutral_parameters());
         let pinned = parties.session.pins();
+        let learned = self.trial.take().and_then(|trial| trial.with_value_in(&question, row));
         let login = neutral.text("session_authorization");
         parties
             .session
             .answered(*question, row, &mut lease.state, login, is_unicode);
         if parties.session.pins() != pinned {
             self.note_pin();
+        } else if let Some((trial, value)) = learned {
+            trial.succeeded(&value, parties);
         }
     }
 }

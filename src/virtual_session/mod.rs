@@ -6,6 +6,7 @@
 //! settings, its prepared statements and the unnamed one are a file each),
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
+mod answers;
 pub mod audit;
 mod backend_state;
 mod builtin_functions;
@@ -28,6 +29,7 @@ mod session_functions;
 mod set_config;
 mod set_statement;
 pub mod setting_change;
+pub mod setting_text;
 mod settings_ledger;
 pub mod sql_lexer;
 mod sql_names;
@@ -36,6 +38,8 @@ mod statement_kinds;
 mod statement_scan;
 pub mod statements;
 pub mod suspects;
+mod taken_back;
+mod undone_steps;
 mod unnamed;
 mod unreported;
 mod word_table;
@@ -43,6 +47,7 @@ mod word_table;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
+pub use answers::{Answers, SettingRequest};
 use audit::CustomNames;
 pub use backend_state::BackendState;
 pub use note::{ChangedUnnamed, Described, Note, Prepared};
@@ -50,6 +55,7 @@ pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
 pub use settings_ledger::{Checkpoint, lexing_of};
 pub use sql_names::{NameChange, NameChanges, is_plain};
+pub use taken_back::TakenBack;
 pub use unnamed::{Unnamed, UnnamedStep};
 pub use unreported::{Following, Question, is_portable};
 
@@ -77,6 +83,8 @@ pub struct SharedLedger {
     sequences_are_read: AtomicBool,
     /// Custom settings that clients have named: what an audit looks for where nobody should have left one.
     custom_names: CustomNames,
+    /// Values of settings that PostgreSQL has accepted.
+    pub answers: Answers,
 }
 
 impl SharedLedger {
@@ -87,7 +95,15 @@ impl SharedLedger {
             settings: SettingsInterner::default(),
             sequences_are_read: AtomicBool::new(false),
             custom_names: CustomNames::default(),
+            answers: Answers::default(),
         }
+    }
+
+    /// The catalog, the server or its configuration is another one: statements so far are not shared any more, and what
+    /// was accepted may not be.
+    pub fn forget(&self) {
+        self.statements.forget();
+        self.answers.forget();
     }
 }
 
@@ -128,9 +144,11 @@ pub struct VirtualSession {
     sequences: Sequences,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
-    /// RESET was run in the transaction at hand: what PostgreSQL reports of the baseline's settings is not the client's
-    /// value, which is the baseline's.
-    rebase: bool,
+    /// Settings of the baseline on which RESET was run in the transaction at hand: where PostgreSQL reports the server's
+    /// value of one, the client's is the baseline's.
+    rebased: Vec<Box<str>>,
+    /// Startup settings were brought back in the transaction at hand, or are hidden by a SET: its end may take them away.
+    restore_again: bool,
     /// A SET to a default is under way.
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
@@ -169,7 +187,8 @@ impl VirtualSession {
             reports_due: false,
             unresolved: Vec::new(),
             unreported: None,
-            rebase: false,
+            rebased: Vec::new(),
+            restore_again: false,
             set_to_default: false,
             before_reset: None,
             listening: None,
@@ -254,9 +273,12 @@ impl VirtualSession {
         if !pins.is_empty() {
             self.see_not(Until::Discard);
         }
-        for step in &effects.steps {
+        for (at, step) in effects.steps.iter().enumerate() {
             match &step.action {
-                Action::Setting(change) => self.apply_setting(change, backend, &follows),
+                Action::Setting(change) => {
+                    let is_undone = || undone_steps::is_undone(&effects.steps, at);
+                    self.apply_setting(change, is_undone, backend, &follows);
+                }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
                 Action::DiscardSequences => self.discard_sequences(),
                 _ => {}

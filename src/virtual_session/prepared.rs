@@ -53,7 +53,7 @@ impl VirtualSession {
     /// What the catalog says may have changed, so that statements parsed before may fail: none of them is shared any
     /// more (trap 31). Who holds one keeps it, as PostgreSQL has it.
     pub fn forget_shared_statements(&self) {
-        self.shared.statements.forget();
+        self.shared.forget();
     }
 
     /// The statement behind a client's name.

@@ -8,6 +8,7 @@ use super::set_config::names_temporary_schema;
 use super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
 use super::sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use super::statement_effects::{Action, Effects};
+use super::undone_steps::is_undone;
 use super::unreported::{Following, Unreported, canonical};
 use super::{BackendState, VirtualSession};
 
@@ -20,7 +21,7 @@ impl VirtualSession {
             keeps_names: self.own_names.is_any(),
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
-            rebase: self.rebase,
+            rebased: self.rebased.clone(),
             unreported: self.unreported.clone(),
         }
     }
@@ -33,7 +34,7 @@ impl VirtualSession {
             keeps_names,
             unseen_settings,
             unseen_until,
-            rebase,
+            rebased,
             unreported,
         } = checkpoint;
         self.wanted = wanted;
@@ -42,8 +43,12 @@ impl VirtualSession {
         self.own_names.return_to(keeps_names);
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
-        self.rebase = rebase;
+        self.rebased = rebased;
         self.unreported = unreported;
+        // It was made between two transactions.
+        self.before_reset = None;
+        self.restore_again = false;
+        self.set_to_default = false;
     }
 
     /// The settings that follow the client.
@@ -98,7 +103,7 @@ impl VirtualSession {
 
     /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
     /// it agrees.
-    pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
+    pub fn restore_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
         let of_baseline = self
             .baseline
             .entries()
@@ -107,7 +112,19 @@ impl VirtualSession {
         let wanted = Settings::new(backend.applied.entries().iter().chain(of_baseline).cloned());
         let sql = parameters::restore(&backend.applied, &wanted);
         backend.applied = self.shared.settings.intern(wanted);
+        // It is undone with the transaction.
+        if sql.is_some() {
+            backend.doubted = true;
+            self.restore_again = true;
+            self.reports_due = true;
+            self.rebase_all();
+        }
         sql
+    }
+
+    /// The transaction has ended: whether startup settings may be missing on the backend.
+    pub const fn take_restore_again(&mut self) -> bool {
+        std::mem::replace(&mut self.restore_again, false)
     }
 
     /// Whether a statement of these effects takes startup settings away.
@@ -117,7 +134,9 @@ impl VirtualSession {
             Action::Setting(change) => change.taken_back().is_some(),
             _ => false,
         };
-        !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
+        let steps = effects.steps.iter().enumerate();
+        let mut resets = steps.filter(|(_, step)| resets(&step.action));
+        !self.baseline.entries().is_empty() && resets.any(|(at, _)| !is_undone(&effects.steps, at))
     }
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
@@ -143,9 +162,14 @@ impl VirtualSession {
     pub(super) fn apply_setting(
         &mut self,
         change: &SettingChange,
+        is_undone: impl Fn() -> bool,
         backend: &mut BackendState,
         follows: &impl Fn(&str) -> Following,
     ) {
+        let has_baseline = !self.baseline.entries().is_empty();
+        if has_baseline && is_undone() && self.skip_reset(change, backend, follows) {
+            return;
+        }
         if let Some(name) = change.taken_back() {
             self.set_to_default |= !matches!(change, SettingChange::Reset(_));
             return self.reset_setting(name, backend, follows);
@@ -155,13 +179,19 @@ impl VirtualSession {
                 name: SettingName::Known(name),
                 value,
                 scope,
-            } => self.set(
-                canonical(&String::from_utf8_lossy(name)),
-                value,
-                *scope,
-                backend,
-                follows,
-            ),
+            } => {
+                let name = String::from_utf8_lossy(name);
+                let name = canonical(&name);
+                if self.baseline.value(name).is_some() {
+                    match is_undone() {
+                        false => self.restore_not(name, backend),
+                        // What was said of it before is what is left of it, and is asked for.
+                        true if self.is_doubted(name) => return,
+                        true => {}
+                    }
+                }
+                self.set(name, value, *scope, backend, follows);
+            }
             // It may be a custom one, whose name stays.
             SettingChange::Set { .. } => {
                 self.pins.insert(PinReason::CustomSetting);
@@ -169,6 +199,42 @@ impl VirtualSession {
             }
             SettingChange::Reset(_) => {}
             SettingChange::ResetAll => self.reset_all(backend, follows),
+        }
+    }
+
+    /// A RESET that its own text undoes takes nothing back. False where that may not be so.
+    fn skip_reset(
+        &mut self,
+        change: &SettingChange,
+        backend: &mut BackendState,
+        follows: &impl Fn(&str) -> Following,
+    ) -> bool {
+        let name = match (change, change.taken_back()) {
+            (SettingChange::ResetAll, _) => {
+                self.see_not(Until::Reported);
+                return true;
+            }
+            (_, Some(name)) => String::from_utf8_lossy(name),
+            (_, None) => return false,
+        };
+        let name = canonical(&name);
+        match follows(name) {
+            Following::ByReports => self.see_not(Until::Reported),
+            Following::ByAsking => self.doubt(name, false, backend),
+            Following::Tied => return false,
+        }
+        true
+    }
+
+    /// A SET behind a RESET of the same text: the startup value that this took away is not to come back.
+    fn restore_not(&mut self, name: &str, backend: &mut BackendState) {
+        self.rebased.retain(|known| !known.eq_ignore_ascii_case(name));
+        if backend.applied.value(name).is_none()
+            && let Some((name, value)) = self.wanted.entry(name)
+        {
+            backend.applied = self.shared.settings.intern(backend.applied.with(name, Some(value)));
+            backend.doubted = true;
+            self.restore_again = true;
         }
     }
 
@@ -236,7 +302,7 @@ impl VirtualSession {
         if let Some((name, baseline)) = baseline {
             self.forget_setting(&name, backend);
             self.want(self.wanted.with(&name, Some(&baseline)));
-            self.rebase = true;
+            self.rebased.push(name);
         }
         match following {
             Following::ByReports => self.see_not(Until::Reported),
@@ -281,9 +347,13 @@ impl VirtualSession {
         }
     }
 
+    fn rebase_all(&mut self) {
+        self.rebased = self.baseline.entries().iter().map(|(name, _)| name.clone()).collect();
+    }
+
     fn reset_all(&mut self, backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
         self.doubt_settings(backend);
-        self.rebase = !self.baseline.entries().is_empty();
+        self.rebase_all();
         let asked = |(name, _): &&Setting| !parameters::is_identity(name) && follows(name) == Following::ByAsking;
         let wanted = Arc::clone(&self.wanted);
         let in_doubt = wanted.entries().iter().filter(asked);
@@ -301,7 +371,7 @@ impl VirtualSession {
     /// DISCARD ALL ran: what the client started with is what is left, and what PostgreSQL will report. The names of custom
     /// settings stay, without their values.
     pub(super) fn forget_settings(&mut self, backend: &mut BackendState, follows: impl Fn(&str) -> Following) {
-        self.rebase = !self.baseline.entries().is_empty();
+        self.rebase_all();
         let left = self.wanted.entries().iter().filter_map(|(name, value)| {
             let value = match name.contains('.') {
                 true => Box::from(""),
@@ -328,7 +398,7 @@ impl VirtualSession {
         let baseline = self
             .baseline
             .value(name)
-            .filter(|_| self.rebase && neutral == Some(value));
+            .filter(|_| neutral == Some(value) && self.rebased.iter().any(|it| it.eq_ignore_ascii_case(name)));
         if let Some(baseline) = baseline.map(str::to_owned) {
             self.want(self.wanted.with(name, Some(&baseline)));
             return false;
@@ -431,7 +501,7 @@ impl VirtualSession {
 
     /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
     pub fn reset_decided(&mut self, undone: bool) {
-        self.rebase = false;
+        self.rebased.clear();
         if let Some(before) = self.before_reset.take()
             && undone
         {
@@ -449,7 +519,7 @@ pub struct Checkpoint {
     keeps_names: bool,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
-    pub(super) rebase: bool,
+    pub(super) rebased: Vec<Box<str>>,
     pub(super) unreported: Option<Box<Unreported>>,
 }
 

@@ -120,6 +120,8 @@ impl Effects {
             step.statement = statement;
             step
         }));
+        // In the order in which they happen.
+        self.steps.sort_by_key(|step| step.statement);
         self.sequence = self.sequence.and(executed.sequence);
         self.ends_transaction |= executed.ends_transaction;
         self.is_read_only_shape &= executed.is_read_only_shape;

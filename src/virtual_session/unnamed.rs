@@ -62,6 +62,11 @@ impl VirtualSession {
         })))
     }
 
+    /// The same of one that was answered and has reached no backend. Its settings are those before what it does.
+    pub fn parse_unnamed_unsent(&mut self, definition: &[u8], effects: Effects) -> Note {
+        self.parse_unnamed(definition, effects, &mut BackendState::default())
+    }
+
     pub(super) fn change_unnamed(&mut self, unnamed: Option<Box<Unnamed>>) -> Note {
         self.serial += 1;
         Note::ChangedUnnamed(ChangedUnnamed {

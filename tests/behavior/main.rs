@@ -16,6 +16,7 @@ mod copy;
 mod databases;
 mod drain;
 mod fuzz_corpus;
+mod ledger_answers;
 mod limits;
 mod listeners;
 mod metrics;

@@ -118,7 +118,8 @@ impl Session {
 }
 
 fn random_step(dice: &mut Dice, client: usize) -> Step {
-    match dice.roll(20) {
+    match dice.roll(22) {
+        20 | 21 => driver_setting(dice),
         0..=4 => {
             let sql = any_query(dice, client);
             Step::Burst(format!("Q {sql}"), vec![query(&sql)], 1)
@@ -162,7 +163,13 @@ fn any_query(dice: &mut Dice, client: usize) -> String {
         13 => format!(
             "BEGIN; {}; SAVEPOINT a; {}; ROLLBACK TO a; {}",
             unreported_setting(dice, false).0,
-            unreported_setting(dice, false).0,
+            match dice.roll(3) {
+                0 => "RESET search_path".to_owned(),
+                1 => dice
+                    .pick(&["RESET ALL", "RESET TimeZone", "SET TimeZone TO 'UTC'"])
+                    .to_owned(),
+                _ => unreported_setting(dice, false).0,
+            },
             dice.pick(&["COMMIT", "ROLLBACK", "COMMIT AND CHAIN"]),
         ),
         0..=5 => statement(dice, client, false).0,
@@ -371,6 +378,52 @@ fn unreported_setting(dice: &mut Dice, extended: bool) -> (String, usize) {
         "SET work_mem = 'nonsense'",
     ]);
     (sql.to_owned(), 0)
+}
+
+/// What drivers and frameworks say when they have connected, as they say it: perhaps several, and something that reads
+/// them behind it.
+fn driver_setting(dice: &mut Dice) -> Step {
+    let (mut told, mut messages) = (String::new(), Vec::new());
+    let count = 1 + usize::try_from(dice.roll(3)).unwrap();
+    for _ in 0..count {
+        let zone = dice.pick(&["UTC", "utc", "Asia/Shanghai", "-8", "nowhere"]);
+        if dice.one_in(3) {
+            let call = "SELECT set_config('TimeZone', $1, false)";
+            let _ = write!(told, " P(: {call}) B({zone}) D E S");
+            messages.extend([
+                parse("", call),
+                bind("", "", &[zone]),
+                describe('P', ""),
+                execute("", 0),
+                sync(),
+            ]);
+            continue;
+        }
+        let sql = match dice.roll(4) {
+            0 => format!("SELECT set_config('TimeZone', '{zone}', false)"),
+            1 => format!("SET SESSION timezone TO '{zone}'"),
+            2 => format!(
+                "SET DateStyle TO '{}'",
+                dice.pick(&["ISO", "iso, dmy", "German", "nonsense"])
+            ),
+            _ => dice
+                .pick(&[
+                    "SET work_mem = '7168kB'",
+                    "SET client_min_messages TO 'warning'",
+                    "SET standard_conforming_strings = on",
+                    "SET intervalstyle = iso_8601",
+                    "SET extra_float_digits = 3",
+                    "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+                    "SET lock_timeout TO '33s'",
+                    "SET TIME ZONE UTC",
+                ])
+                .to_owned(),
+        };
+        let _ = write!(told, " Q {sql} |");
+        messages.push(query(&sql));
+    }
+    messages.push(query(SETTINGS));
+    Step::Burst(told, messages, count + 1)
 }
 
 /// The messages of one group without its Sync, told in words.
