@@ -10,6 +10,8 @@ pub mod flow;
 mod ledger_answers;
 mod listening;
 mod lost_transaction;
+mod own_names;
+mod own_statements;
 mod pin_quota;
 mod preparation;
 mod simple_query;
@@ -149,9 +151,14 @@ pub struct Exchange {
     behind_prelude: Option<TakenBack>,
     /// What the ledger was before the prelude that is owed.
     before_prelude: Option<Checkpoint>,
-    /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
+    /// A DISCARD ALL is under way, or what SQL says of statements' names: what a backend holds of statements is known when
+    /// it is answered.
     forgetting: bool,
     unsure: Unsure,
+    /// What was said to the backend ahead of a Query that depends on it.
+    ahead: own_names::AheadOfQuery,
+    /// Portals whose Execute has to do with names of statements.
+    named_portals: own_names::NamedPortals,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
     /// A RESET, or what includes one, has run in the transaction at hand.
@@ -208,6 +215,8 @@ pub struct Exchange {
     stalled_since: Option<Instant>,
     /// When PostgreSQL was last asked what the client's settings have become.
     asked_at: Option<Instant>,
+    /// PostgreSQL was asked for the columns of what SQL prepared.
+    asks_of_columns: bool,
     /// Durations of finished queries and transactions, in seconds, to be observed at release.
     pub finished: Finished,
 }
@@ -248,13 +257,16 @@ impl Undecided {
 impl Unsure {
     fn of(&mut self, note: &Note) -> Option<&mut Undecided> {
         match note {
-            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
+            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) | Note::OwnName(_) => {
+                Some(&mut self.names)
+            }
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
             Note::None
             | Note::Reports(_)
             | Note::SequencesForgotten
             | Note::Bound(_)
             | Note::Described(_)
+            | Note::Names(_)
             | Note::Asked(_) => None,
         }
     }
@@ -295,10 +307,10 @@ impl Exchange {
             self;
             up down pipeline;
             lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
-            forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by refused_pin
+            forgetting unsure ahead named_portals undone reset_ran second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
-            answered_at cancel_sent_at stalled_since asked_at finished
+            answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished
         }
     }
 
@@ -382,7 +394,8 @@ impl Exchange {
     /// When PostgreSQL was asked what the client's settings have become, where it has not answered yet. One load where it
     /// was not asked.
     pub fn unanswered_since(&self, session: &VirtualSession) -> Option<Instant> {
-        self.asked_at.filter(|_| session.awaits_answer())
+        self.asked_at
+            .filter(|_| session.awaits_answer() || self.asks_of_columns)
     }
 
     /// The status that the client believes its transaction has.

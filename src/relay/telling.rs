@@ -68,6 +68,7 @@ impl Exchange {
         self.ends_block = false;
         self.prelude_owed = false;
         self.forgetting = false;
+        self.forget_names();
         self.restore_due = false;
         self.vacancy = None;
         abandoned
@@ -165,6 +166,7 @@ impl Exchange {
             self.ends_block = false;
             self.prelude_owed = false;
             self.forgetting = false;
+            self.forget_names();
             self.restore_due = false;
         }
         rewound

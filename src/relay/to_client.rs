@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::own_names::AheadOfQuery;
 use super::stale_plan::{ColumnsBehind, is_of_a_stale_plan};
 use super::unreported::following;
 use super::{Exchange, Outcome, Parties};
@@ -147,6 +148,7 @@ impl Exchange {
             self.last_words = Some(report);
             return Err(self.lost_backend("it ended the session"));
         }
+        let fails_query = tag == BackendTag::ErrorResponse && self.fails_ahead_of_query();
         let body = self.down.whole_body(header).unwrap_or_default();
         let hint = (tag == BackendTag::ErrorResponse && parties.session.has_lost_its_value())
             .then(|| with_hint_of_sequences(body))
@@ -172,7 +174,11 @@ impl Exchange {
             (Action::Forward, Some(words)) => Action::Replace(words),
             (action, _) => action,
         };
-        self.on_verdict(header, Verdict { action, ..verdict }, parties)
+        self.on_verdict(header, Verdict { action, ..verdict }, parties)?;
+        if fails_query {
+            self.end_failed_query(parties);
+        }
+        Ok(())
     }
 
     fn on_verdict(
@@ -249,9 +255,13 @@ impl Exchange {
             self.prelude_owed = false;
             self.before_prelude = None;
             self.listens.has_failed = false;
+            self.asks_of_columns &= !self.pipeline.is_quiet();
             return;
         }
         self.forget_second_try();
+        if self.pipeline.is_quiet() {
+            self.ahead = AheadOfQuery::Nothing;
+        }
         if self.trial.is_some() {
             self.trial_at_ready(status, parties);
         }
@@ -359,6 +369,10 @@ impl Exchange {
                 parties.session.discarded_all(&mut lease.state, follows);
             }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
+            Some(b"PREPARE" | b"DEALLOCATE") => {
+                let tag = tag.unwrap_or_default().to_vec();
+                self.on_name_tag(&tag, parties);
+            }
             Some(b"ROLLBACK") => self.undone = true,
             // Whatever was undone before it.
             Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),

@@ -27,6 +27,11 @@ pub(super) fn following<'a>(
 }
 
 impl Exchange {
+    /// Between transactions: asks PostgreSQL for what the ledger lacks. Says whether something is to be sent.
+    pub(super) fn ask(&mut self, parties: &mut Parties<'_>) -> bool {
+        self.ask_of_settings(parties) || self.ask_of_columns(parties)
+    }
+
     /// Between transactions: asks PostgreSQL for the settings that the client may have changed. Nobody waits for the
     /// answer, but the backend stays with its client until it has come. Says whether something is to be sent.
     pub(super) fn ask_of_settings(&mut self, parties: &mut Parties<'_>) -> bool {

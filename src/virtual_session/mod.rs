@@ -17,6 +17,7 @@ pub mod listening;
 mod note;
 mod ordinary_statement;
 mod own_names;
+mod own_statements;
 pub mod parameters;
 pub mod pin_end;
 pub mod pins;
@@ -31,6 +32,7 @@ pub mod setting_change;
 pub mod setting_text;
 mod settings_ledger;
 pub mod sql_lexer;
+mod sql_names;
 pub mod statement_effects;
 mod statement_kinds;
 mod statement_scan;
@@ -52,6 +54,7 @@ pub use note::{ChangedUnnamed, Described, Note, Prepared};
 pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
 pub use settings_ledger::{Checkpoint, lexing_of};
+pub use sql_names::{NameChange, NameChanges, is_plain};
 pub use taken_back::TakenBack;
 pub use unnamed::{Unnamed, UnnamedStep};
 pub use unreported::{Following, Question, is_portable};
@@ -116,6 +119,8 @@ pub struct VirtualSession {
     statements: ClientStatements,
     /// Of statements that the backend knows as the client says them.
     own_names: OwnNames,
+    /// Names of statements that SQL prepared, whose columns PostgreSQL is still to be asked for.
+    untold: Vec<Box<[u8]>>,
     unnamed: Option<Box<Unnamed>>,
     /// Of the last change of the unnamed statement.
     unnamed_serial: u64,
@@ -170,6 +175,7 @@ impl VirtualSession {
             shared,
             statements: ClientStatements::default(),
             own_names: OwnNames::default(),
+            untold: Vec::new(),
             unnamed: None,
             unnamed_serial: 0,
             serial: 0,
@@ -256,8 +262,9 @@ impl VirtualSession {
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
         pins.remove(PinReason::CustomSetting);
-        // Who carries the statement knows where its notifications come from.
+        // Who carries the statement knows where its notifications come from, and what it says of names.
         pins.remove(PinReason::Listen);
+        pins.remove(PinReason::Prepare);
         let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
         if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
             self.see_not(Until::Reported);
@@ -271,10 +278,6 @@ impl VirtualSession {
                 Action::Setting(change) => {
                     let is_undone = || undone_steps::is_undone(&effects.steps, at);
                     self.apply_setting(change, is_undone, backend, &follows);
-                }
-                Action::Prepare(name) | Action::Execute(name) => {
-                    self.own_names.insert(name.as_deref());
-                    self.pins.insert(PinReason::Prepare);
                 }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
                 Action::DiscardSequences => self.discard_sequences(),

@@ -18,6 +18,7 @@ impl VirtualSession {
         Checkpoint {
             wanted: self.wanted.clone(),
             pins: self.pins,
+            keeps_names: self.own_names.is_any(),
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
             rebased: self.rebased.clone(),
@@ -30,6 +31,7 @@ impl VirtualSession {
         let Checkpoint {
             wanted,
             pins,
+            keeps_names,
             unseen_settings,
             unseen_until,
             rebased,
@@ -38,6 +40,7 @@ impl VirtualSession {
         self.wanted = wanted;
         self.relex();
         self.pins = pins;
+        self.own_names.return_to(keeps_names);
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
         self.rebased = rebased;
@@ -513,6 +516,7 @@ impl VirtualSession {
 pub struct Checkpoint {
     pub(super) wanted: Arc<Settings>,
     pub(super) pins: PinSet,
+    keeps_names: bool,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
     pub(super) rebased: Vec<Box<str>>,

@@ -74,6 +74,7 @@ impl VirtualSession {
             serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
             before: std::mem::replace(&mut self.unnamed, unnamed),
             reports: 0,
+            names: None,
         })
     }
 

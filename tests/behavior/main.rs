@@ -32,6 +32,7 @@ mod protocol;
 mod reload;
 mod sequences;
 mod settings;
+mod sql_prepare;
 mod startup;
 mod startup_parameters;
 mod support;
