@@ -64,7 +64,7 @@ use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
 use sequences::Sequences;
-use sql_lexer::Lexing;
+use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, Step, TransactionControl};
 use statements::{ClientStatements, SharedStatements, Statement};
 use unreported::Unreported;
@@ -141,6 +141,8 @@ pub struct VirtualSession {
     /// How texts are read under the client's settings.
     lexing: Lexing,
     neutral_lexing: Lexing,
+    /// The transaction at hand may have changed how texts are read.
+    lexing_touched: bool,
     sequences: Sequences,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
@@ -172,6 +174,7 @@ impl VirtualSession {
             baseline,
             lexing: neutral,
             neutral_lexing: neutral,
+            lexing_touched: false,
             shared,
             statements: ClientStatements::default(),
             own_names: OwnNames::default(),
@@ -197,8 +200,14 @@ impl VirtualSession {
         session
     }
 
-    /// How the client's texts are read.
+    /// How the client's texts are read. While that may be about to change, only what reads the same either way is read.
     pub const fn lexing(&self) -> Lexing {
+        if self.lexing_touched && self.reports_due {
+            return Lexing {
+                strings: StandardConformingStrings::Uncertain,
+                encoding: EncodingClass::Unsafe,
+            };
+        }
         self.lexing
     }
 
@@ -281,6 +290,10 @@ impl VirtualSession {
                 }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
                 Action::DiscardSequences => self.discard_sequences(),
+                Action::DiscardAll if self.resets_lexing() => {
+                    self.lexing_touched = true;
+                    self.see_not(Until::Reported);
+                }
                 _ => {}
             }
         }

@@ -21,6 +21,7 @@ impl VirtualSession {
             keeps_names: self.own_names.is_any(),
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
+            lexing_touched: self.lexing_touched,
             rebased: self.rebased.clone(),
             unreported: self.unreported.clone(),
         }
@@ -34,6 +35,7 @@ impl VirtualSession {
             keeps_names,
             unseen_settings,
             unseen_until,
+            lexing_touched,
             rebased,
             unreported,
         } = checkpoint;
@@ -43,6 +45,7 @@ impl VirtualSession {
         self.own_names.return_to(keeps_names);
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
+        self.lexing_touched = lexing_touched;
         self.rebased = rebased;
         self.unreported = unreported;
         // It was made between two transactions.
@@ -195,6 +198,7 @@ impl VirtualSession {
             // It may be a custom one, whose name stays.
             SettingChange::Set { .. } => {
                 self.pins.insert(PinReason::CustomSetting);
+                self.lexing_touched = true;
                 self.see_not(Until::Discard);
             }
             SettingChange::Reset(_) => {}
@@ -258,6 +262,7 @@ impl VirtualSession {
             _ => {}
         }
         self.note_name(name, backend);
+        self.touch_lexing(name);
         let following = match follows(name) {
             // Whenever that is, nobody will ask.
             Following::ByAsking if scope == SettingScope::Later => Following::Tied,
@@ -293,6 +298,7 @@ impl VirtualSession {
     fn reset_setting(&mut self, name: &[u8], backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
         let name = String::from_utf8_lossy(name);
         let name = canonical(&name);
+        self.touch_lexing(name);
         let following = follows(name);
         let baseline = self.baseline.entry(name).cloned();
         let before = self.wanted.value(name).map(Box::from);
@@ -320,6 +326,17 @@ impl VirtualSession {
             }
             Following::Tied => self.see_not(Until::Ready),
         }
+    }
+
+    fn touch_lexing(&mut self, name: &str) {
+        self.lexing_touched |= matches!(name, "standard_conforming_strings" | "client_encoding");
+    }
+
+    /// Whether texts are read otherwise than when the client began.
+    pub(super) fn resets_lexing(&self) -> bool {
+        let baseline = |name| self.baseline.value(name);
+        let (strings, encoding) = (baseline("standard_conforming_strings"), baseline("client_encoding"));
+        self.lexing != lexing_of(self.neutral_lexing, strings, encoding)
     }
 
     /// A SET was completed: whether it may have been one to a default, which is a RESET by another name.
@@ -352,6 +369,7 @@ impl VirtualSession {
     }
 
     fn reset_all(&mut self, backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
+        self.lexing_touched |= self.resets_lexing();
         self.doubt_settings(backend);
         self.rebase_all();
         let asked = |(name, _): &&Setting| !parameters::is_identity(name) && follows(name) == Following::ByAsking;
@@ -497,6 +515,7 @@ impl VirtualSession {
             self.unseen_settings = 0;
         }
         self.settings_touched = false;
+        self.lexing_touched = false;
     }
 
     /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
@@ -519,6 +538,7 @@ pub struct Checkpoint {
     keeps_names: bool,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
+    pub(super) lexing_touched: bool,
     pub(super) rebased: Vec<Box<str>>,
     pub(super) unreported: Option<Box<Unreported>>,
 }
@@ -552,3 +572,7 @@ pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>)
         encoding: encoding.map_or(neutral.encoding, |value| EncodingClass::of(value.as_bytes())),
     }
 }
+
+#[cfg(test)]
+#[path = "settings_ledger_tests.rs"]
+mod tests;
