@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Flags};
 
@@ -40,7 +40,7 @@ pub struct Arguments {
 }
 
 /// What the process is to do. [`Command::Serve`] where the command line names nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Subcommand)]
 pub enum Command {
     /// Serve clients until a signal (the default)
     #[default]
@@ -54,6 +54,49 @@ pub enum Command {
         #[arg(long)]
         ready: bool,
     },
+    /// Do nothing for so many seconds: a preStop hook in an image without a shell
+    Wait {
+        /// How long, at most an hour
+        #[arg(value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+        seconds: u64,
+    },
+    /// Measure what a connection costs, step by step, directly and through pgsidecar; exit 1 if the goal is missed
+    Diagnose(DiagnoseArguments),
+}
+
+/// What `pgsidecar diagnose` is to measure.
+#[derive(Clone, PartialEq, Eq, Args)]
+pub struct DiagnoseArguments {
+    /// The database itself (default: DATABASE_URL, else the configured upstream, and then through its own listener)
+    #[arg(value_name = "URL")]
+    pub url: Option<String>,
+
+    /// pgsidecar in front of it: the URL that the app uses
+    #[arg(long, value_name = "URL")]
+    pub through: Option<String>,
+
+    /// Connections to open one after another, each way
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub connections: u32,
+
+    /// Connections to open at once, each way
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub at_once: u32,
+
+    /// What acquiring a connection may take, in milliseconds, at the 99th percentile
+    #[arg(long, value_name = "MS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub goal_ms: u32,
+
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl std::fmt::Debug for DiagnoseArguments {
+    /// Without the URLs: there may be passwords in them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiagnoseArguments").finish_non_exhaustive()
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -63,6 +106,7 @@ Examples:
   pgsidecar --config ./config.yaml --listen 127.0.0.1:6432 --listen unix:/run/pgsidecar
   pgsidecar check --config ./config.yaml
   pgsidecar healthcheck --ready
+  pgsidecar diagnose postgres://app:secret@db.example/app --through postgres://app:secret@127.0.0.1:6432/app
 
 Environment (stronger than the file, weaker than the options above):
   PGSIDECAR_CONFIG           the configuration file
@@ -85,7 +129,7 @@ Signals:
 
 Exit codes:
   0  stopped as asked, or the check passed
-  1  the configuration is wrong, an address is taken, or the check failed
+  1  the configuration is wrong, an address is taken, the check failed, or diagnose missed its goal
   2  the command line is wrong";
 
 impl std::fmt::Debug for Arguments {
@@ -121,7 +165,7 @@ impl Arguments {
     }
 }
 
-/// Overwrites the password in the `--upstream` option of this process with asterisks, so that `ps` doesn't show it.
+/// Overwrites the passwords in the URLs of this process' arguments with asterisks, so that `ps` doesn't show it.
 /// Call it once the arguments were read; they read blanked afterwards.
 ///
 /// The memory is reached through /proc/self/mem, which needs no unsafe code. Where /proc is missing nothing happens, and
@@ -155,17 +199,26 @@ fn argument_region(stat: &str) -> Option<Range<u64>> {
     (0 < start && start < end && end - start <= 1 << 22).then_some(start..end)
 }
 
+/// Their values are connection strings.
+const OPTIONS_WITH_SECRETS: [&str; 2] = ["--upstream", "--through"];
+
+/// The argument of `diagnose` stands by itself.
+fn is_url(argument: &[u8]) -> bool {
+    argument.starts_with(b"p") && argument.windows(3).any(|window| window == b"://")
+}
+
 /// Where passwords stand in arguments that are separated by NUL bytes.
 fn secret_spans(arguments: &[u8]) -> Vec<Range<usize>> {
     let mut spans = Vec::new();
     let mut at = 0;
     let mut is_value = false;
     for argument in arguments.split(|byte| *byte == 0) {
-        let value_at = match argument.strip_prefix(b"--upstream=") {
-            Some(value) => Some(argument.len() - value.len()),
-            None => is_value.then_some(0),
-        };
-        is_value = !is_value && argument == b"--upstream";
+        let inline = OPTIONS_WITH_SECRETS.iter().find_map(|option| {
+            let value = argument.strip_prefix(option.as_bytes())?.strip_prefix(b"=")?;
+            Some(argument.len() - value.len())
+        });
+        let value_at = inline.or_else(|| (is_value || is_url(argument)).then_some(0));
+        is_value = !is_value && OPTIONS_WITH_SECRETS.iter().any(|option| argument == option.as_bytes());
         if let Some(value_at) = value_at {
             let value = argument.get(value_at..).unwrap_or_default();
             // What is not UTF-8 is no URL that we understand: all of it goes.
@@ -260,6 +313,11 @@ mod tests {
             ("x\0--upstream=host=h password=s\0", "x\0--upstream=host=h password=*\0"),
             ("x\0--upstream\0--upstream\0", "x\0--upstream\0**********\0"),
             ("x\0--listen\0a:secret@b\0", "x\0--listen\0a:secret@b\0"),
+            (
+                "x\0diagnose\0postgres://a:secret@h\0--through\0postgres://a:other@h/d\0",
+                "x\0diagnose\0postgres://a:******@h\0--through\0postgres://a:*****@h/d\0",
+            ),
+            ("x\0--through=postgres://a:s@h\0", "x\0--through=postgres://a:*@h\0"),
         ] {
             let mut bytes = arguments.as_bytes().to_vec();
             for span in secret_spans(arguments.as_bytes()) {

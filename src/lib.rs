@@ -6,13 +6,14 @@
 //! [`virtual_session`] knows what a client believes its session holds, [`net`] owns the sockets, [`backend`] is one
 //! connection to PostgreSQL, [`pool`] decides who may use it, [`relay`] moves runs of bytes between a client and its
 //! lease, [`client`] is one client's life and [`server`] the process's. [`config`], [`logging`], [`metrics`], [`admin`],
-//! [`error`] and [`drain`] stand beside them.
+//! [`error`] and [`drain`] stand beside them; [`diagnose`] measures what a connection costs.
 
 pub mod admin;
 pub mod backend;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod diagnose;
 pub mod drain;
 pub mod error;
 #[doc(hidden)]

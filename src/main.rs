@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use pgsidecar::cli::{self, Arguments, Command};
+use pgsidecar::cli::{self, Arguments, Command, DiagnoseArguments};
 use pgsidecar::config::{self, Config, ConfigError, Flags, Sources};
-use pgsidecar::{admin, logging, server};
+use pgsidecar::{admin, diagnose, logging, server};
 
 /// How long a probe waits for its answer.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -27,9 +27,15 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, flags: Flags) -> Result<ExitCode, ConfigError> {
+    if let Command::Wait { seconds } = command {
+        return Ok(wait(Duration::from_secs(seconds)));
+    }
     let sources = Sources::of_process(flags)?;
     if let Command::Healthcheck { ready } = command {
         return Ok(healthcheck(config::metrics_listen(&sources)?, ready));
+    }
+    if let Command::Diagnose(arguments) = command {
+        return diagnosis(&sources, &arguments);
     }
     let loaded = Config::load(&sources)?;
     if command == Command::Check {
@@ -80,6 +86,15 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Exit 0 when the time is over.
+fn wait(time: Duration) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        Ok(runtime) => runtime.block_on(async { tokio::time::sleep(time).await }),
+        Err(error) => return fail(&error),
+    }
+    ExitCode::SUCCESS
+}
+
 /// Exit 0 where the endpoint says so.
 fn healthcheck(listen: Option<std::net::SocketAddr>, ready: bool) -> ExitCode {
     let Some(address) = listen else {
@@ -97,4 +112,56 @@ fn healthcheck(listen: Option<std::net::SocketAddr>, ready: bool) -> ExitCode {
         }
         Err(line) => fail(&line),
     }
+}
+
+/// What to measure: the URLs of the command line; else the app's own; else our upstream, and through our first listener.
+fn plan(sources: &Sources, arguments: &DiagnoseArguments) -> Result<diagnose::Plan, ConfigError> {
+    let through = arguments.through.as_ref();
+    let through = through.map(|url| config::connection(sources, url)).transpose()?;
+    let url = arguments.url.as_deref().or_else(|| config::database_url(sources));
+    let (direct, through) = match url {
+        Some(url) => (config::connection(sources, url)?, through),
+        None => {
+            let config = Config::load(sources)?.config;
+            let served = through.or_else(|| config.served());
+            (config.upstream, served)
+        }
+    };
+    Ok(diagnose::Plan {
+        direct,
+        through,
+        connections: arguments.connections,
+        at_once: arguments.at_once,
+        goal: Duration::from_millis(arguments.goal_ms.into()),
+    })
+}
+
+/// Exit 0 where the goal is met.
+fn diagnosis(sources: &Sources, arguments: &DiagnoseArguments) -> Result<ExitCode, ConfigError> {
+    let plan = plan(sources, arguments)?;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Ok(fail(&error)),
+    };
+    let progress = diagnose::Progress::on_terminal(diagnose::connections_in(&plan));
+    let outcome = runtime.block_on(diagnose::run(plan, &progress));
+    progress.end();
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
+    Ok(match outcome {
+        Ok(findings) => {
+            match arguments.json {
+                true => println!("{}", findings.json()),
+                false => print!("{}", findings.table()),
+            }
+            ExitCode::from(u8::from(!findings.is_goal_met()))
+        }
+        Err(failure) => {
+            if arguments.json {
+                println!("{}", failure.json());
+            }
+            eprintln!("pgsidecar: {failure}");
+            eprintln!("try: {}", failure.advice);
+            ExitCode::FAILURE
+        }
+    })
 }

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Host, UpstreamConfig};
+use crate::net::StepObserver;
 use crate::net::dial::{Names, Transport, dial};
 use crate::net::tls::UpstreamTls;
 use crate::wire::compose;
@@ -120,7 +121,15 @@ impl CancelTarget {
             return CancelSent::NotSent;
         };
         // Its host has the address that the session is on.
-        let dialing = dial(&self.host, &self.upstream, &self.tls, &Names::System, self.transport);
+        let steps = StepObserver::default();
+        let dialing = dial(
+            &self.host,
+            &self.upstream,
+            &self.tls,
+            &Names::System,
+            self.transport,
+            &steps,
+        );
         let mut stream = match timeout_at(deadline, dialing).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(_)) | Err(_) => return CancelSent::NotSent,

@@ -14,7 +14,7 @@ use super::{Backend, BackendError, CancelTarget, ServerParameters, session_attri
 use crate::config::{Host, PasswordSource, TargetSessionAttrs, UpstreamConfig};
 use crate::net::dial::{Names, Transport, dial, transports};
 use crate::net::tls::UpstreamTls;
-use crate::net::{PeerAddress, Stream};
+use crate::net::{ConnectStep, PeerAddress, StepObserver, Stream};
 use crate::protocol::backend_login::{
     BackendLogin, Established, LOGIN_MESSAGE_LEN_MAX, LoginFailure, LoginRequest, LoginSecret, LoginStep,
 };
@@ -95,6 +95,8 @@ pub struct LoginOptions {
     pub passed_secret: LoginSecret,
     /// Startup parameters of a dedicated backend; a pooled one has none, so that RESET ALL is neutral (trap 60).
     pub parameters: Vec<(String, String)>,
+    /// Who is told of the steps.
+    pub steps: StepObserver,
 }
 
 impl std::fmt::Debug for LoginOptions {
@@ -310,7 +312,7 @@ impl Connector {
         secret: LoginSecret,
         options: &LoginOptions,
     ) -> Result<Backend, Attempt> {
-        let mut stream = dial(host, &self.upstream, &self.tls, &self.names, transport)
+        let mut stream = dial(host, &self.upstream, &self.tls, &self.names, transport, &options.steps)
             .await
             .map_err(|error| {
                 if error.is_unavailable() {
@@ -331,6 +333,7 @@ impl Connector {
                     }
                 }
             })?;
+        options.steps.begins(ConnectStep::LogIn);
         let request = self.request(&stream, secret.clone(), options).map_err(Attempt::last)?;
         let mut buffer = BytesMut::new();
         let established = log_in(&mut stream, &mut buffer, request)

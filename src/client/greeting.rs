@@ -71,7 +71,7 @@ pub async fn greet(
     let neutral = pool.learn().await.map_err(|error| fatal(&error))?;
     // Without it every mention is suspicious, which is safe: no login fails, or waits for long, because of it.
     let _ = tokio::time::timeout(CATALOG_WAIT, pool.know_catalog()).await;
-    let settings = match pool.prove(&holder, &login.settings).await {
+    let settings = match pool.prove(&holder, &login.settings, &neutral).await {
         Ok(StartupSettings::Follow(settings)) => settings,
         Ok(StartupSettings::NeedOwnBackend) => {
             return with_own_backend(pool, holder, cancel, login, authenticated).await;

@@ -137,6 +137,8 @@ impl Config {
             ("sequence_pin_timeout", duration_or_off(pool.sequence_pin_timeout)),
             ("listen_on_loss", word(resolve::LISTEN_ON_LOSS, pool.listen_on_loss)),
             ("audit", word(resolve::AUDITS, pool.audit)),
+            ("setting_answers", pool.setting_answers.into()),
+            ("warm_settings", settings(&pool.warm_settings)),
         ])
     }
 
@@ -360,6 +362,7 @@ fn pool_override(pool: &PoolOverride) -> Option<Value> {
                 .as_ref()
                 .map(|query| query.as_deref().unwrap_or("none").into()),
         ),
+        ("warm_settings", pool.warm_settings.as_ref().map(settings)),
     ];
     let entries: Vec<_> = entries
         .into_iter()
@@ -372,6 +375,14 @@ fn section<'a>(entries: impl IntoIterator<Item = (&'a str, Value)>) -> Value {
     Value::Mapping(Mapping::from_iter(
         entries.into_iter().map(|(key, value)| (Value::from(key), value)),
     ))
+}
+
+fn settings(settings: &std::collections::BTreeMap<String, String>) -> Value {
+    section(
+        settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str().into())),
+    )
 }
 
 fn optional(text: Option<&str>) -> Value {

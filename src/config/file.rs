@@ -145,6 +145,8 @@ sections! {
         sequence_pin_timeout: Scalar,
         listen_on_loss: Scalar,
         audit: Scalar,
+        setting_answers: Scalar,
+        warm_settings: BTreeMap<String, Scalar>,
     }
     /// `pool:` of a database or a user.
     OverrideFile {
@@ -156,6 +158,7 @@ sections! {
         max_lifetime: Scalar,
         lifetime_jitter: Scalar,
         connect_query: Scalar,
+        warm_settings: BTreeMap<String, Scalar>,
     }
     /// `limits:`.
     LimitsFile {

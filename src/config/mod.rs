@@ -5,8 +5,9 @@
 //!
 //! In reading order: [`Sources`] (flags, environment, file), `file` (the keys as they are written), `resolve` (what
 //! they mean), with `listen`, `login`, `users`, `databases`, `upstream` and `conninfo` for the parts that need more words;
-//! `describe` shows the result and `reload` compares two.
+//! `describe` shows the result, `reload` compares two, and `connection` reads a string by itself.
 
+mod connection;
 mod conninfo;
 mod databases;
 mod describe;
@@ -36,6 +37,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use connection::{connection, database_url};
 pub use conninfo::password_spans;
 pub use error::{ConfigError, Place};
 pub use file::known_keys;
@@ -389,6 +391,11 @@ pub struct PoolConfig {
     /// Whether backends that are given back are asked what they hold. A round trip of the backend each time; the client
     /// does not wait for it.
     pub audit: Audit,
+    /// Values of settings that are remembered because PostgreSQL has accepted them, so that it need not be asked again.
+    /// 0: each is asked for.
+    pub setting_answers: u32,
+    /// Values that are tried when a pool opens, by name: PostgreSQL need not be asked for them even once.
+    pub warm_settings: BTreeMap<String, String>,
 }
 
 /// What a `pool:` in `databases:` or `users:` overrides. The outer `Option` is: is the key there?
@@ -403,6 +410,7 @@ pub struct PoolOverride {
     pub max_lifetime: Option<Option<Duration>>,
     pub lifetime_jitter: Option<f64>,
     pub connect_query: Option<Option<String>>,
+    pub warm_settings: Option<BTreeMap<String, String>>,
 }
 
 /// `limits:`. `None` is off.
@@ -500,7 +508,8 @@ impl PoolConfig {
             idle_timeout,
             max_lifetime,
             lifetime_jitter,
-            connect_query
+            connect_query,
+            warm_settings
         );
         pool
     }

@@ -1,5 +1,6 @@
 //! From what was written to what it means: each key read once, checked once, with its default beside it.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use super::{
     Audit, Config, DrainConfig, DrainMode, LimitsConfig, ListenOnLoss, LogConfig, LogFormat, MetricsConfig, PoolConfig,
     PoolMode, PoolOverride, RuntimeConfig, UserConfig,
 };
+
+/// Settings that a pool may be told to try.
+const WARM_SETTINGS_MAX: usize = 64;
 
 /// A configuration, and what is odd about it without being wrong: for the log, once there is one.
 #[derive(Debug, Clone, PartialEq)]
@@ -170,6 +174,13 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             ListenOnLoss::Close,
         )?,
         audit: at.read("audit", &file.audit, |it| it.word(AUDITS), Audit::Off)?,
+        setting_answers: at.read(
+            "setting_answers",
+            &file.setting_answers,
+            |it| it.count(0, 1_000_000),
+            1000,
+        )?,
+        warm_settings: warm_settings(&at, &file.warm_settings)?.unwrap_or_default(),
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
     if pool.max_size > pool.max_total {
@@ -203,7 +214,30 @@ pub(super) fn pool_override(file: &OverrideFile, path: &KeyPath) -> Result<PoolO
         max_lifetime: at.read_if("max_lifetime", &file.max_lifetime, Scalar::duration_or_off)?,
         lifetime_jitter: at.read_if("lifetime_jitter", &file.lifetime_jitter, Scalar::share)?,
         connect_query: at.read_if("connect_query", &file.connect_query, Scalar::text_or_none)?,
+        warm_settings: warm_settings(&at, &file.warm_settings)?,
     })
+}
+
+/// Names with the values to be tried.
+fn warm_settings(
+    at: &Section,
+    file: &Option<BTreeMap<String, Scalar>>,
+) -> Result<Option<BTreeMap<String, String>>, Problem> {
+    let Some(file) = file else {
+        return Ok(None);
+    };
+    if file.len() > WARM_SETTINGS_MAX {
+        return Err(at.problem(
+            "warm_settings",
+            format!("must not have more than {WARM_SETTINGS_MAX} entries"),
+        ));
+    }
+    let read = |(name, value): (&String, &Scalar)| {
+        let value = value.setting_value();
+        let value = value.map_err(|message| at.problem("warm_settings", format!("{name} {message}")))?;
+        Ok((name.clone(), value))
+    };
+    file.iter().map(read).collect::<Result<_, _>>().map(Some)
 }
 
 fn check_overrides(pool: &PoolConfig, users: &[UserConfig]) -> Result<(), Problem> {

@@ -34,6 +34,17 @@ impl Scalar {
         }
     }
 
+    /// The value of a PostgreSQL setting, as it would be said to PostgreSQL.
+    pub(super) fn setting_value(&self) -> Result<String, String> {
+        match self {
+            Self::Bool(value) => Ok(if *value { "on" } else { "off" }.to_owned()),
+            Self::Integer(number) => Ok(number.to_string()),
+            Self::Float(number) => Ok(number.to_string()),
+            Self::Text(text) if text.contains('\0') => Err("must not contain a NUL byte".into()),
+            Self::Text(text) => Ok(text.clone()),
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&self) -> Result<bool, String> {
         match self {

@@ -91,6 +91,7 @@ pub struct Metrics {
     client_connections: IntCounter,
     backend_closed: [IntCounter; CloseReason::ALL.len()],
     transactions: IntCounter,
+    setting_answers: IntCounter,
     queries: IntCounter,
     bytes: [IntCounter; Direction::ALL.len()],
     errors: BoundedCounters<SqlState>,
@@ -136,6 +137,7 @@ impl Metrics {
                 CloseReason::ALL[index].as_str()
             }),
             transactions: counter(&registry, names::TRANSACTIONS),
+            setting_answers: counter(&registry, names::SETTING_ANSWERS),
             queries: counter(&registry, names::QUERIES),
             bytes: counters(&registry, names::BYTES, "direction", |index| {
                 Direction::ALL[index].as_str()

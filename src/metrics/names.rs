@@ -34,6 +34,7 @@ families! {
     BACKEND_CLOSED: "pgsidecar_backend_closed_total", "Backend connections closed, by reason.";
     TRANSACTIONS: "pgsidecar_transactions_total", "Transactions completed, those of a single statement included.";
     QUERIES: "pgsidecar_queries_total", "Requests completed: each ends with one ReadyForQuery.";
+    SETTING_ANSWERS: "pgsidecar_setting_answers_total", "SETs answered without PostgreSQL, which had accepted the value before.";
     BYTES: "pgsidecar_bytes_total", "Bytes of PostgreSQL messages relayed, by where they went.";
     ERRORS: "pgsidecar_errors_total", "ErrorResponses that clients were sent, by SQLSTATE.";
     PINS: "pgsidecar_pins_total", "Times that a client kept its backend beyond a transaction, by why.";

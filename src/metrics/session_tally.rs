@@ -11,6 +11,8 @@ pub struct SessionTally {
     pub queries: u64,
     /// Of those, the ones that ended a transaction (status `I`).
     pub transactions: u64,
+    /// Requests that were answered without PostgreSQL, because it had accepted the setting's value before.
+    pub setting_answers: u64,
     /// Bytes from the client to PostgreSQL.
     pub bytes_to_backend: u64,
     /// Bytes from PostgreSQL to the client.
@@ -28,6 +30,7 @@ impl SessionTally {
         };
         add(&metrics.queries, tally.queries);
         add(&metrics.transactions, tally.transactions);
+        add(&metrics.setting_answers, tally.setting_answers);
         add(&metrics.bytes[Direction::ToBackend.index()], tally.bytes_to_backend);
         add(&metrics.bytes[Direction::ToClient.index()], tally.bytes_to_client);
     }
@@ -43,6 +46,7 @@ mod tests {
         let mut tally = SessionTally {
             queries: 3,
             transactions: 2,
+            setting_answers: 1,
             bytes_to_backend: 10,
             bytes_to_client: 100,
         };

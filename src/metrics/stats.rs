@@ -165,6 +165,7 @@ mod tests {
         SessionTally {
             queries: 40,
             transactions: 20,
+            setting_answers: 0,
             bytes_to_backend: 100,
             bytes_to_client: 1000,
         }

@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use tokio::net::{TcpSocket, UnixStream, lookup_host};
 use tokio::time::timeout;
 
+use super::connect_steps::{ConnectStep, StepObserver};
 use super::idle::IdleState;
 use super::socket_options::SocketOptions;
 use super::stream::Stream;
@@ -139,8 +140,9 @@ pub async fn dial(
     tls: &UpstreamTls,
     names: &Names,
     transport: Transport,
+    steps: &StepObserver,
 ) -> Result<Stream, DialError> {
-    let connect = connect(host, upstream, tls, names, transport);
+    let connect = connect(host, upstream, tls, names, transport, steps);
     let Some(limit) = upstream.connect_timeout else {
         return connect.await;
     };
@@ -156,12 +158,21 @@ async fn connect(
     tls: &UpstreamTls,
     names: &Names,
     transport: Transport,
+    steps: &StepObserver,
 ) -> Result<Stream, DialError> {
     match host {
-        Host::Unix { directory, port } => connect_unix(&unix_socket::path(directory, *port)).await,
+        Host::Unix { directory, port } => {
+            steps.begins(ConnectStep::Connect);
+            connect_unix(&unix_socket::path(directory, *port)).await
+        }
         Host::Tcp { host: name, .. } => {
+            steps.begins(ConnectStep::LookUp);
             let addresses = addresses(host, upstream, names).await?;
+            steps.begins(ConnectStep::Connect);
             let stream = connect_tcp(host, addresses, SocketOptions::from(upstream)).await?;
+            if transport != Transport::Plain {
+                steps.begins(ConnectStep::Tls);
+            }
             secure(stream, host, name, tls, transport).await
         }
     }
@@ -436,7 +447,15 @@ mod tests {
 
     async fn dial_to(host: &Host, tls: UpstreamTlsConfig, transport: Transport) -> Result<Stream, DialError> {
         let connector = UpstreamTls::new(&tls).unwrap();
-        dial(host, &upstream(tls), &connector, &Names::System, transport).await
+        dial(
+            host,
+            &upstream(tls),
+            &connector,
+            &Names::System,
+            transport,
+            &StepObserver::default(),
+        )
+        .await
     }
 
     /// A server that reads the SSLRequest and answers with these bytes.
@@ -630,9 +649,16 @@ mod tests {
         let mut upstream = upstream(config.clone());
         upstream.connect_timeout = Some(Duration::from_millis(50));
         let tls = UpstreamTls::new(&config).unwrap();
-        let error = dial(&host, &upstream, &tls, &Names::System, Transport::TlsRequired)
-            .await
-            .unwrap_err();
+        let error = dial(
+            &host,
+            &upstream,
+            &tls,
+            &Names::System,
+            Transport::TlsRequired,
+            &StepObserver::default(),
+        )
+        .await
+        .unwrap_err();
         assert_eq!(
             (error.kind, error.is_unavailable()),
             (DialErrorKind::TimedOut, true),

@@ -3,8 +3,9 @@
 //!
 //! Reading order: [`stream`] is one connected socket, [`peer_address`] names who is at its other end, [`idle`] looks at
 //! one that nobody reads, `plain` tries a plain socket before it waits, [`socket_options`] is what every TCP socket is set to, [`listen`] accepts clients,
-//! `unix_socket` is the file that they find us by, [`mod@dial`] connects to PostgreSQL and [`tls`] secures either side.
+//! `unix_socket` is the file that they find us by, [`mod@dial`] connects to PostgreSQL (and says so in [`connect_steps`]) and [`tls`] secures either side.
 
+pub mod connect_steps;
 pub mod dial;
 pub mod idle;
 pub mod listen;
@@ -17,6 +18,7 @@ mod test_certificates;
 pub mod tls;
 mod unix_socket;
 
+pub use connect_steps::{ConnectStep, StepObserver};
 pub use dial::{DialError, DialErrorKind, Transport, dial, transports};
 pub use idle::{IdleProbe, IdleState};
 pub use listen::{BindError, Listener};

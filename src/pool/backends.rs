@@ -18,6 +18,7 @@ use super::manager::{BackendManager, ConnectError, PoolCore, closed_report};
 use super::parked::{Parked, Wish};
 use super::pin_quota::PinQuota;
 use super::registry::PoolKey;
+use super::replacement_pace::ReplacementPace;
 use super::timeout_report;
 use super::total_cap::Want;
 use super::turnstile::Turnstile;
@@ -80,6 +81,7 @@ pub struct Pool {
     pub(super) pinned: PinQuota,
     /// Milliseconds of the coarse clock: when somebody last asked for a backend.
     last_asked: AtomicU64,
+    replacements: ReplacementPace,
 }
 
 impl Pool {
@@ -102,6 +104,7 @@ impl Pool {
             parked: Mutex::default(),
             pinned: PinQuota::default(),
             last_asked: AtomicU64::new(0),
+            replacements: ReplacementPace::default(),
             core,
         })
     }
@@ -237,7 +240,7 @@ impl Pool {
     pub fn pass_secret(&self, secret: LoginSecret) {
         self.core.login_options.store(Arc::new(LoginOptions {
             passed_secret: secret,
-            parameters: Vec::new(),
+            ..LoginOptions::default()
         }));
         self.core.failures.forget();
     }
@@ -258,6 +261,11 @@ impl Pool {
     /// Whether anyone waits for a backend.
     pub fn is_waited_for(&self) -> bool {
         !self.core.line.is_empty()
+    }
+
+    /// How long a client must wait before a backend is closed for it that holds traces of others.
+    pub fn replacement_wait(&self) -> Duration {
+        self.replacements.take_turn(Instant::now())
     }
 
     /// Milliseconds since the pool began, as of a moment ago. One load.
@@ -540,6 +548,7 @@ impl PoolCore {
         let options = LoginOptions {
             passed_secret,
             parameters,
+            ..LoginOptions::default()
         };
         let connector = self.connector.load_full();
         let failure = loop {

@@ -10,7 +10,9 @@ use arc_swap::ArcSwap;
 
 use super::manager::millis;
 use super::{Holder, Pool, Wish, lock};
-use crate::backend::{Backend, BackendError, Row};
+use crate::backend::parameters::is_settable;
+use crate::backend::{Backend, BackendError, Row, ServerParameters};
+use crate::config::PoolConfig;
 use crate::metrics::CloseReason;
 use crate::virtual_session::SharedLedger;
 use crate::virtual_session::parameters::literal;
@@ -95,7 +97,7 @@ impl Knowledge {
     /// what it parsed before would not be parsed so again.
     pub(crate) fn forget_what_follows_from_settings(&self) {
         lock(&self.proven).clear();
-        self.ledger.statements.forget();
+        self.ledger.forget();
     }
 
     /// Which of these reported settings have the server's own value, and not one that was set in the session.
@@ -142,19 +144,26 @@ impl Knowledge {
     }
 
     /// Reads the catalog on a backend that is between transactions.
-    pub async fn read_catalog(&self, backend: &mut Backend) -> Result<(), BackendError> {
+    /// What may hang on it is learned anew: the values of `pool.warm_settings`.
+    pub async fn read_catalog(&self, backend: &mut Backend, settings: &PoolConfig) -> Result<(), BackendError> {
         // A client's role or timeout is not ours.
         backend.make_neutral().await?;
         let outcome = backend.query(&catalog_query()).await?;
         match outcome.error {
             None => {
                 let rows = outcome.first_column.iter().flatten().flat_map(|row| names_of(row));
-                self.suspects.store(Arc::new(Suspects::known(rows)));
+                let suspects = Suspects::known(rows);
+                if suspects.fingerprint() != self.suspects.load().fingerprint() {
+                    self.ledger.answers.forget();
+                }
+                self.suspects.store(Arc::new(suspects));
                 self.catalog_read.store(true, Ordering::Release);
             }
             Some(report) => tracing::warn!(%report, "the catalog of routines can't be read; unknown calls will pin"),
         }
-        Ok(())
+        let count_max = usize::try_from(settings.setting_answers).unwrap_or(usize::MAX);
+        self.try_warm_settings(backend, &settings.warm_settings, count_max)
+            .await
     }
 }
 
@@ -215,8 +224,9 @@ impl Pool {
         let Ok(mut lease) = self.lease(&Holder::internal("reading the catalog"), Wish::Any).await else {
             return;
         };
-        let limit = self.settings().reset_timeout;
-        match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease)).await {
+        let settings = self.settings();
+        let limit = settings.reset_timeout;
+        match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease, &settings)).await {
             Ok(Ok(())) => lease.park(),
             Ok(Err(error)) => tracing::warn!(%error, "the catalog of routines can't be read"),
             Err(_) => tracing::warn!(?limit, "the catalog of routines could not be read in time"),
@@ -225,7 +235,9 @@ impl Pool {
         knowledge.catalog_read_at.store(self.core.now(), Ordering::Release);
     }
 
-    /// What PostgreSQL makes of a client's startup parameters. A pair that was not tried before is tried on a backend.
+    /// What PostgreSQL makes of a client's startup parameters. A pair that was not tried before is tried on a backend, unless
+    /// a new backend reports just that by itself (`neutral`): Django's `client_encoding=UTF8` costs not even the first
+    /// client a round trip.
     ///
     /// # Errors
     /// PostgreSQL's own refusal as a FATAL; or there is no backend to try it on.
@@ -233,9 +245,14 @@ impl Pool {
         self: &Arc<Self>,
         holder: &Arc<Holder>,
         settings: &[(String, String)],
+        neutral: &ServerParameters,
     ) -> Result<StartupSettings, Report> {
         let knowledge = self.knowledge();
-        let unknown = || settings.iter().filter(|pair| knowledge.proof(pair).is_none()).cloned();
+        let proof = |pair: &(String, String)| {
+            let reported = || is_reported(neutral, pair).then(|| Proven::Value(pair.1.clone()));
+            knowledge.proof(pair).or_else(reported)
+        };
+        let unknown = || settings.iter().filter(|pair| proof(pair).is_none()).cloned();
         let unknown: Vec<_> = unknown().collect();
         let tried = if unknown.is_empty() {
             HashMap::new()
@@ -246,7 +263,7 @@ impl Pool {
         };
         let mut canonical = Vec::with_capacity(settings.len());
         for pair in settings {
-            match tried.get(pair).cloned().or_else(|| knowledge.proof(pair)) {
+            match tried.get(pair).cloned().or_else(|| proof(pair)) {
                 Some(Proven::Value(value)) => canonical.push((pair.0.clone(), value)),
                 Some(Proven::Placeholder) => canonical.push(pair.clone()),
                 // Forgotten meanwhile: PostgreSQL itself decides.
@@ -327,6 +344,12 @@ async fn try_setting(backend: &mut Backend, pair: &(String, String)) -> Result<R
     Ok(Ok(Proven::Value(String::from_utf8_lossy(&value).into_owned())))
 }
 
+/// Whether a new backend has this value already, in PostgreSQL's own spelling: then it is one that can be set.
+fn is_reported(neutral: &ServerParameters, (name, value): &(String, String)) -> bool {
+    let mut reported = neutral.iter();
+    is_settable(name) && reported.any(|(key, own)| key.eq_ignore_ascii_case(name) && own == value.as_bytes())
+}
+
 /// Most names are as unique as their clients, and PostgreSQL changes only those that are too long or not plain ASCII.
 fn is_plain_application_name((name, value): &(String, String)) -> bool {
     name.eq_ignore_ascii_case("application_name")
@@ -370,6 +393,27 @@ mod tests {
             assert_eq!(is_plain_application_name(&pair(name, value)), is_plain, "{value}");
         }
         assert!(!is_plain_application_name(&pair("application_name", &"x".repeat(64))));
+    }
+
+    #[test]
+    fn what_a_new_backend_reports_by_itself_is_known_without_asking() {
+        let neutral = [
+            ("client_encoding", "UTF8"),
+            ("is_superuser", "off"),
+            ("TimeZone", "UTC"),
+        ];
+        let neutral = neutral.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+        let neutral = ServerParameters::new(neutral);
+        for (name, value, is_known) in [
+            ("client_encoding", "UTF8", true),
+            ("Client_Encoding", "UTF8", true),
+            ("timezone", "UTC", true),
+            ("client_encoding", "utf8", false),
+            ("is_superuser", "off", false),
+            ("search_path", "UTF8", false),
+        ] {
+            assert_eq!(is_reported(&neutral, &pair(name, value)), is_known, "{name}={value}");
+        }
     }
 
     #[test]

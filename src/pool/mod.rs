@@ -31,11 +31,13 @@ mod parked;
 mod pin_quota;
 mod record;
 mod registry;
+mod replacement_pace;
 mod subscription;
 mod timeout_report;
 mod total_cap;
 mod turnstile;
 mod vacancy;
+mod warm_settings;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

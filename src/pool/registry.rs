@@ -197,7 +197,7 @@ impl Registry {
         }
         let options = LoginOptions {
             passed_secret: lock(&self.passed_secrets).get(&key.user).cloned().unwrap_or_default(),
-            parameters: Vec::new(),
+            ..LoginOptions::default()
         };
         let (metrics, total_cap) = (Arc::clone(&self.metrics), Arc::clone(&self.total_cap));
         let vacancies = Arc::clone(&self.vacancies);

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::simple_query::{deallocated_name, named_statement};
 use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
@@ -42,17 +41,25 @@ impl Exchange {
             return Ok(Next::Done);
         }
         if self.lease.is_none() {
-            return Ok(Next::NeedsBackend);
+            return Ok(self.answer_group(parties).unwrap_or(Next::NeedsBackend));
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
             None => self.classify(parse.sql, parties),
         };
         let named = !parse.name.is_empty();
+        let trial = if named {
+            None
+        } else {
+            self.trial_of_group(&effects, parties)
+        };
         if let Some(stop) = self.before_backend(parties, Some(&effects)) {
             return Ok(stop);
         }
         if let Some(stop) = self.before_name().filter(|_| named) {
+            return Ok(stop);
+        }
+        if let Some(stop) = self.before_parsing_names(&effects, parties) {
             return Ok(stop);
         }
         self.show_channels(header, &effects, parties);
@@ -68,29 +75,53 @@ impl Exchange {
                 .parse_unnamed(parse.definition, effects, &mut lease.state);
             self.expect(Request::Parse, Fate::Forward, note);
             self.up.pass(header);
+            self.trial = trial.or(self.trial.take());
             return Ok(Next::Done);
         }
+        self.parse_named(header, known.is_some(), effects, parties)
+    }
+
+    /// Parse of a name.
+    fn parse_named(
+        &mut self,
+        header: Header,
+        is_taken: bool,
+        effects: Effects,
+        parties: &mut Parties<'_>,
+    ) -> Result<Next, Report> {
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let parse = Parse::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let held = parties.session.statement_bytes() + parse.name.len() + parse.definition.len();
         let too_much = held > parties.rules.client_statement_bytes;
-        match known {
-            Some(_) => self.parse_duplicate(header),
-            None if parties.session.may_be_own(parse.name) => {
+        match is_taken {
+            true => self.parse_duplicate(header),
+            false if parties.session.may_be_own(parse.name) => {
                 // PostgreSQL knows whether the name is free.
+                let limit = parties.rules.client_statement_bytes;
+                let is_known = effects.is_none()
+                    || parties
+                        .session
+                        .remember_on_backend(parse.name, parse.definition, &effects, limit);
                 self.pin(PinReason::Prepare, parties);
+                if !is_known {
+                    self.pin(PinReason::Unknown, parties);
+                }
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
-            None if too_much || parties.session.is_reserved(parse.name) => {
+            false if too_much || parties.session.is_reserved(parse.name) => {
                 // Kept by the backend under the client's own name; only this backend has it.
+                let name = parse.name.to_vec();
                 let pins = PinSet::of(PinReason::LargeStatement);
                 if let Some(refused) = self.before_pinning_for(header, Request::Parse, pins, parties) {
                     return Ok(refused);
                 }
+                self.close_stranger(&name);
                 self.pin(PinReason::LargeStatement, parties);
                 self.expect(Request::Parse, Fate::Forward, Note::None);
                 self.up.pass(header);
             }
-            None => self.parse_shared(header, effects, parties),
+            false => self.parse_shared(header, effects, parties),
         }
         Ok(Next::Done)
     }
@@ -103,7 +134,10 @@ impl Exchange {
             return;
         };
         let exits = effects.exits_failed_block;
-        let statement = parties.session.prepare(parse.name, parse.definition, || effects);
+        let statement = match effects.executes_names() {
+            true => parties.session.prepare_alone(parse.name, parse.definition, || effects),
+            false => parties.session.prepare(parse.name, parse.definition, || effects),
+        };
         let generation = parties.session.generation();
         let mut held = lease.state.statements.touch(&statement, generation);
         let name = parse.name.to_vec();
@@ -139,6 +173,10 @@ impl Exchange {
     /// A Parse of a name that the client already uses: PostgreSQL is made to say so (42P05), in the client's own words.
     /// It first looks at the text, so the name is taken by a statement that can be parsed even in a failed transaction.
     pub(super) fn parse_duplicate(&mut self, header: Header) {
+        if let Some(lease) = self.lease.as_mut() {
+            // What the client's Parse does not replace stays there.
+            lease.state.own.doubt(SWITCH_NAME);
+        }
         let body = self.up.whole_body(header).unwrap_or_default();
         let name = Parse::parse(body).map(|parse| parse.name.to_vec()).unwrap_or_default();
         let report = Report::error(
@@ -175,62 +213,61 @@ impl Exchange {
         };
         self.untold_portal = None;
         self.listens.forget_portal(head.portal);
+        self.named_portals.forget(head.portal);
         if head.statement.is_empty() {
             return self.on_unnamed(header, Request::Bind, parties);
         }
-        let Some(NamedStatement {
-            statement,
-            told,
-            number,
-        }) = parties.session.named(head.statement).cloned()
-        else {
+        let Some(named) = parties.session.named(head.statement).cloned() else {
             let offset = head.statement_offset;
             let reserved = parties.session.is_reserved(head.statement);
             return Ok(self.on_unknown_name(header, Request::Bind, offset, reserved, parties));
         };
+        let statement = &named.statement;
         if let Some(wanted) = self.wants_values(header, &statement.effects, parties) {
             return Ok(wanted);
         }
         let (portal, name) = (head.portal.to_vec(), head.statement.to_vec());
-        let effects = self.effects_now(&statement.effects, statement.sql(), parties);
+        let effects = self.effects_of(statement, parties);
         let effects = self.with_values(header, effects);
+        let effects = self.with_executed(effects, parties);
         let is_first = self.pipeline.is_settled();
         if let Some(stop) = self
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
-            .or_else(|| self.before_teaching(&statement, parties))
+            .or_else(|| self.before_teaching(statement, parties))
+            .or_else(|| self.before_naming(&effects, parties))
             .or_else(|| self.before_pinning(header, Request::Bind, &effects, parties))
             .or_else(|| self.before_bind(&effects, parties))
             .or_else(|| self.before_notifying(&effects, parties))
         {
             return Ok(stop);
         }
-        if let Some(deallocated) = deallocated_name(&statement.effects) {
+        if let Some(deallocated) = self.deallocated_here(&statement.effects, parties) {
             let replaced = HEADER_LEN + portal.len() + 1 + name.len();
             if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
                 return Ok(Next::Done);
             }
         }
-        self.materialise_named(&statement.effects, Fate::Swallow, parties);
+        self.bind_names(&portal, statement.sql(), &effects, parties);
+        if statement.is_from_sql() || effects.lists_statements || parties.session.keeps_names_on_backend() {
+            return self.bind_own_name(header, (&portal, &name), &named, &effects, parties);
+        }
+        let told = named.told.filter(|_| !effects.executes_names());
         if is_first {
             self.allow_second_try();
         }
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
-        let statement = self.ensure_parsed(&name, &statement, parties);
+        let statement = self.ensure_parsed(&name, statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
-                self.expect_stale_refusal(Request::Bind);
-                let unknown = parties.session.unused_name();
-                self.up.pass_behind(header, replaced, |out| {
-                    renamed_behind(out, header, name.len(), &[&portal, b"\0"], &unknown);
-                });
+                self.pass_stale_bind(header, &portal, &name, parties);
                 return Ok(Next::Done);
             }
         }
         if told.is_none() {
-            self.note_portal(&portal, statement.id, number);
+            self.note_portal(&portal, statement.id, named.number);
         }
         if let Some(lease) = &self.lease {
             lease.note_statement(statement.sql(), parties.session.lexing());
@@ -265,36 +302,37 @@ impl Exchange {
         }
         let name = named.name.to_vec();
         let is_first = self.pipeline.is_settled();
-        let Some(NamedStatement {
-            statement,
-            told,
-            number,
-        }) = parties.session.named(named.name).cloned()
-        else {
+        let Some(named) = parties.session.named(named.name).cloned() else {
             let reserved = parties.session.is_reserved(named.name);
             return Ok(self.on_unknown_name(header, Request::DescribeStatement, 1, reserved, parties));
         };
+        let NamedStatement {
+            statement,
+            told,
+            number,
+            ..
+        } = named.clone();
         if let Some(stop) = self
             .before_backend(parties, None)
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(&statement, parties))
+            .or_else(|| self.before_parsing_names(&statement.effects, parties))
         {
             return Ok(stop);
+        }
+        let replaced = HEADER_LEN + 1 + name.len();
+        if statement.is_from_sql() {
+            return Ok(self.describe_own_name(header, &name, &named, parties));
         }
         if is_first {
             self.allow_second_try();
         }
-        let replaced = HEADER_LEN + 1 + name.len();
         let statement = self.ensure_parsed(&name, &statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
-                self.expect_stale_refusal(Request::DescribeStatement);
-                let unknown = parties.session.unused_name();
-                self.up.pass_behind(header, replaced, |out| {
-                    renamed(out, header, name.len(), b"S", &unknown);
-                });
+                self.pass_stale_describe(header, &name, parties);
                 return Ok(Next::Done);
             }
         }
@@ -318,6 +356,7 @@ impl Exchange {
         };
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
         let is_name = named.target == Target::Statement && !named.name.is_empty();
+        let own = (is_name && parties.session.may_be_own(named.name)).then(|| named.name.to_vec());
         if (is_name || self.restore_due)
             && let Some(stop) = self.before_name()
         {
@@ -329,6 +368,9 @@ impl Exchange {
             && let Some(stop) = self.before_backend(parties, None)
         {
             return Ok(stop);
+        }
+        if let Some(name) = own {
+            self.close_stranger(&name);
         }
         let body = self.up.whole_body(header).unwrap_or_default();
         let named = Named::parse(body).map_err(|cause| invalid_message(header, cause))?;
@@ -355,6 +397,10 @@ impl Exchange {
             self.up.skip(header);
             self.say_due();
             return Ok(Next::Done);
+        }
+        if is_name {
+            let name = named.name.to_vec();
+            ended = self.note_closed_own(&name);
         }
         self.expect(Request::Close, Fate::Forward, ended);
         self.up.pass(header);
@@ -401,6 +447,12 @@ impl Exchange {
                 .is_some_and(|lease| parties.session.must_teach_unnamed(&lease.state))
         {
             return Ok(Next::Held);
+        }
+        if let Some(effects) = parties.session.unnamed_effects().filter(|effects| !effects.is_none()) {
+            let effects = effects.clone();
+            if let Some(stop) = self.before_parsing_names(&effects, parties) {
+                return Ok(stop);
+            }
         }
         if request == Request::Bind
             && let Some(effects) = parties.session.unnamed_effects()
@@ -460,6 +512,10 @@ impl Exchange {
         parties: &mut Parties<'_>,
     ) -> Result<Option<Next>, Report> {
         let effects = self.with_values(header, Cow::Owned(effects));
+        let effects = self.with_executed(effects, parties);
+        if let Some(stop) = self.before_naming(&effects, parties) {
+            return Ok(Some(stop));
+        }
         if let Some(stop) = self
             .before_pinning(header, Request::Bind, &effects, parties)
             .or_else(|| self.before_bind(&effects, parties))
@@ -467,13 +523,9 @@ impl Exchange {
         {
             return Ok(Some(stop));
         }
-        let named = effects.steps.iter().any(|step| named_statement(&step.action).is_some());
-        if let Some(stop) = self.before_name().filter(|_| named) {
-            return Ok(Some(stop));
-        }
         let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
         let portal = portal.unwrap_or_default();
-        if let Some(deallocated) = deallocated_name(&effects) {
+        if let Some(deallocated) = self.deallocated_here(&effects, parties) {
             let replaced = HEADER_LEN + portal.len() + 1;
             if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
                 return Ok(Some(Next::Done));
@@ -486,7 +538,11 @@ impl Exchange {
         ) {
             lease.note_statement(sql, parties.session.lexing());
         }
-        self.materialise_named(&effects, Fate::Swallow, parties);
+        let text = match effects.mentions_names() {
+            true => parties.session.unnamed_sql().unwrap_or_default().to_vec(),
+            false => Vec::new(),
+        };
+        self.bind_names(&portal, &text, &effects, parties);
         self.apply(&effects, Request::Bind, parties);
         self.listening_bound(&portal, &effects, parties)?;
         Ok(None)
@@ -509,6 +565,16 @@ impl Exchange {
             return stop;
         }
         self.commit_at_risk = true;
+        if !reserved {
+            let name = self.up.body_prefix(header).get(offset..).unwrap_or_default();
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default().to_vec();
+            self.close_stranger(&name);
+            if let Some(effects) = parties.session.effects_on_backend(&name).cloned()
+                && request == Request::Bind
+            {
+                self.apply(&effects, Request::Bind, parties);
+            }
+        }
         self.expect(request, Fate::Forward, Note::None);
         if !reserved {
             self.up.pass(header);

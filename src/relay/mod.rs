@@ -7,8 +7,11 @@
 
 mod extended_query;
 pub mod flow;
+mod ledger_answers;
 mod listening;
 mod lost_transaction;
+mod own_names;
+mod own_statements;
 mod pin_quota;
 mod preparation;
 mod simple_query;
@@ -33,7 +36,7 @@ use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
-use crate::virtual_session::{Checkpoint, Note, VirtualSession};
+use crate::virtual_session::{Checkpoint, Note, TakenBack, VirtualSession};
 use crate::wire::Report;
 use crate::wire::backend_message::TransactionStatus;
 use flow::Flow;
@@ -55,6 +58,8 @@ pub struct Rules {
     pub client_channels: usize,
     /// Notifications that may wait for one client.
     pub client_notification_bytes: usize,
+    /// Accepted values of settings that the pool remembers; 0 where nothing is answered.
+    pub setting_answers: usize,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
 }
@@ -142,15 +147,26 @@ pub struct Exchange {
     /// What is awaited was asked for with a Flush.
     flushed: bool,
     prelude_owed: bool,
+    /// What the Query takes back that was sent behind the prelude that is owed, if it is one that PostgreSQL can't refuse.
+    behind_prelude: Option<TakenBack>,
     /// What the ledger was before the prelude that is owed.
     before_prelude: Option<Checkpoint>,
-    /// A DISCARD ALL or DEALLOCATE ALL is under way: what a backend holds of statements is known when it is answered.
+    /// A DISCARD ALL is under way, or what SQL says of statements' names: what a backend holds of statements is known when
+    /// it is answered.
     forgetting: bool,
     unsure: Unsure,
+    /// What was said to the backend ahead of a Query that depends on it.
+    ahead: own_names::AheadOfQuery,
+    /// Portals whose Execute has to do with names of statements.
+    named_portals: own_names::NamedPortals,
     /// An error or a ROLLBACK was seen in the transaction at hand.
     undone: bool,
     /// A RESET, or what includes one, has run in the transaction at hand.
     reset_ran: bool,
+    /// It has been committed since.
+    reset_kept: bool,
+    /// A text is under way that holds a RESET of startup settings, and nothing that undoes it.
+    reset_stands: bool,
     /// Whether the group at hand can begin again when PostgreSQL calls its first statement stale.
     second_try: stale_plan::SecondTry,
     /// The last portal that was bound to a statement whose rows the client was not told of yet.
@@ -184,6 +200,8 @@ pub struct Exchange {
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
     lost: Option<lost_transaction::LostTransaction>,
+    /// A SET of which PostgreSQL's word is to be remembered.
+    trial: Option<Box<ledger_answers::Trial>>,
     /// What is under way of its listening.
     listens: listening::ListenProgress,
     /// What was counted since the last release.
@@ -201,6 +219,8 @@ pub struct Exchange {
     stalled_since: Option<Instant>,
     /// When PostgreSQL was last asked what the client's settings have become.
     asked_at: Option<Instant>,
+    /// PostgreSQL was asked for the columns of what SQL prepared.
+    asks_of_columns: bool,
     /// Durations of finished queries and transactions, in seconds, to be observed at release.
     pub finished: Finished,
 }
@@ -241,13 +261,16 @@ impl Undecided {
 impl Unsure {
     fn of(&mut self, note: &Note) -> Option<&mut Undecided> {
         match note {
-            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) => Some(&mut self.names),
+            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) | Note::OwnName(_) => {
+                Some(&mut self.names)
+            }
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
             Note::None
             | Note::Reports(_)
             | Note::SequencesForgotten
             | Note::Bound(_)
             | Note::Described(_)
+            | Note::Names(_)
             | Note::Asked(_) => None,
         }
     }
@@ -287,11 +310,11 @@ impl Exchange {
         recycle! {
             self;
             up down pipeline;
-            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude
-            forgetting unsure undone reset_ran second_try untold_portal last_words new_pins pinned_by refused_pin
+            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
+            forgetting unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
-            vacancy parting_warning sent_to_backend lost listens tally tallied_at query_since transaction_since
-            answered_at cancel_sent_at stalled_since asked_at finished
+            vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
+            answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished
         }
     }
 
@@ -299,6 +322,8 @@ impl Exchange {
     pub fn attach(&mut self, lease: Lease) {
         self.sent_to_backend = 0;
         self.before_effects = None;
+        self.trial = None;
+        self.behind_prelude = None;
         self.forget_second_try();
         self.tallied_at = None;
         self.up.mark();
@@ -373,7 +398,8 @@ impl Exchange {
     /// When PostgreSQL was asked what the client's settings have become, where it has not answered yet. One load where it
     /// was not asked.
     pub fn unanswered_since(&self, session: &VirtualSession) -> Option<Instant> {
-        self.asked_at.filter(|_| session.awaits_answer())
+        self.asked_at
+            .filter(|_| session.awaits_answer() || self.asks_of_columns)
     }
 
     /// The status that the client believes its transaction has.

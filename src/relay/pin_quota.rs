@@ -3,7 +3,6 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::simple_query::{deallocated_name, named_statement};
 use super::to_backend::Next;
 use super::unreported::following;
 use super::{Exchange, Parties};
@@ -33,9 +32,7 @@ impl Exchange {
         let lease = self.lease.as_ref()?;
         let follows = following(lease.is_dedicated(), parties.rules, parties.neutral);
         let mut pins = parties.session.would_pin(effects, &lease.state, follows);
-        let is_of_the_client = |name| parties.session.statement(name).is_some();
-        let named = effects.steps.iter().filter_map(|step| named_statement(&step.action));
-        if deallocated_name(effects).is_none() && named.into_iter().any(is_of_the_client) {
+        if self.would_leave_to_backend(header, request, effects, parties) {
             pins.insert(PinReason::Prepare);
         }
         if effects.listens() && self.would_listen_natively(effects, parties) {

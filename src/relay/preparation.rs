@@ -112,7 +112,9 @@ impl Exchange {
         if effects.steps.iter().any(forgets) {
             self.forgetting = true;
         }
-        self.restore_bound |= parties.session.resets_baseline(effects);
+        let resets = parties.session.resets_baseline(effects);
+        self.restore_bound |= resets;
+        self.reset_stands |= resets && request == Request::Query;
     }
 
     /// Sees to it that lastval and currval tell only what this client drew.
@@ -244,6 +246,11 @@ impl Exchange {
 
     /// A statement of ours inside the client's group, in the extended protocol, so that it ends no transaction.
     pub(super) fn inject(&mut self, sql: &[u8]) {
+        self.inject_as(sql, &Fate::Swallow, Note::None);
+    }
+
+    /// The same with what becomes of its replies, and of what it does.
+    pub(super) fn inject_as(&mut self, sql: &[u8], fate: &Fate, note: Note) {
         self.up.say(|out| {
             compose::close_statement(out, SWITCH_NAME);
             compose::parse(out, SWITCH_NAME, &[sql, b"\0\0\0"].concat());
@@ -253,15 +260,12 @@ impl Exchange {
             compose::frame(out, FrontendTag::Close.byte(), &[b"P", name]);
             compose::close_statement(out, SWITCH_NAME);
         });
-        for request in [
-            Request::Close,
-            Request::Parse,
-            Request::Bind,
-            Request::Execute,
-            Request::Close,
-            Request::Close,
-        ] {
-            self.expect(request, Fate::Swallow, Note::None);
+        for request in [Request::Close, Request::Parse, Request::Bind] {
+            self.expect(request, fate.clone(), Note::None);
+        }
+        self.expect(Request::Execute, fate.clone(), note);
+        for request in [Request::Close, Request::Close] {
+            self.expect(request, fate.clone(), Note::None);
         }
     }
 
@@ -270,7 +274,11 @@ impl Exchange {
         if let Some(lease) = self.lease.as_mut() {
             lease.state.statements.insert(statement.clone(), generation);
         }
-        let evict = |lease: &mut crate::pool::Lease| lease.state.statements.evict(bytes_max);
+        self.make_room_for_own(bytes_max);
+        let evict = |lease: &mut crate::pool::Lease| {
+            let left = bytes_max.saturating_sub(lease.state.own.bytes());
+            lease.state.statements.evict(left.max(bytes_max / 2))
+        };
         while let Some(evicted) = self.lease.as_mut().and_then(evict) {
             self.up.say(|out| compose::close_statement(out, &evicted.name));
             self.expect(Request::Close, Fate::Swallow, Note::Evicted(evicted));

@@ -1,22 +1,30 @@
 //! The rules for Query, and for what SQL says of prepared statements by their names.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::extended_query::renamed_behind;
+use super::own_names::{Agreed, Naming};
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
-use crate::virtual_session::{Note, SWITCH_NAME};
+use crate::virtual_session::{Note, SWITCH_NAME, TakenBack};
 use crate::wire::frontend_message::Query;
-use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, Report, compose};
+use crate::wire::{BackendTag, HEADER_LEN, Header, Report, compose};
 
 impl Exchange {
     pub(super) fn on_query(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
         let limit = parties.rules.statement_bytes;
         if header.body_len > limit {
             return Ok(self.on_unread_statement(header, Request::Query, parties));
+        }
+        if self.lease.is_none()
+            && let Some(answered) = self.answer_query(header, parties)
+        {
+            return Ok(answered);
         }
         let Some(body) = self.up.whole_body(header) else {
             return Ok(Next::Wants(header.frame_len()));
@@ -27,6 +35,11 @@ impl Exchange {
             return Ok(Next::NeedsBackend);
         }
         let effects = self.classify(sql, parties);
+        let trial = self.trial_of_query(sql, &effects, parties);
+        if let Some(stop) = self.before_naming(&effects, parties) {
+            return Ok(stop);
+        }
+        let effects = self.with_executed(Cow::Owned(effects), parties);
         if let Some(answered) = self.answer_deallocate(header, &effects, parties) {
             return Ok(answered);
         }
@@ -43,10 +56,11 @@ impl Exchange {
             return Ok(stop);
         }
         self.show_channels(header, &effects, parties);
-        if self.materialise_named(&effects, Fate::Silence, parties) {
-            self.up.say(|out| compose::bare_frontend(out, FrontendTag::Sync));
-            self.expect(Request::Sync, Fate::Swallow, Note::None);
-        }
+        let names = match self.query_names(header, &effects, parties) {
+            Agreed::Yes(names) => names,
+            Agreed::NotYet(next) => return Ok(next),
+            Agreed::Stale => return Ok(self.pass_stale(header, parties)),
+        };
         self.note_query(header, parties);
         let note = parties
             .session
@@ -55,11 +69,36 @@ impl Exchange {
         self.listening_sent(parties);
         self.begin_round(parties);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
-        let note = note.reporting(parties.session.unreported());
+        self.names_sent(&names);
+        let note = note.reporting(parties.session.unreported()).naming(names);
+        if self.prelude_owed {
+            self.behind_prelude = TakenBack::of(&effects).filter(|_| self.pipeline.len() == 1);
+        }
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
+        self.trial = trial.or(self.trial.take());
         Ok(Next::Done)
+    }
+
+    fn query_names(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Agreed {
+        let prepares = |step: &Step| matches!(step.action, Action::Prepare(_));
+        let text = match effects.steps.iter().any(prepares) {
+            true => self
+                .up
+                .body_prefix(header)
+                .strip_suffix(b"\0")
+                .unwrap_or_default()
+                .to_vec(),
+            false => Vec::new(),
+        };
+        let request = Request::Query;
+        let naming = Naming {
+            effects,
+            text: &text,
+            request,
+        };
+        self.agree_on_names(&naming, parties)
     }
 
     /// Lets the report of who holds the backends name this Query.
@@ -87,6 +126,7 @@ impl Exchange {
             return refused;
         }
         self.pin(PinReason::LargeStatement, parties);
+        self.before_unread_names(request, parties);
         let Some(lease) = self.lease.as_mut() else {
             return Next::NeedsBackend;
         };
@@ -111,7 +151,7 @@ impl Exchange {
         effects: &Effects,
         parties: &mut Parties<'_>,
     ) -> Option<Next> {
-        let name = deallocated_name(effects)?;
+        let name = self.deallocated_here(effects, parties)?;
         parties.session.statement(name)?;
         if self.pipeline.is_failed() {
             return None;
@@ -133,6 +173,12 @@ impl Exchange {
         self.up.skip(header);
         self.say_due();
         Some(Next::Done)
+    }
+
+    /// The name in a text that deallocates one, which the ledger alone decides about: not where the backend may know it
+    /// otherwise than the ledger does.
+    pub(super) fn deallocated_here<'e>(&self, effects: &'e Effects, parties: &Parties<'_>) -> Option<&'e [u8]> {
+        deallocated_name(effects).filter(|name| !parties.session.may_be_own(name))
     }
 
     /// A DEALLOCATE inside a group ends the group's implicit transaction, so PostgreSQL must have one.
@@ -179,49 +225,10 @@ impl Exchange {
         });
         true
     }
-
-    /// SQL's EXECUTE, PREPARE and DEALLOCATE share their names with the protocol's statements (trap 30). Where a text
-    /// names one of the client's, the backend is given it under that name, and is kept.
-    pub(super) fn materialise_named(&mut self, effects: &Effects, fate: Fate, parties: &mut Parties<'_>) -> bool {
-        let mut any = false;
-        if effects.steps.is_empty() || (fate == Fate::Silence && self.pipeline.is_unsynced()) {
-            return any;
-        }
-        for step in &effects.steps {
-            let Some(name) = named_statement(&step.action) else {
-                continue;
-            };
-            let Some(statement) = parties.session.statement(name).cloned() else {
-                continue;
-            };
-            let Some(note) = parties.session.hand_over(name) else {
-                continue;
-            };
-            // What it does when SQL executes it is in no text.
-            statement
-                .effects
-                .pins
-                .iter()
-                .for_each(|reason| parties.session.pin(reason));
-            self.note_pin();
-            self.up.say(|out| compose::parse(out, name, &statement.definition));
-            self.expect(Request::Parse, fate.clone(), note);
-            any = true;
-        }
-        any
-    }
-}
-
-/// The prepared statement that SQL names.
-pub(super) fn named_statement(action: &Action) -> Option<&[u8]> {
-    match action {
-        Action::Execute(name) | Action::Prepare(name) | Action::Deallocate(name) => name.as_deref(),
-        _ => None,
-    }
 }
 
 /// The name in a text that is one DEALLOCATE of a name and nothing else.
-pub(super) fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
+fn deallocated_name(effects: &Effects) -> Option<&[u8]> {
     match effects.steps.as_slice() {
         [
             Step {

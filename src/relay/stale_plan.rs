@@ -98,8 +98,12 @@ impl Exchange {
         let id = match self.pipeline.head_note() {
             Some(Note::Bound(id)) => *id,
             Some(Note::Described(described)) => described.id,
-            _ => return false,
+            _ => {
+                self.note_stale_names(parties);
+                return false;
+            }
         };
+        self.note_stale_names(parties);
         if let Some(lease) = self.lease.as_mut() {
             parties.session.note_stale(id, &mut lease.state);
         }
@@ -178,10 +182,10 @@ impl Exchange {
 
     /// What PostgreSQL would say, if this were the backend that the client prepared its statement on. It must refuse
     /// something for it: a name that it does not know, which the caller sends.
-    pub(super) fn expect_stale_refusal(&mut self, request: Request) {
+    pub(super) fn expect_stale_refusal(&mut self, request: Request, note: Note) {
         let mut words = bytes::BytesMut::new();
         compose::frame(&mut words, BackendTag::ErrorResponse.byte(), &[REFUSAL]);
-        self.expect(request, Fate::Substitute(*b"26000", words.freeze()), Note::None);
+        self.expect(request, Fate::Substitute(*b"26000", words.freeze()), note);
     }
 
     /// A portal is bound to a statement that the client has given a name of this number: if it is described, so is that.

@@ -6,8 +6,9 @@ use std::time::Instant;
 use super::{Aftermath, Exchange, Parties, lost_transaction};
 use crate::error::failed_transaction;
 use crate::net::Stream;
+use crate::protocol::pipeline::Abandoned;
 use crate::wire::backend_message::TransactionStatus;
-use crate::wire::{Report, Severity, compose};
+use crate::wire::{BackendTag, Report, Severity, compose};
 
 impl Exchange {
     /// The backend is lost (its lease must be detached and discarded by now). Tells the client once, in the form of its
@@ -24,26 +25,12 @@ impl Exchange {
             TransactionStatus::Idle
         };
         let told = self.pipeline.is_skipping();
-        let abandoned = self.pipeline.abandon();
-        self.undo_dropped(parties);
-        self.listening_lost(parties);
-        self.forget_second_try();
-        self.up.forget_pieces();
-        self.down.forget_undecided();
+        let abandoned = self.abandon(parties);
         if in_block {
             self.lost = Some(lost_transaction::LostTransaction::default());
         } else {
             self.transaction_since = None;
         }
-        self.answered_at = Some(Instant::now());
-        self.query_since = None;
-        self.cancel_sent_at = None;
-        self.commit_at_risk = false;
-        self.ends_block = false;
-        self.prelude_owed = false;
-        self.forgetting = false;
-        self.restore_due = false;
-        self.vacancy = None;
         let refusal = if in_block { failed_transaction() } else { report.clone() };
         for nth in 0..abandoned.readies {
             self.down
@@ -64,6 +51,54 @@ impl Exchange {
             }
         }
         Aftermath::GoesOn
+    }
+
+    /// Forgets whatever was under way with the backend, and undoes what the ledger says of it.
+    fn abandon(&mut self, parties: &mut Parties<'_>) -> Abandoned {
+        let abandoned = self.pipeline.abandon();
+        self.undo_dropped(parties);
+        self.listening_lost(parties);
+        self.forget_second_try();
+        self.up.forget_pieces();
+        self.down.forget_undecided();
+        self.answered_at = Some(Instant::now());
+        self.query_since = None;
+        self.cancel_sent_at = None;
+        self.commit_at_risk = false;
+        self.ends_block = false;
+        self.prelude_owed = false;
+        self.forgetting = false;
+        self.forget_names();
+        self.restore_due = false;
+        self.vacancy = None;
+        abandoned
+    }
+
+    /// The client's settings could not be made (the backend must be detached and discarded by now), but all that was sent
+    /// behind them takes some back, which PostgreSQL does not refuse: it is answered. The ledger must be as before.
+    pub fn take_back_instead(&mut self, parties: &mut Parties<'_>) -> bool {
+        let is_alone = self.pipeline.len() == 2 && !self.pipeline.is_unsynced() && !self.down.is_amid_message();
+        let Some(taken) = self.behind_prelude.take().filter(|_| is_alone) else {
+            return false;
+        };
+        // PostgreSQL would report that a superuser is one again.
+        let is_superuser = parties.neutral.get("is_superuser").is_none_or(|it| it == b"on");
+        if is_superuser || !parties.session.take_back(taken) {
+            return false;
+        }
+        self.abandon(parties);
+        self.transaction_since = None;
+        let neutral = &**parties.neutral;
+        let find = |name: &str| neutral.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        let news = parties.session.news(find);
+        self.down.say(|out| {
+            compose::frame(out, BackendTag::CommandComplete.byte(), &[taken.tag()]);
+            for (name, value) in news {
+                compose::parameter_status(out, &name, &value);
+            }
+            compose::ready_for_query(out, TransactionStatus::Idle);
+        });
+        true
     }
 
     /// The client's settings could not be made, so that nothing which was sent behind them has run: the ledger is as before.
@@ -131,6 +166,7 @@ impl Exchange {
             self.ends_block = false;
             self.prelude_owed = false;
             self.forgetting = false;
+            self.forget_names();
             self.restore_due = false;
         }
         rewound

@@ -72,7 +72,7 @@ impl Exchange {
         match tag {
             FrontendTag::Terminate => Ok(Next::Terminated),
             FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => Ok(self.on_copy(header, tag)),
-            _ if self.awaits_listening(parties) => Ok(self.await_replies()),
+            _ if self.awaits_query() || self.awaits_listening(parties) => Ok(self.await_replies()),
             FrontendTag::Sync => Ok(self.on_sync(header, parties)),
             FrontendTag::Authentication => Err(Report::fatal(
                 SqlState::PROTOCOL_VIOLATION,
@@ -145,8 +145,13 @@ impl Exchange {
         if let Some(stop) = self.before_execute(header, parties) {
             return stop;
         }
+        let names = match self.names_of_execute(header) {
+            Ok(names) => names,
+            Err(wanted) => return wanted,
+        };
         self.listening_sent(parties);
-        self.expect(Request::Execute, Fate::Forward, Note::None);
+        self.names_sent(&names);
+        self.expect(Request::Execute, Fate::Forward, Note::None.naming(names));
         self.restore_due |= std::mem::take(&mut self.restore_bound);
         self.up.pass(header);
         self.tally.queries += 1;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::own_names::AheadOfQuery;
 use super::stale_plan::{ColumnsBehind, is_of_a_stale_plan};
 use super::unreported::following;
 use super::{Exchange, Outcome, Parties};
@@ -81,11 +82,13 @@ impl Exchange {
         })
     }
 
-    /// It may be the tag of one of the commands that [`Self::on_command_tag`] knows: it is none of those that nearly all are.
+    /// It may be the tag of one of the commands that [`Self::on_command_tag`] knows: it is none of those that nearly all are,
+    /// but behind a RESET.
     fn is_telling_tag(&self, header: Header) -> bool {
         const PLAIN: [&[u8]; 6] = [b"SEL", b"INS", b"UPD", b"DEL", b"BEG", b"COM"];
         header.tag == b'C'
             && (self.listens.watches_tags()
+                || self.reset_ran
                 || !self
                     .down
                     .body_prefix(header)
@@ -124,6 +127,7 @@ impl Exchange {
                 }
                 let body = self.down.whole_body(header).unwrap_or_default();
                 self.undone |= !self.is_answer_to_us();
+                self.trial = None;
                 self.listens.has_failed = true;
                 let fields = ReportFields::parse(body).ok();
                 self.read_only_refused |= fields.as_ref().is_some_and(|fields| fields.sqlstate == b"25006");
@@ -135,7 +139,10 @@ impl Exchange {
             BackendTag::DataRow if self.is_answer_to_us() => self.on_answer(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
             BackendTag::NotificationResponse => return self.on_notification(header, parties),
-            BackendTag::NoticeResponse => self.parting_warning = parting_warning(body).or(self.parting_warning.take()),
+            BackendTag::NoticeResponse => {
+                self.parting_warning = parting_warning(body).or(self.parting_warning.take());
+                self.trial = None;
+            }
             _ => {}
         }
         if let Some(report) = fatal {
@@ -143,6 +150,7 @@ impl Exchange {
             self.last_words = Some(report);
             return Err(self.lost_backend("it ended the session"));
         }
+        let fails_query = tag == BackendTag::ErrorResponse && self.fails_ahead_of_query();
         let body = self.down.whole_body(header).unwrap_or_default();
         let hint = (tag == BackendTag::ErrorResponse && parties.session.has_lost_its_value())
             .then(|| with_hint_of_sequences(body))
@@ -168,7 +176,11 @@ impl Exchange {
             (Action::Forward, Some(words)) => Action::Replace(words),
             (action, _) => action,
         };
-        self.on_verdict(header, Verdict { action, ..verdict }, parties)
+        self.on_verdict(header, Verdict { action, ..verdict }, parties)?;
+        if fails_query {
+            self.end_failed_query(parties);
+        }
+        Ok(())
     }
 
     fn on_verdict(
@@ -245,9 +257,16 @@ impl Exchange {
             self.prelude_owed = false;
             self.before_prelude = None;
             self.listens.has_failed = false;
+            self.asks_of_columns &= !self.pipeline.is_quiet();
             return;
         }
         self.forget_second_try();
+        if self.pipeline.is_quiet() {
+            self.ahead = AheadOfQuery::Nothing;
+        }
+        if self.trial.is_some() {
+            self.trial_at_ready(status, parties);
+        }
         self.listening_at_ready(status, parties);
         let now = std::time::Instant::now();
         // A block that was ended, and at once another.
@@ -288,6 +307,17 @@ impl Exchange {
         if self.undone && self.pipeline.is_quiet() && (is_chained || !self.reset_ran) {
             parties.session.reset_decided(true);
             self.undone &= !is_chained;
+        } else if is_chained && self.reset_kept {
+            parties.session.reset_decided(false);
+            self.reset_ran = false;
+        }
+        if self.pipeline.is_quiet() {
+            (self.reset_kept, self.reset_stands) = (false, false);
+        }
+        if (is_chained || status == TransactionStatus::Idle)
+            && let Some(lease) = self.lease.as_mut()
+        {
+            self.restore_due |= parties.session.take_restore_again(&mut lease.state);
         }
         // A RESET under way, or one in a failed transaction, has not happened yet, or never will.
         if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
@@ -346,15 +376,20 @@ impl Exchange {
         };
         match tag {
             Some(b"DISCARD ALL") => {
-                (self.reset_ran, self.undone) = (true, false);
                 let follows = following(lease.is_dedicated(), parties.rules, parties.neutral);
                 parties.session.discarded_all(&mut lease.state, follows);
+                self.note_reset();
             }
             Some(b"DEALLOCATE ALL") => parties.session.deallocated_all(&mut lease.state),
-            Some(b"ROLLBACK") => self.undone = true,
-            // Whatever was undone before it.
-            Some(b"RESET") => (self.reset_ran, self.undone) = (true, false),
-            Some(b"SET") if parties.session.set_has_run() => (self.reset_ran, self.undone) = (true, false),
+            Some(b"PREPARE" | b"DEALLOCATE") => {
+                let tag = tag.unwrap_or_default().to_vec();
+                self.on_name_tag(&tag, parties);
+            }
+            // Not of what its own text holds on to.
+            Some(b"ROLLBACK") => self.undone |= !(self.reset_stands && self.reset_ran),
+            Some(b"COMMIT") => self.reset_kept = self.reset_ran && !self.undone,
+            Some(b"RESET") => self.note_reset(),
+            Some(b"SET") if parties.session.set_has_run() => self.note_reset(),
             _ => {}
         }
         if self.listens.watches_tags() {
@@ -362,6 +397,11 @@ impl Exchange {
             let tag = tag.unwrap_or_default().to_vec();
             self.on_listening_tag(&tag, parties);
         }
+    }
+
+    /// A RESET has run, whatever was undone before it.
+    const fn note_reset(&mut self) {
+        (self.reset_ran, self.reset_kept, self.undone) = (true, false, false);
     }
 
     /// A setting was reported: the backend's known state follows, and the client's ledger where it was the client's

@@ -69,7 +69,7 @@ impl Exchange {
             };
             if !down_waits
                 && self.all_is_answered()
-                && !self.ask_of_settings(parties)
+                && !self.ask(parties)
                 && let Some(outcome) = self.resting_place(parties)
             {
                 return Poll::Ready(outcome);
@@ -79,7 +79,7 @@ impl Exchange {
                 Step::Waiting => true,
                 Step::Moved => false,
             };
-            if self.ask_of_settings(parties) {
+            if self.ask(parties) {
                 down = Step::Moved;
                 continue;
             }

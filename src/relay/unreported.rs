@@ -27,6 +27,11 @@ pub(super) fn following<'a>(
 }
 
 impl Exchange {
+    /// Between transactions: asks PostgreSQL for what the ledger lacks. Says whether something is to be sent.
+    pub(super) fn ask(&mut self, parties: &mut Parties<'_>) -> bool {
+        self.ask_of_settings(parties) || self.ask_of_columns(parties)
+    }
+
     /// Between transactions: asks PostgreSQL for the settings that the client may have changed. Nobody waits for the
     /// answer, but the backend stays with its client until it has come. Says whether something is to be sent.
     pub(super) fn ask_of_settings(&mut self, parties: &mut Parties<'_>) -> bool {
@@ -91,12 +96,15 @@ impl Exchange {
         let is_unicode = lease.parameters.get("client_encoding").is_none_or(|it| it == b"UTF8");
         let neutral = std::sync::Arc::clone(lease.neutral_parameters());
         let pinned = parties.session.pins();
+        let learned = self.trial.take().and_then(|trial| trial.with_value_in(&question, row));
         let login = neutral.text("session_authorization");
         parties
             .session
             .answered(*question, row, &mut lease.state, login, is_unicode);
         if parties.session.pins() != pinned {
             self.note_pin();
+        } else if let Some((trial, value)) = learned {
+            trial.succeeded(&value, parties);
         }
     }
 }

@@ -115,7 +115,7 @@ fn question(shared: &SharedLedger, backend: &BackendState, login: Option<&str>, 
         push_settings(&mut sql, backend, own_text);
         push_custom_settings(&mut sql, shared, backend);
     }
-    push_objects(&mut sql, shared.statements.name_prefix());
+    push_objects(&mut sql, shared.statements.name_prefix(), backend);
     sql.push_str("ROLLBACK");
     sql
 }
@@ -217,13 +217,18 @@ fn push_custom_settings(sql: &mut String, shared: &SharedLedger, backend: &Backe
     }
 }
 
-fn push_objects(sql: &mut String, own_statements: &str) {
+fn push_objects(sql: &mut String, own_statements: &str, backend: &BackendState) {
+    // What clients left by their own names is known by these.
+    let names = backend.own.names();
+    let known: Vec<_> = names.map(|(name, _)| literal(&String::from_utf8_lossy(name))).collect();
+    let known = known.join(",");
     let _ = write!(
         sql,
         "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL search_path = pg_catalog; \
          SELECT kind FROM (VALUES \
          ('prepare', EXISTS (SELECT FROM pg_prepared_statements \
-         WHERE from_sql OR (left(name, length('{own_statements}')) <> '{own_statements}' AND left(name, 9) <> 'pgsidecar'))), \
+         WHERE (from_sql OR (left(name, length('{own_statements}')) <> '{own_statements}' AND left(name, 9) <> 'pgsidecar')) \
+         AND name <> ALL (ARRAY[{known}]::text[]))), \
          ('temporary_table', EXISTS (SELECT FROM pg_depend \
          WHERE refclassid = 'pg_namespace'::regclass AND refobjid = pg_my_temp_schema())), \
          ('hold_cursor', EXISTS (SELECT FROM pg_cursors WHERE is_holdable)), \

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::own_statements::OwnStatements;
 use super::parameters::{self, Settings};
 use super::sequences::Drawn;
 use super::statements::BackendStatements;
@@ -17,6 +18,8 @@ pub struct BackendState {
     pub applied: Arc<Settings>,
     /// Shared statements that it has parsed.
     pub statements: BackendStatements,
+    /// What it knows by clients' own names.
+    pub own: OwnStatements,
     /// Who drew values of its sequences, which lastval and currval tell.
     pub(super) drawn: Drawn,
     /// `applied` may not be what is in force: a RESET was sent whose transaction may not have committed.

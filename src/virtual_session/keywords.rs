@@ -207,6 +207,8 @@ pub enum Keyword {
     PgSettings,
     /// No keyword: a view of what the session holds.
     SessionView,
+    /// No keyword: the one of them that tells its prepared statements.
+    StatementsView,
 }
 
 /// Whether a word with a parenthesis behind it can be a call.
@@ -315,7 +317,7 @@ words! {
     "overlay" Grammar Other, "overriding" Word Other, "owned" Word Other, "owner" Word Other, "parallel" Word Other,
     "parameter" Word Other, "parser" Word Other, "partial" Word Other, "partition" Word Other, "passing" Word Other,
     "password" Word Other, "path" Grammar Other, "period" Word Other, "pg_cursors" Name SessionView,
-    "pg_locks" Name SessionView, "pg_prepared_statements" Name SessionView, "pg_settings" Name PgSettings,
+    "pg_locks" Name SessionView, "pg_prepared_statements" Name StatementsView, "pg_settings" Name PgSettings,
     "placing" Grammar Other, "plan" Word Other, "plans" Word Plans, "policy" Word Policy, "position" Grammar Other,
     "preceding" Word Other, "precision" Grammar Other, "prepare" Word Prepare, "prepared" Word Prepared,
     "preserve" Word Other, "primary" Grammar Other, "prior" Word Other, "privileges" Word Other,

@@ -6,6 +6,7 @@
 //! settings, its prepared statements and the unnamed one are a file each),
 //! [`BackendState`] what one backend holds, and [`Note`] what the pipeline keeps between a request and its reply.
 
+mod answers;
 pub mod audit;
 mod backend_state;
 mod builtin_functions;
@@ -16,6 +17,7 @@ pub mod listening;
 mod note;
 mod ordinary_statement;
 mod own_names;
+mod own_statements;
 pub mod parameters;
 pub mod pin_end;
 pub mod pins;
@@ -27,13 +29,17 @@ mod session_functions;
 mod set_config;
 mod set_statement;
 pub mod setting_change;
+pub mod setting_text;
 mod settings_ledger;
 pub mod sql_lexer;
+mod sql_names;
 pub mod statement_effects;
 mod statement_kinds;
 mod statement_scan;
 pub mod statements;
 pub mod suspects;
+mod taken_back;
+mod undone_steps;
 mod unnamed;
 mod unreported;
 mod word_table;
@@ -41,12 +47,15 @@ mod word_table;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
+pub use answers::{Answers, SettingRequest};
 use audit::CustomNames;
 pub use backend_state::BackendState;
 pub use note::{ChangedUnnamed, Described, Note, Prepared};
 pub use prepared::{Switch, Teaching};
 use settings_ledger::Until;
 pub use settings_ledger::{Checkpoint, lexing_of};
+pub use sql_names::{NameChange, NameChanges, is_plain};
+pub use taken_back::TakenBack;
 pub use unnamed::{Unnamed, UnnamedStep};
 pub use unreported::{Following, Question, is_portable};
 
@@ -74,6 +83,8 @@ pub struct SharedLedger {
     sequences_are_read: AtomicBool,
     /// Custom settings that clients have named: what an audit looks for where nobody should have left one.
     custom_names: CustomNames,
+    /// Values of settings that PostgreSQL has accepted.
+    pub answers: Answers,
 }
 
 impl SharedLedger {
@@ -84,7 +95,15 @@ impl SharedLedger {
             settings: SettingsInterner::default(),
             sequences_are_read: AtomicBool::new(false),
             custom_names: CustomNames::default(),
+            answers: Answers::default(),
         }
+    }
+
+    /// The catalog, the server or its configuration is another one: statements so far are not shared any more, and what
+    /// was accepted may not be.
+    pub fn forget(&self) {
+        self.statements.forget();
+        self.answers.forget();
     }
 }
 
@@ -100,6 +119,8 @@ pub struct VirtualSession {
     statements: ClientStatements,
     /// Of statements that the backend knows as the client says them.
     own_names: OwnNames,
+    /// Names of statements that SQL prepared, whose columns PostgreSQL is still to be asked for.
+    untold: Vec<Box<[u8]>>,
     unnamed: Option<Box<Unnamed>>,
     /// Of the last change of the unnamed statement.
     unnamed_serial: u64,
@@ -125,9 +146,11 @@ pub struct VirtualSession {
     sequences: Sequences,
     /// What the client was told that its settings are.
     told: Arc<Settings>,
-    /// Settings of the baseline that were RESET in the transaction at hand: what PostgreSQL reports of these is not the
-    /// client's value, which is the baseline's.
-    rebase: Vec<Box<str>>,
+    /// Settings of the baseline on which RESET was run in the transaction at hand: where PostgreSQL reports the server's
+    /// value of one, the client's is the baseline's.
+    rebased: Vec<Box<str>>,
+    /// Startup settings were brought back in the transaction at hand, or are hidden by a SET: its end may take them away.
+    restore_again: bool,
     /// A SET to a default is under way.
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
@@ -155,6 +178,7 @@ impl VirtualSession {
             shared,
             statements: ClientStatements::default(),
             own_names: OwnNames::default(),
+            untold: Vec::new(),
             unnamed: None,
             unnamed_serial: 0,
             serial: 0,
@@ -166,7 +190,8 @@ impl VirtualSession {
             reports_due: false,
             unresolved: Vec::new(),
             unreported: None,
-            rebase: Vec::new(),
+            rebased: Vec::new(),
+            restore_again: false,
             set_to_default: false,
             before_reset: None,
             listening: None,
@@ -246,8 +271,9 @@ impl VirtualSession {
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);
         pins.remove(PinReason::CustomSetting);
-        // Who carries the statement knows where its notifications come from.
+        // Who carries the statement knows where its notifications come from, and what it says of names.
         pins.remove(PinReason::Listen);
+        pins.remove(PinReason::Prepare);
         let rolls_back = |step: &Step| matches!(step.action, Action::Transaction(TransactionControl::RollbackTo, _));
         if self.settings_touched && (effects.ends_transaction || effects.steps.iter().any(rolls_back)) {
             self.see_not(Until::Reported);
@@ -256,19 +282,18 @@ impl VirtualSession {
         if !pins.is_empty() {
             self.see_not(Until::Discard);
         }
-        for step in &effects.steps {
+        for (at, step) in effects.steps.iter().enumerate() {
             match &step.action {
-                Action::Setting(change) => self.apply_setting(change, backend, &follows),
-                Action::Prepare(name) | Action::Execute(name) => {
-                    self.own_names.insert(name.as_deref());
-                    self.pins.insert(PinReason::Prepare);
+                Action::Setting(change) => {
+                    let is_undone = || undone_steps::is_undone(&effects.steps, at);
+                    self.apply_setting(change, is_undone, backend, &follows);
                 }
                 Action::HoldCursor(_) => self.pins.insert(PinReason::HoldCursor),
+                Action::DiscardSequences => self.discard_sequences(),
                 Action::DiscardAll if self.resets_lexing() => {
                     self.lexing_touched = true;
                     self.see_not(Until::Reported);
                 }
-                Action::DiscardSequences => self.discard_sequences(),
                 _ => {}
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::sql_names::NameChanges;
 use super::statements::{NamedStatement, Statement};
 use super::unnamed::{Unnamed, doubt_unnamed};
 use super::{BackendState, Question, VirtualSession};
@@ -20,6 +21,10 @@ pub enum Note {
     Evicted(Arc<Statement>),
     /// A client's name was taken from a statement.
     Closed(Box<(Box<[u8]>, NamedStatement)>),
+    /// The backend was told to make or to close a statement of this name of a client's.
+    OwnName(Box<[u8]>),
+    /// An Execute of what names or unnames statements, or uses one by its name.
+    Names(Box<NameChanges>),
     /// A Bind of the shared statement of this number: nothing changes, but PostgreSQL may call it stale.
     Bound(u64),
     /// A shared statement is described.
@@ -45,6 +50,8 @@ pub struct ChangedUnnamed {
     pub(super) before: Option<Box<Unnamed>>,
     /// As [`Note::Reports`], of a Query.
     pub(super) reports: u64,
+    /// As [`Note::Names`], of a Query.
+    pub(super) names: Option<Box<NameChanges>>,
 }
 
 impl Note {
@@ -58,6 +65,31 @@ impl Note {
             }),
             Self::None => Self::Reports(number),
             note => note,
+        }
+    }
+
+    /// The same for a request that has to do with names.
+    #[must_use]
+    pub fn naming(self, names: NameChanges) -> Self {
+        if names.is_empty() {
+            return self;
+        }
+        match self {
+            Self::ChangedUnnamed(change) => Self::ChangedUnnamed(ChangedUnnamed {
+                names: Some(Box::new(names)),
+                ..change
+            }),
+            Self::None => Self::Names(Box::new(names)),
+            note => note,
+        }
+    }
+
+    /// What the request has to do with names.
+    pub fn names_mut(&mut self) -> Option<&mut NameChanges> {
+        match self {
+            Self::Names(names) => Some(names),
+            Self::ChangedUnnamed(change) => change.names.as_deref_mut(),
+            _ => None,
         }
     }
 
@@ -107,7 +139,13 @@ impl VirtualSession {
     ) {
         match note {
             // A question is taken out before.
-            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Asked(_) => {}
+            Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Names(_) | Note::Asked(_) => {}
+            Note::OwnName(name) => {
+                // What only the backend knows, it alone decides about.
+                if let Some(backend) = backend.filter(|_| !self.keeps_names_on_backend()) {
+                    backend.own.doubt(&name);
+                }
+            }
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {

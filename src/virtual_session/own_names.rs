@@ -24,6 +24,16 @@ impl OwnNames {
         }
     }
 
+    /// Any name may be one.
+    pub const fn is_any(&self) -> bool {
+        self.any
+    }
+
+    /// As it was before a message that was never sent.
+    pub const fn return_to(&mut self, any: bool) {
+        self.any = any;
+    }
+
     /// Whether the backend may know it.
     pub fn contains(&self, name: &[u8]) -> bool {
         self.any || self.names.contains(name)

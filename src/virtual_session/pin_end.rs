@@ -89,6 +89,9 @@ impl VirtualSession {
         if self.pins.is_empty() {
             // None of these hides a setting, and no statement is left that only this backend knows by name.
             self.unseen_settings = 0;
+            if self.keeps_names_on_backend() {
+                self.statements.clear();
+            }
             self.own_names.clear();
         }
     }

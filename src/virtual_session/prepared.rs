@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::note::Prepared;
 use super::parameters::{self, Settings};
-use super::pins::PinReason;
 use super::result_shape::ResultShape;
 use super::settings_ledger::Until;
 use super::statement_effects::Effects;
@@ -54,22 +53,23 @@ impl VirtualSession {
     /// What the catalog says may have changed, so that statements parsed before may fail: none of them is shared any
     /// more (trap 31). Who holds one keeps it, as PostgreSQL has it.
     pub fn forget_shared_statements(&self) {
-        self.shared.statements.forget();
+        self.shared.forget();
     }
 
     /// The statement behind a client's name.
     pub fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.statements.find(name).map(|named| &named.statement)
+        self.named(name).map(|named| &named.statement)
     }
 
     /// The same with what the client was told of its rows.
     pub fn named(&self, name: &[u8]) -> Option<&NamedStatement> {
-        self.statements.find(name)
+        self.statements.find(name).filter(|_| !self.keeps_names_on_backend())
     }
 
     /// PostgreSQL has described a statement.
     pub fn described(&mut self, described: Described, shape: ResultShape, backend: &mut BackendState) {
         backend.statements.note_shape(described.id, shape);
+        backend.own.note_shape(described.id, shape);
         if described.told != 0 {
             self.statements.tell(described.told, shape);
         }
@@ -114,6 +114,22 @@ impl VirtualSession {
         statement
     }
 
+    /// The same for a statement that is what it is by this client's names, and shared with nobody.
+    pub fn prepare_alone(
+        &mut self,
+        name: &[u8],
+        definition: &[u8],
+        effects: impl FnOnce() -> Effects,
+    ) -> Arc<Statement> {
+        let key = ParseKey::Private(self.shared.statements.unique_number());
+        let statement = self.shared.statements.share(definition, key, effects);
+        if self.unseen_settings == 0 {
+            statement.resolve(self.wanted.clone());
+        }
+        self.statements.insert(name, statement.clone());
+        statement
+    }
+
     /// The number of the settings in force that the ledger can't see yet, and will; 0 when there are none.
     pub(super) const fn unresolved_number(&self) -> u64 {
         match self.unseen_until {
@@ -142,16 +158,9 @@ impl VirtualSession {
 
     /// Takes a name away.
     pub fn close(&mut self, name: &[u8]) -> Option<Note> {
+        self.named(name)?;
         let named = self.statements.remove(name)?;
         Some(Note::Closed(Box::new((name.into(), named))))
-    }
-
-    /// A statement goes to the backend under the client's own name, which only this backend knows from now on.
-    pub fn hand_over(&mut self, name: &[u8]) -> Option<Note> {
-        let note = self.close(name)?;
-        self.own_names.insert(Some(name));
-        self.pins.insert(PinReason::Prepare);
-        Some(note)
     }
 
     /// Whether the backend may know a name as the client says it, so that PostgreSQL decides about it.
@@ -163,7 +172,9 @@ impl VirtualSession {
     pub fn deallocated_all(&mut self, backend: &mut BackendState) {
         self.statements.clear();
         self.own_names.clear();
+        self.untold.clear();
         backend.statements.clear();
+        backend.own.clear();
     }
 
     /// DISCARD ALL ran: the session is as after its login, and so is this backend, but for the startup settings.

@@ -16,6 +16,9 @@ impl ResultShape {
     /// No rows: NoData. The text alone decides that, so it never changes.
     pub const NONE: Self = Self(0);
 
+    /// None that a statement could ever have again: its columns have changed before anyone was told them.
+    pub const NEVER: Self = Self(2);
+
     /// Reads the body of a RowDescription. Where a column comes from and the format that it is sent in are no part of
     /// the shape.
     pub fn of_row_description(body: &[u8]) -> Result<Self, Malformed> {

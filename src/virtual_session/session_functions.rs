@@ -20,6 +20,8 @@ pub enum SessionFunction {
     Notifies,
     /// Tells what the session holds or which backend it is.
     ReadsSession,
+    /// The same of its prepared statements.
+    ListsStatements,
     /// Writes without a word in the text that says so (large objects).
     Writes,
 }
@@ -61,7 +63,8 @@ functions! {
     SessionFunction::ReadsSequence => currval lastval;
     SessionFunction::Notifies => pg_notify;
     SessionFunction::ReadsSession =>
-        pg_backend_pid pg_cursor pg_prepared_statement pg_listening_channels pg_lock_status pg_my_temp_schema;
+        pg_backend_pid pg_cursor pg_listening_channels pg_lock_status pg_my_temp_schema;
+    SessionFunction::ListsStatements => pg_prepared_statement;
     SessionFunction::Writes =>
         lo_creat lo_create lo_from_bytea lo_import lo_export lo_unlink lo_put lo_truncate lo_truncate64 lowrite
         lo_open lo_close lo_lseek lo_lseek64;

@@ -8,6 +8,7 @@ use super::set_config::names_temporary_schema;
 use super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
 use super::sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use super::statement_effects::{Action, Effects};
+use super::undone_steps::is_undone;
 use super::unreported::{Following, Unreported, canonical};
 use super::{BackendState, VirtualSession};
 
@@ -17,10 +18,11 @@ impl VirtualSession {
         Checkpoint {
             wanted: self.wanted.clone(),
             pins: self.pins,
+            keeps_names: self.own_names.is_any(),
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
             lexing_touched: self.lexing_touched,
-            rebase: self.rebase.clone(),
+            rebased: self.rebased.clone(),
             unreported: self.unreported.clone(),
         }
     }
@@ -30,20 +32,26 @@ impl VirtualSession {
         let Checkpoint {
             wanted,
             pins,
+            keeps_names,
             unseen_settings,
             unseen_until,
             lexing_touched,
-            rebase,
+            rebased,
             unreported,
         } = checkpoint;
         self.wanted = wanted;
         self.relex();
         self.pins = pins;
+        self.own_names.return_to(keeps_names);
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
         self.lexing_touched = lexing_touched;
-        self.rebase = rebase;
+        self.rebased = rebased;
         self.unreported = unreported;
+        // It was made between two transactions.
+        self.before_reset = None;
+        self.restore_again = false;
+        self.set_to_default = false;
     }
 
     /// The settings that follow the client.
@@ -102,7 +110,7 @@ impl VirtualSession {
 
     /// What brings a backend back to the client's settings behind a RESET, inside the transaction of that; `None` when
     /// it agrees.
-    pub fn restore_for(&self, backend: &mut BackendState) -> Option<Vec<u8>> {
+    pub fn restore_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
         let of_baseline = self
             .baseline
             .entries()
@@ -111,7 +119,27 @@ impl VirtualSession {
         let wanted = Settings::new(backend.applied.entries().iter().chain(of_baseline).cloned());
         let sql = parameters::restore(&backend.applied, &wanted);
         backend.applied = self.shared.settings.intern(wanted);
+        // It is undone with the transaction.
+        if sql.is_some() {
+            backend.doubted = true;
+            self.restore_again = true;
+            self.reports_due = true;
+            self.rebase_all();
+        }
         sql
+    }
+
+    /// The transaction has ended: whether startup settings may be missing on the backend.
+    pub fn take_restore_again(&mut self, backend: &mut BackendState) -> bool {
+        let is_due = std::mem::replace(&mut self.restore_again, false);
+        if is_due {
+            let is_there = |name: &str| {
+                parameters::is_identity(name) || self.baseline.value(name).is_none() || self.is_doubted(name)
+            };
+            let there = backend.applied.only(is_there);
+            backend.applied = self.shared.settings.intern(there);
+        }
+        is_due
     }
 
     /// Whether a statement of these effects takes startup settings away.
@@ -121,7 +149,9 @@ impl VirtualSession {
             Action::Setting(change) => change.taken_back().is_some(),
             _ => false,
         };
-        !self.baseline.entries().is_empty() && effects.steps.iter().any(|step| resets(&step.action))
+        let steps = effects.steps.iter().enumerate();
+        let mut resets = steps.filter(|(_, step)| resets(&step.action));
+        !self.baseline.entries().is_empty() && resets.any(|(at, _)| !is_undone(&effects.steps, at))
     }
 
     /// What the client must be told of its settings before the ReadyForQuery at hand, as PostgreSQL would: pairs of
@@ -147,9 +177,14 @@ impl VirtualSession {
     pub(super) fn apply_setting(
         &mut self,
         change: &SettingChange,
+        is_undone: impl Fn() -> bool,
         backend: &mut BackendState,
         follows: &impl Fn(&str) -> Following,
     ) {
+        let has_baseline = !self.baseline.entries().is_empty();
+        if has_baseline && is_undone() && self.skip_reset(change, backend, follows) {
+            return;
+        }
         if let Some(name) = change.taken_back() {
             self.set_to_default |= !matches!(change, SettingChange::Reset(_));
             return self.reset_setting(name, backend, follows);
@@ -159,13 +194,19 @@ impl VirtualSession {
                 name: SettingName::Known(name),
                 value,
                 scope,
-            } => self.set(
-                canonical(&String::from_utf8_lossy(name)),
-                value,
-                *scope,
-                backend,
-                follows,
-            ),
+            } => {
+                let name = String::from_utf8_lossy(name);
+                let name = canonical(&name);
+                if self.baseline.value(name).is_some() {
+                    match is_undone() {
+                        false => self.restore_not(name, backend),
+                        // What was said of it before is what is left of it, and is asked for.
+                        true if self.is_doubted(name) => return,
+                        true => {}
+                    }
+                }
+                self.set(name, value, *scope, backend, follows);
+            }
             // It may be a custom one, whose name stays.
             SettingChange::Set { .. } => {
                 self.pins.insert(PinReason::CustomSetting);
@@ -174,6 +215,42 @@ impl VirtualSession {
             }
             SettingChange::Reset(_) => {}
             SettingChange::ResetAll => self.reset_all(backend, follows),
+        }
+    }
+
+    /// A RESET that its own text undoes takes nothing back. False where that may not be so.
+    fn skip_reset(
+        &mut self,
+        change: &SettingChange,
+        backend: &mut BackendState,
+        follows: &impl Fn(&str) -> Following,
+    ) -> bool {
+        let name = match (change, change.taken_back()) {
+            (SettingChange::ResetAll, _) => {
+                self.see_not(Until::Reported);
+                return true;
+            }
+            (_, Some(name)) => String::from_utf8_lossy(name),
+            (_, None) => return false,
+        };
+        let name = canonical(&name);
+        match follows(name) {
+            Following::ByReports => self.see_not(Until::Reported),
+            Following::ByAsking => self.doubt(name, false, backend),
+            Following::Tied => return false,
+        }
+        true
+    }
+
+    /// A SET behind a RESET of the same text: the startup value that this took away is not to come back.
+    fn restore_not(&mut self, name: &str, backend: &mut BackendState) {
+        self.rebased.retain(|known| !known.eq_ignore_ascii_case(name));
+        if backend.applied.value(name).is_none()
+            && let Some((name, value)) = self.wanted.entry(name)
+        {
+            backend.applied = self.shared.settings.intern(backend.applied.with(name, Some(value)));
+            backend.doubted = true;
+            self.restore_again = true;
         }
     }
 
@@ -205,11 +282,7 @@ impl VirtualSession {
         };
         match (scope, following) {
             // What is reported is known at the end of the transaction.
-            (_, Following::ByReports) => {
-                // What is reported from now on is what it is set to, and no RESET's doing.
-                self.rebase.retain(|other| !other.eq_ignore_ascii_case(name));
-                self.see_not(Until::Reported);
-            }
+            (_, Following::ByReports) => self.see_not(Until::Reported),
             // It ends then; but a custom setting leaves its name.
             (SettingScope::Local, Following::ByAsking) if name.contains('.') && self.wanted.value(name).is_none() => {
                 self.doubt(name, false, backend);
@@ -280,16 +353,12 @@ impl VirtualSession {
         self.forget_setting(name, backend);
         self.want(self.wanted.with(name, Some(baseline)));
         if !self.is_rebased(name) {
-            self.rebase.push(name.into());
+            self.rebased.push(name.into());
         }
     }
 
-    fn rebase_all(&mut self) {
-        self.rebase = self.baseline.entries().iter().map(|(name, _)| name.clone()).collect();
-    }
-
     fn is_rebased(&self, name: &str) -> bool {
-        self.rebase.iter().any(|other| other.eq_ignore_ascii_case(name))
+        self.rebased.iter().any(|other| other.eq_ignore_ascii_case(name))
     }
 
     /// RESET SESSION AUTHORIZATION takes the role back, too.
@@ -325,6 +394,10 @@ impl VirtualSession {
         if backend.applied.value(name).is_some() {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, None));
         }
+    }
+
+    fn rebase_all(&mut self) {
+        self.rebased = self.baseline.entries().iter().map(|(name, _)| name.clone()).collect();
     }
 
     fn reset_all(&mut self, backend: &mut BackendState, follows: &impl Fn(&str) -> Following) {
@@ -488,7 +561,7 @@ impl VirtualSession {
 
     /// Whether a RESET has happened is known now. `undone` when it was rolled back, or never ran.
     pub fn reset_decided(&mut self, undone: bool) {
-        self.rebase.clear();
+        self.rebased.clear();
         if let Some(before) = self.before_reset.take()
             && undone
         {
@@ -503,10 +576,11 @@ impl VirtualSession {
 pub struct Checkpoint {
     pub(super) wanted: Arc<Settings>,
     pub(super) pins: PinSet,
+    keeps_names: bool,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
     pub(super) lexing_touched: bool,
-    pub(super) rebase: Vec<Box<str>>,
+    pub(super) rebased: Vec<Box<str>>,
     pub(super) unreported: Option<Box<Unreported>>,
 }
 
@@ -541,157 +615,5 @@ pub fn lexing_of(neutral: Lexing, strings: Option<&str>, encoding: Option<&str>)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::statement_effects::classify;
-    use super::super::suspects::Suspects;
-    use super::super::{BackendState, Following, SharedLedger, VirtualSession};
-    use super::*;
-
-    fn client(startup: &[(&str, &str)]) -> VirtualSession {
-        let startup = Settings::new(startup.iter().map(|(name, value)| ((*name).into(), (*value).into())));
-        VirtualSession::new(1, Arc::new(SharedLedger::new(7)), startup, Lexing::default())
-    }
-
-    fn run(session: &mut VirtualSession, backend: &mut BackendState, text: &str) {
-        let effects = classify(text.as_bytes(), session.lexing(), &Suspects::known([]));
-        session.apply(&effects, backend, |name| match name {
-            "timezone" | "standard_conforming_strings" => Following::ByReports,
-            _ => Following::ByAsking,
-        });
-    }
-
-    /// Trap 60: RESET ALL is not of who one is; RESET SESSION AUTHORIZATION is, and of the role besides.
-    #[test]
-    fn trap_60_a_startup_role_comes_back_with_the_session_authorization_only() {
-        let (mut session, mut backend) = (client(&[("role", "team")]), BackendState::default());
-        session.want(session.wanted.with("role", Some("admin")));
-        run(&mut session, &mut backend, "RESET ALL");
-        assert_eq!(session.settings().value("role"), Some("admin"));
-        run(&mut session, &mut backend, "RESET SESSION AUTHORIZATION");
-        assert_eq!(session.settings().value("role"), Some("team"));
-        session.reset_decided(true);
-        assert_eq!(session.settings().value("role"), Some("admin"), "undone");
-    }
-
-    /// Trap 60: a report that comes behind a RESET is not the RESET's, where it is of another setting, or of a SET before it.
-    #[test]
-    fn trap_60_a_report_is_taken_for_a_reset_of_that_setting_only() {
-        let startup = [("TimeZone", "Berlin"), ("work_mem", "5MB")];
-        let (mut session, mut backend) = (client(&startup), BackendState::default());
-        run(&mut session, &mut backend, "RESET work_mem");
-        assert!(
-            session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")),
-            "it is news"
-        );
-        assert_eq!(session.settings().value("TimeZone"), None);
-        let (mut session, mut backend) = (client(&startup), BackendState::default());
-        run(&mut session, &mut backend, "RESET ALL");
-        assert!(!session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")));
-        session.reset_decided(true);
-        assert_eq!(
-            session.settings().value("TimeZone"),
-            None,
-            "a SET before it has made this"
-        );
-    }
-
-    /// Trap 60: a SET behind a RESET in one block, to what the server's own default is.
-    #[test]
-    fn trap_60_a_set_to_the_servers_default_behind_a_reset_holds() {
-        let (mut session, mut backend) = (client(&[("TimeZone", "Berlin")]), BackendState::default());
-        run(&mut session, &mut backend, "RESET TimeZone");
-        assert!(!session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")));
-        session.restore_for(&mut backend);
-        session.reported(&mut backend, "TimeZone", "Berlin", Some("UTC"));
-        run(&mut session, &mut backend, "SET TimeZone = 'UTC'");
-        assert!(session.reported(&mut backend, "TimeZone", "UTC", Some("UTC")));
-        assert_eq!(session.settings().value("TimeZone"), None);
-    }
-
-    /// Trap 60: one RESET behind another, and what was made again in between is told late.
-    #[test]
-    fn trap_60_a_second_reset_takes_back_what_was_made_again_behind_the_first() {
-        let (mut session, mut backend) = (client(&[("TimeZone", "Berlin")]), BackendState::default());
-        session.prelude_for(&mut backend);
-        run(&mut session, &mut backend, "RESET ALL");
-        session.reported(&mut backend, "TimeZone", "UTC", Some("UTC"));
-        assert!(session.restore_for(&mut backend).is_some());
-        run(&mut session, &mut backend, "RESET ALL");
-        session.reported(&mut backend, "TimeZone", "Berlin", Some("UTC"));
-        session.reported(&mut backend, "TimeZone", "UTC", Some("UTC"));
-        assert!(session.restore_for(&mut backend).is_some());
-    }
-
-    /// Trap 60: a client that keeps its backend has there what no text told.
-    #[test]
-    fn trap_60_what_is_in_force_behind_a_pin_is_not_made_again_for_a_reset_of_something_else() {
-        let (mut session, mut backend) = (client(&[("work_mem", "5MB")]), BackendState::default());
-        session.prelude_for(&mut backend);
-        run(&mut session, &mut backend, "DO 'x'");
-        run(&mut session, &mut backend, "RESET TimeZone");
-        session.reset_decided(false);
-        assert_eq!(session.prelude_for(&mut backend), None);
-    }
-
-    /// Trap 56: how a text is read is not known while a SET of that is under way.
-    #[test]
-    fn trap_56_a_text_behind_a_change_of_how_texts_are_read_is_read_only_if_it_is_the_same_both_ways() {
-        for change in [
-            "SET standard_conforming_strings = off",
-            "SELECT set_config('client_encoding', $1, false)",
-            "SELECT set_config($1, $2, false)",
-            "RESET client_encoding",
-        ] {
-            let (mut session, mut backend) = (client(&[]), BackendState::default());
-            run(&mut session, &mut backend, change);
-            for (text, is_read) in [
-                (&b"SELECT 'a\\'"[..], false),
-                ("SELECT 'é'".as_bytes(), false),
-                (b"SELECT 'a'", true),
-            ] {
-                let effects = classify(text, session.lexing(), &Suspects::known([]));
-                assert_eq!(!effects.pins.contains(PinReason::Unlexable), is_read, "{change}");
-            }
-            session.all_reported();
-            assert_eq!(session.lexing(), Lexing::default());
-            // Its end may change it once more.
-            run(&mut session, &mut backend, "ROLLBACK");
-            assert_ne!(session.lexing(), Lexing::default());
-            session.all_reported();
-            session.transaction_ended();
-            run(&mut session, &mut backend, "SET TimeZone = 'UTC'");
-            assert_eq!(session.lexing(), Lexing::default());
-        }
-    }
-
-    /// Trap 57: what stands far behind in a call is not looked for, and taken for anything.
-    #[test]
-    fn trap_57_an_argument_too_long_to_be_read_may_be_any_value_for_ever() {
-        let long = "1 + ".repeat(1000);
-        for (text, is_known) in [
-            (format!("SELECT set_config('app.x', {long} 1, true)"), true),
-            (format!("SELECT set_config({long} 'app.x', 'y', true)"), false),
-        ] {
-            let (mut session, mut backend) = (client(&[]), BackendState::default());
-            run(&mut session, &mut backend, &text);
-            assert_eq!(session.is_in_doubt(), is_known);
-            assert_eq!(session.pins().contains(PinReason::CustomSetting), !is_known);
-        }
-    }
-
-    #[test]
-    fn what_takes_every_setting_back_changes_how_texts_are_read_only_where_that_was_changed() {
-        for statement in ["RESET ALL", "DISCARD ALL"] {
-            let (mut session, mut backend) = (client(&[]), BackendState::default());
-            run(&mut session, &mut backend, statement);
-            assert_eq!(session.lexing(), Lexing::default(), "{statement}");
-            session.want(session.wanted.with("standard_conforming_strings", Some("off")));
-            run(&mut session, &mut backend, statement);
-            assert_eq!(
-                session.lexing().strings,
-                StandardConformingStrings::Uncertain,
-                "{statement}"
-            );
-        }
-    }
-}
+#[path = "settings_ledger_tests.rs"]
+mod tests;

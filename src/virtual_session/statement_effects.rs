@@ -56,6 +56,8 @@ pub struct Effects {
     pub notifies: bool,
     /// Whether it asks what the session or the backend holds (`pg_cursors`, `pg_backend_pid()`, …).
     pub reads_session: bool,
+    /// Whether it asks which prepared statements the session has.
+    pub lists_statements: bool,
     /// The [`Suspects::fingerprint`] that they were found with, where they are kept: with another they may be others.
     pub suspects: u64,
 }
@@ -77,6 +79,7 @@ impl Effects {
         database_ddl: false,
         notifies: false,
         reads_session: false,
+        lists_statements: false,
         suspects: 0,
     };
 
@@ -94,6 +97,7 @@ impl Effects {
             database_ddl: false,
             notifies: true,
             reads_session: true,
+            lists_statements: true,
             ..Self::NONE
         }
     }

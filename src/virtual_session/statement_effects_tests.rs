@@ -102,7 +102,8 @@ fn summary(effects: &Effects) -> String {
         (effects.catalog_change, "catalog"),
         (effects.database_ddl, "database"),
         (effects.notifies, "notifies"),
-        (effects.reads_session, "reads session"),
+        (effects.reads_session && !effects.lists_statements, "reads session"),
+        (effects.lists_statements, "lists statements"),
     ];
     parts.extend(flags.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned()));
     let summary = parts.join(" | ");
@@ -737,7 +738,8 @@ fn trap_68_session_bound_functions_are_told() {
         ("SELECT nextval('s'); SELECT currval('s')", "DrawsAndReads"),
         ("SELECT pg_backend_pid()", "reads session"),
         ("SELECT * FROM pg_cursors", "reads session"),
-        ("SELECT name FROM pg_catalog.pg_prepared_statements", "reads session"),
+        ("SELECT name FROM pg_catalog.pg_prepared_statements", "lists statements"),
+        ("SELECT * FROM pg_prepared_statement()", "lists statements"),
         ("SELECT setseed(0.5)", "pin setseed"),
         ("SELECT 1, setseed(.5), random()", "pin setseed"),
         ("SET seed = 0.5", "pin setting,setseed | set session seed=0.5"),
@@ -783,8 +785,13 @@ fn trap_30_sql_level_prepared_statements_pin_by_name() {
         ),
         ("EXECUTE p", "pin prepare | execute p"),
         ("EXECUTE p (1, 'a')", "pin prepare | execute p"),
-        ("EXPLAIN ANALYZE EXECUTE p(1)", "pin prepare"),
-        ("CREATE TABLE t AS EXECUTE p(1)", "pin prepare | catalog"),
+        ("EXPLAIN ANALYZE EXECUTE p(1)", "pin prepare | execute p"),
+        ("EXPLAIN (COSTS OFF) EXECUTE \"P\"", "pin prepare | execute P"),
+        ("CREATE TABLE t AS EXECUTE p(1)", "pin prepare | execute p | catalog"),
+        (
+            "EXPLAIN CREATE TABLE t AS EXECUTE p",
+            "pin prepare | execute p | catalog",
+        ),
         ("DEALLOCATE p", "deallocate p"),
         ("DEALLOCATE PREPARE p", "deallocate p"),
         ("DEALLOCATE prepare", "deallocate prepare"),

@@ -71,9 +71,7 @@ impl Scan<'_> {
             }
             Keyword::Prepare => self.prepare()?,
             Keyword::Execute => {
-                let name = self.name()?;
-                self.pin(PinReason::Prepare);
-                self.step(Action::Execute(name));
+                self.executes_next();
             }
             Keyword::Deallocate => self.deallocate()?,
             Keyword::Declare => self.declare()?,
@@ -336,7 +334,7 @@ impl Scan<'_> {
             Some(Keyword::Select | Keyword::Values | Keyword::Table | Keyword::With) => {}
             Some(Keyword::Insert | Keyword::Update | Keyword::Delete | Keyword::Merge) => self.statement.writes = true,
             Some(Keyword::Declare) => return self.declare(),
-            Some(Keyword::Execute) => self.pin(PinReason::Prepare),
+            Some(Keyword::Execute) => self.executes_next(),
             Some(Keyword::Refresh) => self.statement.writes = true,
             Some(Keyword::Create) => {
                 self.statement.lead = Some(Keyword::Create);

@@ -291,7 +291,8 @@ impl<'t> Scan<'t> {
     }
 
     fn on_known_name(&mut self, name: Keyword) {
-        self.effects.reads_session |= name == Keyword::SessionView;
+        self.effects.reads_session |= matches!(name, Keyword::SessionView | Keyword::StatementsView);
+        self.effects.lists_statements |= name == Keyword::StatementsView;
         // UPDATE pg_settings is a set_config by its rule; a write through any statement that names it is taken as one.
         self.statement.write_suspect |= name == Keyword::PgSettings && self.executes();
     }
@@ -412,7 +413,7 @@ impl<'t> Scan<'t> {
                 self.statement.call_behind_paren = true;
             }
             Keyword::Execute if self.last == Before::Keyword(Keyword::As) && self.executes() => {
-                self.pin(PinReason::Prepare);
+                self.executes_next();
             }
             Keyword::Drop if self.last == Before::Keyword(Keyword::Commit) => self.statement.drops_on_commit = true,
             // Anywhere else the words are a column's and its alias.
@@ -425,6 +426,15 @@ impl<'t> Scan<'t> {
             }
             _ => {}
         }
+    }
+
+    /// Behind EXECUTE: the prepared statement's name.
+    #[cold]
+    pub(super) fn executes_next(&mut self) {
+        let next = self.lexer.clone().next_token().ok().flatten();
+        let name = next.and_then(|token| identifier_name(self.text, token));
+        self.pin(PinReason::Prepare);
+        self.step(Action::Execute(name.map(Vec::into_boxed_slice)));
     }
 
     /// `SELECT … INTO [TEMP | …] name`: a CREATE TABLE AS.
@@ -569,9 +579,16 @@ impl<'t> Scan<'t> {
             SessionFunction::ReadsSequence => self.draw(SequenceUse::Reads),
             SessionFunction::Notifies => self.effects.notifies = true,
             SessionFunction::ReadsSession => self.effects.reads_session = true,
+            SessionFunction::ListsStatements => {
+                self.effects.reads_session = true;
+                self.effects.lists_statements = true;
+            }
             SessionFunction::Writes => {}
         }
-        if !matches!(function, SessionFunction::ReadsSession | SessionFunction::ReadsSequence) {
+        if !matches!(
+            function,
+            SessionFunction::ReadsSession | SessionFunction::ListsStatements | SessionFunction::ReadsSequence
+        ) {
             self.effects.is_read_only_shape = false;
         }
         Ok(())

@@ -21,7 +21,7 @@ pub struct Statement {
     pub id: u64,
     /// The name on every backend.
     pub name: Box<[u8]>,
-    /// Everything behind the name in its Parse: text, count, types.
+    /// Everything behind the name in its Parse: text, count, types. Of a PREPARE the text alone.
     pub definition: Box<[u8]>,
     sql_len: usize,
     /// What executing it may do to the session.
@@ -60,6 +60,12 @@ impl Statement {
     /// What it weighs in the bounds: its text and what PostgreSQL and we spend around it.
     pub fn weight(&self) -> usize {
         self.definition.len() + 256
+    }
+
+    /// SQL made it: its text is a PREPARE, which is what makes it again.
+    pub fn is_from_sql(&self) -> bool {
+        // A Parse has at least the count of its types behind the text.
+        self.definition.len() == self.sql_len + 1
     }
 
     /// Its text.
@@ -240,6 +246,8 @@ pub struct NamedStatement {
     pub told: Option<ResultShape>,
     /// Which of the client's names this is, counted from 1: a name that is used again is another.
     pub number: u64,
+    /// Of the catalog, when SQL prepared it.
+    pub generation: u64,
 }
 
 /// A client's names for its statements. A tree: a few comparisons are less than a hash that nobody can aim at.
@@ -259,6 +267,12 @@ impl ClientStatements {
         self.by_name.as_ref()?.get(name)
     }
 
+    /// Every name.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &NamedStatement)> {
+        let names = self.by_name.iter().flat_map(|names| names.iter());
+        names.map(|(name, named)| (&**name, named))
+    }
+
     /// The client is told what the rows of a statement look like, if it still has the name of this number.
     pub fn tell(&mut self, number: u64, shape: ResultShape) {
         // Once for each name.
@@ -270,11 +284,17 @@ impl ClientStatements {
 
     /// Records a name. The caller has made sure that it is free.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.insert_of(name, statement, 0);
+    }
+
+    /// The same for a statement that was prepared under the catalog of this generation.
+    pub fn insert_of(&mut self, name: &[u8], statement: Arc<Statement>, generation: u64) {
         self.names_so_far += 1;
         let named = NamedStatement {
             statement,
             told: None,
             number: self.names_so_far,
+            generation,
         };
         self.put_back(name, named);
     }
@@ -406,6 +426,18 @@ impl BackendStatements {
     pub fn clear(&mut self) {
         self.held.clear();
         self.bytes = 0;
+    }
+
+    /// Takes all of them out, to be closed.
+    pub fn take_all(&mut self) -> Vec<Arc<Statement>> {
+        self.bytes = 0;
+        let held = std::mem::take(&mut self.held);
+        held.into_values().map(|held| held.statement).collect()
+    }
+
+    /// What they weigh.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many it holds.

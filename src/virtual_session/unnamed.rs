@@ -62,6 +62,11 @@ impl VirtualSession {
         })))
     }
 
+    /// The same of one that was answered and has reached no backend. Its settings are those before what it does.
+    pub fn parse_unnamed_unsent(&mut self, definition: &[u8], effects: Effects) -> Note {
+        self.parse_unnamed(definition, effects, &mut BackendState::default())
+    }
+
     pub(super) fn change_unnamed(&mut self, unnamed: Option<Box<Unnamed>>) -> Note {
         self.serial += 1;
         Note::ChangedUnnamed(ChangedUnnamed {
@@ -69,6 +74,7 @@ impl VirtualSession {
             serial_before: std::mem::replace(&mut self.unnamed_serial, self.serial),
             before: std::mem::replace(&mut self.unnamed, unnamed),
             reports: 0,
+            names: None,
         })
     }
 

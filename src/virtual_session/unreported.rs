@@ -120,11 +120,35 @@ impl Doubt {
     }
 }
 
+impl Doubt {
+    /// The value if the session has one of its own: what is the server's the client may have no right to say again.
+    fn value_of_session(&self) -> String {
+        let name = literal(&self.name);
+        let value = format!("pg_catalog.current_setting({name}, true)");
+        match self.has_default() && &*self.name != "role" {
+            true => format!(
+                "CASE WHEN EXISTS (SELECT 1 FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) = {name} AND source = \
+                 'session') THEN {value} END"
+            ),
+            // These are not in pg_settings.
+            false => value,
+        }
+    }
+}
+
 impl Question {
     fn columns(&self) -> usize {
         let defaults = self.doubts.iter().filter(|doubt| doubt.has_default()).count();
         let with_defaults = usize::from(self.with_defaults);
         self.doubts.len() + with_defaults * (usize::from(self.has_role) + defaults)
+    }
+
+    /// What this answer says that a setting is; `None` where it was not asked for. `under` is the number of the settings
+    /// that were in force: under another the value is another statement's.
+    pub fn value_of(&self, name: &str, under: u64, row: &[u8]) -> Option<String> {
+        let at = self.doubts.iter().position(|doubt| &*doubt.name == name)?;
+        let value = *columns(row, false)?.get(at)?;
+        value.filter(|_| under == self.under).map(str::to_owned)
     }
 
     /// The statement that asks: the values first, then what each would be if it were taken back. That is undone with the
@@ -133,7 +157,10 @@ impl Question {
         let mut sql = "SELECT ".to_owned();
         for (index, doubt) in self.doubts.iter().enumerate() {
             sql.push_str(if index == 0 { "" } else { ", " });
-            sql.push_str(&format!("pg_catalog.current_setting({}, true)", literal(&doubt.name)));
+            sql.push_str(&match self.with_defaults {
+                true => format!("pg_catalog.current_setting({}, true)", literal(&doubt.name)),
+                false => doubt.value_of_session(),
+            });
         }
         if !self.with_defaults {
             return sql.into_bytes();
@@ -213,6 +240,12 @@ impl VirtualSession {
         if unreported.doubts.len() > DOUBTS_MAX {
             self.tie_settings();
         }
+    }
+
+    /// Whether PostgreSQL will be asked for it.
+    pub(super) fn is_doubted(&self, name: &str) -> bool {
+        let unreported = self.unreported.as_ref();
+        unreported.is_some_and(|unreported| unreported.doubts.iter().any(|doubt| &*doubt.name == name))
     }
 
     /// A custom setting's name stays on the backend, whatever becomes of its value.
@@ -413,7 +446,7 @@ fn with_all(settings: &Settings, changes: &[(&str, Option<&str>)]) -> Settings {
 }
 
 /// A statement of ours runs under whatever the client before it left (trap 61).
-fn may_end_ours(name: &str, value: Option<&str>) -> bool {
+pub(super) fn may_end_ours(name: &str, value: Option<&str>) -> bool {
     let milliseconds = value.and_then(|value| value.strip_suffix("ms")?.parse::<u32>().ok());
     matches!(name, "statement_timeout" | "transaction_timeout" | "lock_timeout")
         && milliseconds.is_some_and(|milliseconds| milliseconds < SHORT_TIMEOUT_MS)

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 /// Which `crate::` modules each top module may name, itself aside. A layer may skip down, never up.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("wire", &[]),
     ("protocol", &["wire"]),
     ("virtual_session", &["protocol", "wire"]),
@@ -92,6 +92,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "protocol", "wire",
         ],
     ),
+    ("diagnose", &["backend", "net", "config", "wire"]),
     ("cli", &["config"]),
     ("logging", &["config"]),
     // What fuzz/ drives: the machines that read peers' bytes.

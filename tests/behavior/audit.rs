@@ -192,6 +192,12 @@ async fn what_follows_its_client_is_no_surprise() {
         "DROP TABLE t",
         "SET bytea_output = 'escape'; RESET ALL",
         "UNLISTEN *",
+        "PREPARE a AS SELECT 1",
+        "PREPARE \"it's\" AS SELECT 2",
+        "EXECUTE \"it's\"",
+        "EXECUTE a",
+        "DEALLOCATE a",
+        "SELECT name FROM pg_prepared_statements",
         "DISCARD ALL",
     ];
     for sql in statements {

@@ -60,6 +60,14 @@ fn a_bad_configuration_is_one_line_and_exit_1() {
 }
 
 #[test]
+fn wait_ends_by_itself_and_takes_no_nonsense() {
+    let output = run(&["wait", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(run(&["wait", "3601"]).status.code(), Some(2));
+    assert_eq!(run(&["wait"]).status.code(), Some(2));
+}
+
+#[test]
 fn a_password_in_the_command_line_is_blanked_there() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let pipe = directory.path().join("config");

@@ -9,7 +9,7 @@ use crate::support::raw_client::RawClient;
 use crate::support::sidecar::Sidecar;
 
 /// The names and types that dashboards and alerts depend on.
-const NAMES: [(&str, &str); 23] = [
+const NAMES: [(&str, &str); 24] = [
     ("pgsidecar_acquire_seconds", "histogram"),
     ("pgsidecar_backend_connect_seconds", "histogram"),
     ("pgsidecar_client_login_seconds", "histogram"),
@@ -25,6 +25,7 @@ const NAMES: [(&str, &str); 23] = [
     ("pgsidecar_backend_closed_total", "counter"),
     ("pgsidecar_transactions_total", "counter"),
     ("pgsidecar_queries_total", "counter"),
+    ("pgsidecar_setting_answers_total", "counter"),
     ("pgsidecar_bytes_total", "counter"),
     ("pgsidecar_errors_total", "counter"),
     ("pgsidecar_pins_total", "counter"),

@@ -32,7 +32,7 @@ const ENDS: [(&str, &str, &str); 7] = [
         "SELECT pg_advisory_unlock_all()",
         "advisory_lock",
     ),
-    ("PREPARE p AS SELECT 1", "DEALLOCATE p", "prepare"),
+    ("PREPARE p AS SELECT 1; SELECT 1", "DEALLOCATE p", "prepare"),
     (
         "PREPARE p AS SELECT 1; DECLARE c CURSOR WITH HOLD FOR SELECT 1",
         "CLOSE ALL; DEALLOCATE p",
@@ -95,7 +95,7 @@ async fn what_was_rolled_back_or_failed_pins_no_longer_than_until_it_is_asked_fo
     for leaves in [
         "BEGIN; CREATE TEMP TABLE t (n int); ROLLBACK",
         "CREATE TEMP TABLE t (n nosuch)",
-        "PREPARE p AS SELECT nosuch",
+        "PREPARE p AS SELECT nosuch; SELECT 1",
     ] {
         let before = sidecar.log().matches("a client's pin is over").count();
         client.ask(leaves).await;

@@ -33,7 +33,7 @@ fn pinning() -> Vec<(&'static str, bytes::BytesMut)> {
         ("setting", query("SET idle_session_timeout = '7h'")),
         ("unknown", query("DO $$ BEGIN INSERT INTO kept VALUES (3); END $$")),
         ("listen", query("LISTEN \"kanäle\"")),
-        ("prepare", query("PREPARE p AS SELECT 1")),
+        ("prepare", query("PREPARE p AS SELECT 1; SELECT 1")),
         ("hold_cursor", query("DECLARE c CURSOR WITH HOLD FOR SELECT 1")),
         ("large_statement", query(&long)),
         ("advisory_lock", unnamed("SELECT pg_advisory_lock(1)")),

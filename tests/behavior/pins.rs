@@ -156,7 +156,7 @@ async fn traps_64_66_67_what_a_session_holds() {
             ),
             case(
                 "prepare",
-                "PREPARE kept AS SELECT 1",
+                "SELECT 1; PREPARE kept AS SELECT 1",
                 "SELECT CASE count(*) WHEN 0 THEN 'neutral' ELSE 'mine' END FROM pg_prepared_statements WHERE name = 'kept'",
             ),
             case(

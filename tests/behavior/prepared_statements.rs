@@ -839,6 +839,7 @@ async fn trap_26_27_32_a_small_cache_forgets_no_statement() {
         .start_ready()
         .await;
     let mut client = client_with(&sidecar, &database, &[]).await;
+    show_backends_own(&database);
     let all = |make: fn(usize) -> Vec<bytes::BytesMut>| together(&(0..STATEMENTS).flat_map(make).collect::<Vec<_>>());
     client
         .send(&all(|n| vec![parse(&format!("s{n}"), &format!("SELECT {n}"))]))
@@ -857,13 +858,19 @@ async fn trap_26_27_32_a_small_cache_forgets_no_statement() {
     }
     assert!(
         client
-            .value("SELECT count(*) FROM pg_prepared_statements")
+            .value("SELECT count(*) FROM on_backend")
             .await
             .parse::<usize>()
             .unwrap()
             < 20,
         "what was forgotten was closed"
     );
+}
+
+/// What a backend holds, where a client that asks pg_prepared_statements itself is shown its own.
+fn show_backends_own(database: &Database) {
+    let sql = "CREATE VIEW on_backend AS SELECT * FROM pg_prepared_statements; GRANT SELECT ON on_backend TO PUBLIC";
+    Postgres::shared().psql(&database.name, sql);
 }
 
 /// A text that two clients prepare, and execute eight times between them. Returns how many custom and generic plans the
@@ -894,7 +901,7 @@ async fn execute_planned(client: &mut RawClient) {
 async fn plans_so_far(client: &mut RawClient) -> String {
     let sql = format!(
         "SELECT string_agg(custom_plans || '+' || generic_plans, ', ' ORDER BY prepare_time) \
-         FROM pg_prepared_statements WHERE statement = '{PLANNED}'"
+         FROM on_backend WHERE statement = '{PLANNED}'"
     );
     client.value(&sql).await
 }
@@ -905,6 +912,7 @@ async fn plans_so_far(client: &mut RawClient) -> String {
 async fn trap_33_a_plan_cache_mode_is_honoured_for_shared_statements() {
     let database = Postgres::shared().create_database();
     let sidecar = one_backend(&database).await;
+    show_backends_own(&database);
     let custom = [("options", "-c plan_cache_mode=force_custom_plan")];
     let generic = [("plan_cache_mode", "force_generic_plan")];
     assert_eq!(plans(&sidecar, &database, &[]).await, "5+3");
@@ -917,6 +925,7 @@ async fn trap_33_a_plan_cache_mode_is_honoured_for_shared_statements() {
 #[tokio::test]
 async fn trap_33_a_plan_cache_mode_that_is_set_holds_for_its_client() {
     let database = Postgres::shared().create_database();
+    show_backends_own(&database);
     let sidecar = one_backend(&database).await;
     assert_eq!(plans(&sidecar, &database, &[]).await, "5+3");
     let mut client = client_with(&sidecar, &database, &[]).await;
@@ -943,6 +952,7 @@ async fn trap_33_the_upstreams_options_set_it_for_all() {
         .variable("PGOPTIONS", "-c plan_cache_mode=force_custom_plan")
         .start_ready()
         .await;
+    show_backends_own(&database);
     assert_eq!(plans(&sidecar, &database, &[]).await, "8+0");
 }
 

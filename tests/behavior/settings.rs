@@ -650,3 +650,48 @@ async fn trap_63_a_report_that_only_a_sessions_own_setting_explains_follows_its_
     let fresh = client_with(&sidecar, &database, &[]).await;
     assert_eq!(fresh.parameter("TimeZone").map(str::to_owned), neutral.1);
 }
+
+/// A role that can't be taken any more ends as it would directly, where nothing else but its end is said.
+#[tokio::test]
+async fn a_client_whose_prelude_fails_can_take_back_what_is_refused() {
+    let cluster = Postgres::shared();
+    for taken in ["RESET ROLE", "SET ROLE NONE", "DISCARD ALL"] {
+        let database = cluster.create_database();
+        let role = format!("{}_team", database.name);
+        cluster.psql(&database.name, &format!("CREATE ROLE {role}; GRANT {role} TO {USER}"));
+        let sidecar = one_backend(&database).await;
+        let started = [("database", database.name.as_str()), ("TimeZone", "Asia/Tokyo")];
+        let mut direct = RawClient::connect(database.port).await;
+        direct
+            .log_in(USER, PASSWORD, &started)
+            .await
+            .expect("the login succeeds");
+        let mut client = client_with(&sidecar, &database, &started[1..]).await;
+        let mut other = client_with(&sidecar, &database, &[]).await;
+        for client in [&mut direct, &mut client] {
+            client
+                .ask(&format!(
+                    "SET ROLE {role}; SET TimeZone TO 'Etc/GMT'; SET work_mem TO '7MB'"
+                ))
+                .await;
+        }
+        assert_eq!(client.value("SELECT current_user").await, role);
+        cluster.psql("postgres", &format!("REVOKE {role} FROM {USER}"));
+        other.value("SELECT 1").await;
+        assert_eq!(tags(&client.ask("SELECT 1").await), "EZ");
+        other.value("SELECT 1").await;
+        // What else is said with it has not run; RESET ALL leaves the role.
+        assert_eq!(tags(&client.ask(&format!("{taken}; SELECT 1")).await), "EZ", "{taken}");
+        for sql in [
+            "RESET ALL",
+            taken,
+            "SHOW TimeZone",
+            "SHOW work_mem",
+            "SELECT current_user",
+        ] {
+            let (expected, answer) = (direct.ask(sql).await, client.ask(sql).await);
+            assert_eq!(tags(&answer), tags(&expected), "{taken}: {sql}");
+            assert_eq!(answer, expected, "{taken}: {sql}");
+        }
+    }
+}

@@ -254,6 +254,29 @@ async fn trap_11_logins_need_no_backend_once_the_server_is_known() {
 }
 
 #[tokio::test]
+async fn not_even_the_first_client_waits_for_what_a_new_backend_reports_by_itself() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let mut holder = log_in(sidecar.port, &database.name, &[]).await.expect("a login");
+    holder.ask("BEGIN").await;
+    let zone = holder.parameter("TimeZone").expect("it is reported").to_owned();
+    // As libpq says client_encoding for Django, and one more in the server's own spelling. The backend is taken.
+    let parameters = [("client_encoding", "UTF8"), ("timezone", zone.as_str())];
+    let mut client = log_in(sidecar.port, &database.name, &parameters)
+        .await
+        .expect("no backend is needed");
+    assert_eq!(client.parameter("client_encoding"), Some("UTF8"));
+    holder.ask("COMMIT").await;
+    assert_eq!(client.value("SHOW client_encoding").await, "UTF8");
+    client.ask("SET client_encoding TO latin1").await;
+    client.ask("RESET client_encoding").await;
+    assert_eq!(client.value("SHOW client_encoding").await, "UTF8");
+}
+
+#[tokio::test]
 async fn the_greeting_is_one_write() {
     let database = Postgres::shared().create_database();
     let sidecar = Sidecar::start(&database).await;

@@ -118,7 +118,8 @@ impl Session {
 }
 
 fn random_step(dice: &mut Dice, client: usize) -> Step {
-    match dice.roll(20) {
+    match dice.roll(22) {
+        20 | 21 => driver_setting(dice),
         0..=4 => {
             let sql = any_query(dice, client);
             Step::Burst(format!("Q {sql}"), vec![query(&sql)], 1)
@@ -141,7 +142,18 @@ fn random_step(dice: &mut Dice, client: usize) -> Step {
 }
 
 fn any_query(dice: &mut Dice, client: usize) -> String {
-    match dice.roll(14) {
+    match dice.roll(16) {
+        14 | 15 => {
+            let forms = [
+                "EXECUTE $one; EXECUTE $other(2)",
+                "BEGIN; EXECUTE $one; COMMIT",
+                "EXECUTE $one; DEALLOCATE $other; EXECUTE $other",
+                "DEALLOCATE $one; DEALLOCATE $other; SELECT 1",
+                "SELECT 1; PREPARE $one AS SELECT 'one of several'; EXECUTE $one",
+            ];
+            let (form, one) = (dice.pick(&forms), dice.pick(&["a", "b", "p"]));
+            form.replace("$one", one).replace("$other", dice.pick(&["a", "b", "p"]))
+        }
         12 => format!(
             "{}; {}; SELECT 1/{}",
             unreported_setting(dice, false).0,
@@ -151,7 +163,13 @@ fn any_query(dice: &mut Dice, client: usize) -> String {
         13 => format!(
             "BEGIN; {}; SAVEPOINT a; {}; ROLLBACK TO a; {}",
             unreported_setting(dice, false).0,
-            unreported_setting(dice, false).0,
+            match dice.roll(3) {
+                0 => "RESET search_path".to_owned(),
+                1 => dice
+                    .pick(&["RESET ALL", "RESET TimeZone", "SET TimeZone TO 'UTC'"])
+                    .to_owned(),
+                _ => unreported_setting(dice, false).0,
+            },
             dice.pick(&["COMMIT", "ROLLBACK", "COMMIT AND CHAIN"]),
         ),
         0..=5 => statement(dice, client, false).0,
@@ -202,7 +220,7 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         dice.roll(6).to_string()
     };
     let one = usize::from(extended);
-    match dice.roll(47) {
+    match dice.roll(58) {
         0 => ("SELECT x, t FROM shared ORDER BY x".to_owned(), 0),
         1 | 2 => (LITERAL.to_owned(), 0),
         3 => (
@@ -275,8 +293,44 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         33..=36 => unreported_setting(dice, extended),
         37..=42 => (SETTINGS.to_owned(), 0),
         43..=45 => (notification(dice, client), 0),
+        46..=55 => {
+            // What an EXECUTE is described as is what its name stood for when it was parsed.
+            let sql = named_by_sql(dice, client);
+            let is_described = extended && (sql.starts_with("EXECUTE") || sql.starts_with("EXPLAIN"));
+            (if is_described { String::new() } else { sql }, 0)
+        }
+        56 => (OWN_STATEMENTS.to_owned(), 0),
         _ => (String::new(), 0),
     }
+}
+
+/// Which prepared statements one has, by SQL and by protocol.
+const OWN_STATEMENTS: &str =
+    "SELECT name, statement, parameter_types, from_sql FROM pg_prepared_statements ORDER BY name";
+
+/// PREPARE, EXECUTE and DEALLOCATE, by the names that the protocol's statements have too.
+fn named_by_sql(dice: &mut Dice, client: usize) -> String {
+    let form = dice.pick(&[
+        "PREPARE $name AS SELECT x, t FROM shared ORDER BY x",
+        "PREPARE $name AS $literal",
+        "PREPARE $name (int) AS SELECT 10 / $1 AS divided",
+        "PREPARE $name (int) AS INSERT INTO $own VALUES ($1, 'prepared') RETURNING id",
+        "PREPARE $name AS SELECT which FROM other;",
+        "PREPARE $name AS SELECT * FROM nosuch",
+        "PREPARE $name AS $settings",
+        "EXECUTE $name",
+        "EXECUTE $name",
+        "EXECUTE $name",
+        "EXECUTE $name(2)",
+        "EXECUTE $name(2)",
+        "EXPLAIN (COSTS OFF) EXECUTE $name",
+        "DEALLOCATE $name",
+        "EXECUTE \"$name\"",
+    ]);
+    form.replace("$name", dice.pick(&["a", "b", "p"]))
+        .replace("$own", &format!("own_{client}"))
+        .replace("$literal", LITERAL)
+        .replace("$settings", SETTINGS)
 }
 
 /// What PostgreSQL does not report, and what it tells of who one is.
@@ -326,6 +380,52 @@ fn unreported_setting(dice: &mut Dice, extended: bool) -> (String, usize) {
     (sql.to_owned(), 0)
 }
 
+/// What drivers and frameworks say when they have connected, as they say it: perhaps several, and something that reads
+/// them behind it.
+fn driver_setting(dice: &mut Dice) -> Step {
+    let (mut told, mut messages) = (String::new(), Vec::new());
+    let count = 1 + usize::try_from(dice.roll(3)).unwrap();
+    for _ in 0..count {
+        let zone = dice.pick(&["UTC", "utc", "Asia/Shanghai", "-8", "nowhere"]);
+        if dice.one_in(3) {
+            let call = "SELECT set_config('TimeZone', $1, false)";
+            let _ = write!(told, " P(: {call}) B({zone}) D E S");
+            messages.extend([
+                parse("", call),
+                bind("", "", &[zone]),
+                describe('P', ""),
+                execute("", 0),
+                sync(),
+            ]);
+            continue;
+        }
+        let sql = match dice.roll(4) {
+            0 => format!("SELECT set_config('TimeZone', '{zone}', false)"),
+            1 => format!("SET SESSION timezone TO '{zone}'"),
+            2 => format!(
+                "SET DateStyle TO '{}'",
+                dice.pick(&["ISO", "iso, dmy", "German", "nonsense"])
+            ),
+            _ => dice
+                .pick(&[
+                    "SET work_mem = '7168kB'",
+                    "SET client_min_messages TO 'warning'",
+                    "SET standard_conforming_strings = on",
+                    "SET intervalstyle = iso_8601",
+                    "SET extra_float_digits = 3",
+                    "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+                    "SET lock_timeout TO '33s'",
+                    "SET TIME ZONE UTC",
+                ])
+                .to_owned(),
+        };
+        let _ = write!(told, " Q {sql} |");
+        messages.push(query(&sql));
+    }
+    messages.push(query(SETTINGS));
+    Step::Burst(told, messages, count + 1)
+}
+
 /// The messages of one group without its Sync, told in words.
 fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
     let mut messages = Vec::new();
@@ -338,6 +438,7 @@ fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
         match dice.roll(10) {
             0..=3 => {
                 let (sql, count) = statement(dice, client, true);
+                let name = name_for(name, &sql);
                 let _ = write!(told, " P({name}: {sql}) B({portal}<{name}) D E");
                 messages.push(parse(name, &sql));
                 messages.push(bind(portal, name, &["2"][..count]));
@@ -345,6 +446,7 @@ fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
             }
             4 => {
                 let (sql, _) = statement(dice, client, true);
+                let name = name_for(name, &sql);
                 let _ = write!(told, " P({name}: {sql}) D(S {name})");
                 messages.extend([parse(name, &sql), describe('S', name)]);
             }
@@ -380,6 +482,16 @@ fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
         }
     }
     messages
+}
+
+/// Executed by SQL, transaction control may be the end of PostgreSQL's session ("unexpected state").
+fn name_for<'n>(name: &'n str, sql: &str) -> &'n str {
+    let controls = ["BEGIN", "START", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"];
+    if controls.iter().any(|word| sql.starts_with(word)) {
+        ""
+    } else {
+        name
+    }
 }
 
 fn groups(dice: &mut Dice, client: usize) -> Step {
@@ -427,6 +539,7 @@ fn interrupted_group(dice: &mut Dice, client: usize) -> Step {
 fn flushed(dice: &mut Dice, client: usize) -> Step {
     let (name, portal) = (dice.pick(&NAMES), dice.pick(&PORTALS));
     let (sql, count) = statement(dice, client, true);
+    let name = name_for(name, &sql);
     Step::Flushed(
         format!("P({name}: {sql}) D H … B({portal}<{name}) E S"),
         vec![close('S', name), parse(name, &sql), describe('S', name), flush()],

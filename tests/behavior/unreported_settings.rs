@@ -1,13 +1,14 @@
 //! Settings that PostgreSQL does not report follow their client all the same: timeouts, search paths, custom settings, roles.
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use pgsidecar::wire::backend_message::TransactionStatus;
 use pgsidecar::wire::compose;
 
 use crate::support::fake_backend::{self, FakeBackend};
 use crate::support::postgres::{Database, PASSWORD, Postgres, SUPERUSER_PASSWORD, USER, Version};
-use crate::support::raw_client::{RawClient, bind, execute, parse, query, sync, tags, together};
+use crate::support::raw_client::{Message, RawClient, bind, execute, parse, query, sync, tags, together};
 use crate::support::sidecar::{Builder, Sidecar};
 
 async fn sidecar_of(database: &Database, max_size: &str) -> Sidecar {
@@ -629,7 +630,7 @@ async fn trap_58_ten_tenants_over_two_backends_see_nothing_of_one_another() {
 
 /// SQL's EXECUTE of a statement that was prepared by protocol does what no text tells.
 #[tokio::test]
-async fn trap_30_a_set_config_that_sql_executes_by_name_ties_its_client() {
+async fn trap_30_a_set_config_that_sql_executes_by_name_follows_its_client() {
     let database = Postgres::shared().create_database();
     let sidecar = sidecar_of(&database, "1").await;
     let mut client = login(&sidecar, &database).await;
@@ -638,13 +639,9 @@ async fn trap_30_a_set_config_that_sql_executes_by_name_ties_its_client() {
     client.expect("1 Z").await;
     client.ask("EXECUTE s").await;
     client.ask("DEALLOCATE s").await;
-    sidecar
-        .wait_metric("pgsidecar_pins_total", &[("reason", "setting")], |count| count == 1.0)
-        .await;
-    assert_eq!(client.value("SHOW work_mem").await, "7MB");
-    drop(client);
     let mut other = login(&sidecar, &database).await;
     assert_eq!(other.value("SHOW work_mem").await, "4MB");
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
 }
 
 /// What was set is asked for until there is an answer: a client that leaves before it, amid its transaction or behind it,
@@ -712,7 +709,6 @@ async fn what_asks_for_settings_is_no_prepared_statement_of_the_clients() {
     assert_eq!(client.value(names).await, "own");
     client.ask("SET work_mem = '9MB'").await;
     client.ask("DEALLOCATE own").await;
-    sidecar.wait_for_log("a client's pin is over").await;
     let mut other = login(&sidecar, &database).await;
     assert_eq!(other.value("SHOW work_mem").await, "4MB");
     assert_eq!(client.value("SHOW work_mem").await, "9MB");
@@ -898,4 +894,127 @@ async fn a_backend_that_does_not_tell_what_has_become_of_a_setting_is_closed() {
             .hint
             .is_some_and(|hint| hint.contains("pool.reset_timeout"))
     );
+}
+
+/// What it may not set it has not: what PostgreSQL says of the setting then is the server's own value.
+#[tokio::test]
+async fn trap_56_a_set_that_is_refused_for_want_of_rights_is_not_made_on_other_backends() {
+    for cluster in [Postgres::shared(), Postgres::shared_18()] {
+        let database = cluster.create_database();
+        let sidecar = sidecar_of(&database, "1").await;
+        let mut client = login(&sidecar, &database).await;
+        let mut other = login(&sidecar, &database).await;
+        for sql in [
+            "SET log_statement TO 'none'",
+            "SELECT set_config('log_statement', 'all', false)",
+        ] {
+            assert!(tags(&client.ask(sql).await).ends_with("EZ"), "{sql}");
+            client.ask("SET work_mem TO '7MB'").await;
+            other.ask("SET work_mem TO '6MB'").await;
+            assert_eq!(client.value("SHOW work_mem").await, "7MB", "{sql}");
+        }
+        assert_eq!(pins(&sidecar).await, 0.0);
+    }
+}
+
+/// What a text takes back and what it undoes of that: told by its own order, in the block that goes on and in the next.
+#[tokio::test]
+async fn trap_60_a_reset_that_its_own_text_undoes_or_overrides_is_not_made_again() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut differences = String::new();
+    let started = [
+        ("search_path", "mine"),
+        ("TimeZone", "Asia/Tokyo"),
+        ("database", &database.name),
+    ];
+    for script in [
+        "BEGIN; SET search_path TO a; SAVEPOINT s; RESET search_path; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO a; SAVEPOINT s; SET search_path TO DEFAULT; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO a; SAVEPOINT s; RESET ALL; ROLLBACK TO s",
+        "BEGIN; SET TimeZone TO 'Etc/GMT'; SAVEPOINT s; RESET TimeZone; ROLLBACK TO s",
+        "BEGIN; SET TimeZone TO 'Etc/GMT'; SAVEPOINT s; RESET TimeZone; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO a; RESET search_path; SAVEPOINT s; SET search_path TO b; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; RESET search_path; SAVEPOINT s; SELECT 1; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO a; SAVEPOINT s; SAVEPOINT t; RESET search_path; ROLLBACK TO t; RELEASE s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO a; SAVEPOINT s; SAVEPOINT s; RESET search_path; RELEASE s; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SAVEPOINT s; RESET search_path; SAVEPOINT s; RELEASE s; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; RESET search_path; SET search_path TO a",
+        "BEGIN; RESET search_path; SET search_path TO a; COMMIT AND CHAIN",
+        "BEGIN; RESET ALL; SET search_path TO a; SET TimeZone TO 'Etc/GMT'",
+        "BEGIN; RESET TimeZone; RESET search_path; SET search_path TO a; COMMIT AND CHAIN",
+        "BEGIN; RESET search_path; SET LOCAL search_path TO a",
+        "SET TimeZone TO 'Etc/GMT'; BEGIN; RESET TimeZone; SAVEPOINT s; SELECT 1; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO a; COMMIT; BEGIN; RESET search_path; ROLLBACK AND CHAIN",
+        "BEGIN; SET search_path TO a; COMMIT; BEGIN; RESET search_path; COMMIT; BEGIN; SELECT 1; ROLLBACK AND CHAIN",
+        "SET search_path TO a; RESET search_path; BEGIN",
+        "BEGIN; RESET search_path; SET TimeZone TO 'Etc/UTC'",
+        "BEGIN; RESET TimeZone; SET TimeZone TO 'Etc/UTC'; COMMIT AND CHAIN",
+        "BEGIN; RESET ALL; SAVEPOINT s; SET TimeZone TO 'Etc/UTC'; ROLLBACK TO s; COMMIT AND CHAIN",
+        "RESET search_path; SET search_path TO a",
+        "SET TimeZone TO 'Etc/GMT'; RESET ALL; SET search_path TO a; SELECT 1/0",
+    ] {
+        for end in ["COMMIT", "ROLLBACK"] {
+            let mut seen = Vec::new();
+            for port in [database.port, sidecar.port] {
+                let mut client = RawClient::connect(port).await;
+                client
+                    .log_in(USER, PASSWORD, &started)
+                    .await
+                    .expect("the login succeeds");
+                let mut replies = Vec::new();
+                for sql in [
+                    script,
+                    "SHOW search_path",
+                    "SHOW TimeZone",
+                    end,
+                    "SHOW search_path",
+                    "SHOW TimeZone",
+                ] {
+                    replies.push(client.ask(sql).await);
+                }
+                seen.push(replies);
+            }
+            for (step, (direct, through)) in seen[0].iter().zip(&seen[1]).enumerate() {
+                let rows = |reply: &[Message]| {
+                    reply
+                        .iter()
+                        .filter(|it| it.tag == b'D')
+                        .map(Message::row)
+                        .collect::<Vec<_>>()
+                };
+                let (direct, through) = ((tags(direct), rows(direct)), (tags(through), rows(through)));
+                if direct != through {
+                    let _ = writeln!(differences, "{script}; {end}: reply {step}: {direct:?}, {through:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(differences, "");
+    assert_eq!(pins(&sidecar).await, 0.0);
+}
+
+/// Trap 58: two kinds of clients over one backend make a new connection for each change of kind, but not without end.
+#[tokio::test]
+async fn trap_58_backends_are_not_replaced_faster_than_a_pace() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut tenant = login(&sidecar, &database).await;
+    let mut plain = login(&sidecar, &database).await;
+    let started = Instant::now();
+    for _ in 0..32 {
+        tenant.ask("SET app.tenant TO '1'").await;
+        assert_eq!(
+            plain.value("SELECT current_setting('app.tenant', true) IS NULL").await,
+            "t"
+        );
+    }
+    let labels = [("reason", "not_clean")];
+    let closed = sidecar
+        .metric("pgsidecar_backend_closed_total", &labels)
+        .await
+        .unwrap_or(0.0);
+    let most = 21.0 + started.elapsed().as_secs_f64() * 10.0;
+    assert!((31.0..=most).contains(&closed), "{closed} of {most}");
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
 }

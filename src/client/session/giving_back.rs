@@ -35,7 +35,7 @@ impl Session {
             let knowledge = self.pool.knowledge();
             knowledge.doubt_catalog();
             let limit = self.settings.reset_timeout;
-            match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease)).await {
+            match tokio::time::timeout(limit, knowledge.read_catalog(&mut lease, &self.settings)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::info!(%error, "a backend was lost while the catalog was read");

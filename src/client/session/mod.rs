@@ -427,6 +427,7 @@ impl Session {
     // --- getting a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
+        let mut has_waited = false;
         loop {
             self.gauge.set(ClientState::Waiting);
             let leased = tokio::select! {
@@ -443,7 +444,14 @@ impl Session {
                     exchange.attach(lease);
                     return None;
                 }
-                Ok(lease) => lease.discard(CloseReason::NotClean),
+                // Once per backend; meanwhile one may come back that will do.
+                Ok(lease) if !has_waited => {
+                    has_waited = self.wait_to_replace(lease).await;
+                }
+                Ok(lease) => {
+                    lease.discard(CloseReason::NotClean);
+                    has_waited = false;
+                }
                 // Its pool will not come back: only a new connection finds another.
                 Err(LeaseError::Unavailable(report)) => return self.leave(exchange, &report).await,
                 Err(error) => {
@@ -452,6 +460,24 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Closes a backend that will not do, if it is time for that. Else gives it back and waits for the time: true.
+    async fn wait_to_replace(&mut self, lease: Lease) -> bool {
+        let wait = self.pool.replacement_wait();
+        if wait.is_zero() {
+            lease.discard(CloseReason::NotClean);
+            return false;
+        }
+        lease.park();
+        self.gauge.set(ClientState::Waiting);
+        // Who leaves, or must, is seen to behind it.
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.stream.left() => {}
+            () = self.drain.reached(Phase::ClosingAll) => {}
+        }
+        true
     }
 
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
@@ -511,6 +537,8 @@ impl Session {
         if let Some(lease) = exchange.detach() {
             lease.discard(CloseReason::NotClean);
         }
+        // What PostgreSQL has accepted, it may accept no longer.
+        self.ledger.answers().forget();
         tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings were refused; none of its statements was run");
         let mut parties = Parties {
             client: &mut self.stream,
@@ -523,6 +551,9 @@ impl Session {
         if dedicated || !parties.session.pins().counted().is_empty() {
             // What tied it is gone with the backend, as a connection of its own would be.
             return self.leave(exchange, &report).await;
+        }
+        if exchange.take_back_instead(&mut parties) {
+            return None;
         }
         let report = report.with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
@@ -650,6 +681,7 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
         backend_statement_bytes: settings.statement_cache_bytes,
         client_channels: limits.client_channels,
         client_notification_bytes: limits.client_notification_bytes,
+        setting_answers: usize::try_from(settings.setting_answers).unwrap_or(usize::MAX),
         pool: pool.clone(),
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Carrier {
     sent: VecDeque<Sent>,
     undone: bool,
     reset_ran: bool,
+    reset_kept: bool,
+    reset_stands: bool,
     ends_block: bool,
     restore_due: bool,
     restore_bound: bool,
@@ -91,6 +93,8 @@ impl Carrier {
             sent: VecDeque::new(),
             undone: false,
             reset_ran: false,
+            reset_kept: false,
+            reset_stands: false,
             ends_block: false,
             restore_due: false,
             restore_bound: false,
@@ -245,7 +249,9 @@ impl Carrier {
             self.sent.push_back(Sent::Ours(b"listen sequences".to_vec()));
         }
         self.session.apply(effects, &mut backend.state, following);
-        self.restore_bound |= self.session.resets_baseline(effects);
+        let resets = self.session.resets_baseline(effects);
+        self.restore_bound |= resets;
+        self.reset_stands |= resets;
     }
 
     /// All that [`Self::send`] does, and then nothing of it is sent (`Exchange::rewind`).
@@ -456,14 +462,19 @@ impl Carrier {
         };
         match tag {
             "DISCARD ALL" => {
-                (self.reset_ran, self.undone) = (true, false);
                 self.session.discarded_all(&mut backend.state, following);
+                self.note_reset();
             }
-            "ROLLBACK" => self.undone = true,
-            "RESET" => (self.reset_ran, self.undone) = (true, false),
-            "SET" if self.session.set_has_run() => (self.reset_ran, self.undone) = (true, false),
+            "ROLLBACK" => self.undone |= !(self.reset_stands && self.reset_ran),
+            "COMMIT" => self.reset_kept = self.reset_ran && !self.undone,
+            "RESET" => self.note_reset(),
+            "SET" if self.session.set_has_run() => self.note_reset(),
             _ => {}
         }
+    }
+
+    const fn note_reset(&mut self) {
+        (self.reset_ran, self.reset_kept, self.undone) = (true, false, false);
     }
 
     /// `Exchange::on_verdict`, and what of `on_backend_message` comes before.
@@ -527,6 +538,17 @@ impl Carrier {
         if self.undone && self.pipeline.is_quiet() && (is_chained || !self.reset_ran) {
             self.session.reset_decided(true);
             self.undone &= !is_chained;
+        } else if is_chained && self.reset_kept {
+            self.session.reset_decided(false);
+            self.reset_ran = false;
+        }
+        if self.pipeline.is_quiet() {
+            (self.reset_kept, self.reset_stands) = (false, false);
+        }
+        if (is_chained || status == TransactionStatus::Idle)
+            && let Some(backend) = self.backend.as_mut()
+        {
+            self.restore_due |= self.session.take_restore_again(&mut backend.state);
         }
         if status == TransactionStatus::Failed || !self.pipeline.is_quiet() {
             return;

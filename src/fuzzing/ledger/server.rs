@@ -353,7 +353,8 @@ impl Server {
                 Ok(self.value(name))
             }
             Expression::IfSet(name, then) if self.value(name).is_some() => self.evaluate(then),
-            Expression::IfSet(..) => Ok(None),
+            Expression::IfOfSession(name, then) if self.value(name) != self.own_default(name) => self.evaluate(then),
+            Expression::IfSet(..) | Expression::IfOfSession(..) => Ok(None),
             Expression::Error => Err(Failed),
         }
     }

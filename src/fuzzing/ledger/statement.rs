@@ -44,6 +44,8 @@ pub(super) enum Expression {
     SetConfig(String, Option<String>, bool),
     /// `CASE WHEN current_setting(…) IS NOT NULL THEN … END`.
     IfSet(String, Box<Expression>),
+    /// `CASE WHEN EXISTS (SELECT … FROM pg_settings …) THEN … END`: where the session has a value of its own.
+    IfOfSession(String, Box<Expression>),
     /// `1/0`.
     Error,
 }
@@ -249,6 +251,18 @@ impl Reader<'_> {
     fn expression(&mut self) -> Parsed<Expression> {
         if self.takes("case") {
             self.needs("when")?;
+            if self.takes("exists") {
+                self.needs("( select 1 from pg_catalog . pg_settings where pg_catalog . lower ( name ) =")?;
+                let name = canonical(&self.string()?)?;
+                self.needs("and source =")?;
+                if self.string()? != "session" {
+                    return Err(Failed);
+                }
+                self.needs(") then")?;
+                let then = self.expression()?;
+                self.needs("end")?;
+                return Ok(Expression::IfOfSession(name, Box::new(then)));
+            }
             let Expression::Current(name) = self.expression()? else {
                 return Err(Failed);
             };
