@@ -4,6 +4,7 @@
 //! Streams of messages are real wire bytes behind one byte that selects a variant, so that a capture is a corpus file.
 
 mod pipeline;
+mod sql;
 
 use zeroize::Zeroizing;
 
@@ -26,18 +27,24 @@ const ITERATIONS: u32 = 2;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target: the names of `fuzz/fuzz_targets/` and of the directories in `fuzz/corpus/`.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("startup_packet", startup_packet),
     ("scram", scram),
     ("client_auth", client_auth),
     ("backend_login", backend_login),
     ("frame", frame),
     ("pipeline", pipeline),
+    ("sql", sql),
 ];
 
 /// Requests and replies in any order. See the module for their encoding.
 pub fn pipeline(data: &[u8]) {
     self::pipeline::run(data);
+}
+
+/// Texts of statements. See the module for their encoding.
+pub fn sql(data: &[u8]) {
+    self::sql::run(data);
 }
 
 /// A client's bytes before authentication. The first byte chooses the listener's TLS.

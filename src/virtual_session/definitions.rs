@@ -94,6 +94,7 @@ impl Scan<'_> {
     /// A routine's body runs later; but the validator of a language that is not PostgreSQL's own may run it at once.
     fn routine(&mut self) -> Result<(), Unreadable> {
         self.statement.execution = Execution::Definition;
+        self.statement.makes_routine = true;
         while let Some(item) = self.item()? {
             if item.keyword() != Some(Keyword::Language) {
                 continue;

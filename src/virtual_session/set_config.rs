@@ -7,6 +7,10 @@ use super::sql_lexer::{Lexer, Token, TokenKind, string_value};
 use super::statement_effects::{Action, Step};
 use super::statement_scan::{Before, Execution, NameChain, Scan, Unreadable};
 
+/// Tokens of one argument that are looked at. Calls inside calls would be read again for each around them, so that a long
+/// text of nothing else took the square of its length.
+const ARGUMENT_TOKENS_MAX: usize = 256;
+
 /// An argument as far as the text tells it.
 #[derive(Debug, PartialEq, Eq)]
 enum Argument {
@@ -112,7 +116,7 @@ fn argument(text: &[u8], lexer: &mut Lexer<'_>) -> Result<(Argument, bool), Unre
     let mut depth = 0_u32;
     let mut token = first;
     let mut in_cast = false;
-    loop {
+    for _ in 0..ARGUMENT_TOKENS_MAX {
         match token.kind {
             TokenKind::OpenParen | TokenKind::OpenBracket => depth += 1,
             TokenKind::CloseParen if depth == 0 => return Ok((value, false)),
@@ -128,6 +132,7 @@ fn argument(text: &[u8], lexer: &mut Lexer<'_>) -> Result<(Argument, bool), Unre
             value = Argument::Computed;
         }
     }
+    Ok((Argument::Computed, false))
 }
 
 /// A cast that changes no value: `::text`, `::varchar`, `::boolean`, with or without `pg_catalog`.

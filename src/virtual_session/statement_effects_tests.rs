@@ -962,6 +962,28 @@ fn definitions_change_the_catalog_and_evaluate_nothing() {
             "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 AS end; SELECT setseed(1); END; SET x = 1",
             "pin setting | set session x=1 | catalog",
         ),
+        // A body ends where a statement of its could begin, whatever a column is called.
+        (
+            "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 case; END; SET x = 1",
+            "pin setting | set session x=1 | catalog",
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 end; SELECT a.case, a.end FROM a; END",
+            "catalog",
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC END; SET x = 1",
+            "pin setting | set session x=1 | catalog",
+        ),
+        // Words that a column and its alias may have.
+        (
+            "CREATE VIEW v AS SELECT begin atomic FROM t; SET x = 1",
+            "pin setting | set session x=1 | catalog",
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS TABLE (begin atomic) LANGUAGE sql AS 'x'; SET x = 1",
+            "pin setting | set session x=1 | catalog",
+        ),
         (
             "CREATE RULE r AS ON INSERT TO t DO ALSO (SELECT 1; SELECT 2)",
             "catalog",

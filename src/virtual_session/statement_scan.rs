@@ -80,8 +80,10 @@ pub(super) struct Statement {
     pub(super) execution: Execution,
     /// Open parentheses.
     pub(super) depth: u32,
-    /// In CREATE FUNCTION … BEGIN ATOMIC, the open BEGINs and CASEs: a semicolon in there ends nothing.
-    atomic: u32,
+    /// CREATE FUNCTION or PROCEDURE: it may have a body that is no string.
+    pub(super) makes_routine: bool,
+    /// In its BEGIN ATOMIC … END: a semicolon in there ends nothing.
+    atomic: bool,
     /// A name behind a `)` may be a call here (`DISTINCT ON (a) f(x)`, `a OPERATOR(b) f(x)`).
     call_behind_paren: bool,
     /// The select list may be evaluated never, or often.
@@ -107,7 +109,8 @@ impl Statement {
             lead: None,
             execution: Execution::Now,
             depth: 0,
-            atomic: 0,
+            makes_routine: false,
+            atomic: false,
             call_behind_paren: false,
             has_clause: false,
             calls_nothing: false,
@@ -248,10 +251,11 @@ impl<'t> Scan<'t> {
                 self.statement.depth = self.statement.depth.checked_sub(1).ok_or(Unreadable)?;
                 Before::CloseParen
             }
-            TokenKind::Semicolon if self.statement.depth == 0 && self.statement.atomic == 0 => {
+            TokenKind::Semicolon if self.statement.depth == 0 && !self.statement.atomic => {
                 self.statement.ended = true;
                 return Ok(None);
             }
+            TokenKind::Semicolon => Before::Start,
             TokenKind::Operator => {
                 if self.suspects.suspects_operator(token.bytes(self.text)) {
                     self.suspect();
@@ -403,10 +407,7 @@ impl<'t> Scan<'t> {
             Keyword::Group | Keyword::Union | Keyword::Intersect | Keyword::Except | Keyword::With => {
                 self.statement.has_clause = true;
             }
-            Keyword::Order | Keyword::Window | Keyword::For | Keyword::Case => {
-                self.statement.has_clause = true;
-                self.on_case(keyword);
-            }
+            Keyword::Order | Keyword::Window | Keyword::For | Keyword::Case => self.statement.has_clause = true,
             Keyword::Distinct | Keyword::Operator => {
                 self.statement.has_clause = true;
                 self.statement.call_behind_paren = true;
@@ -415,11 +416,13 @@ impl<'t> Scan<'t> {
                 self.executes_next();
             }
             Keyword::Drop if self.last == Before::Keyword(Keyword::Commit) => self.statement.drops_on_commit = true,
-            Keyword::Atomic if self.last == Before::Keyword(Keyword::Begin) && !self.executes() => {
-                self.statement.atomic = self.statement.atomic.max(1);
+            // Anywhere else the words are a column's and its alias.
+            Keyword::Atomic if self.last == Before::Keyword(Keyword::Begin) && self.statement.depth == 0 => {
+                self.statement.atomic |= self.statement.makes_routine;
             }
-            Keyword::End if self.last != Before::Keyword(Keyword::As) => {
-                self.statement.atomic = self.statement.atomic.saturating_sub(1);
+            // Every statement of a body ends with a semicolon, so its END begins one: no CASE's does, and no alias.
+            Keyword::End if matches!(self.last, Before::Start | Before::Keyword(Keyword::Atomic)) => {
+                self.statement.atomic &= self.statement.depth > 0;
             }
             _ => {}
         }
@@ -449,12 +452,6 @@ impl<'t> Scan<'t> {
         }
         if self.suspects_definitions() {
             self.pin(PinReason::Suspect);
-        }
-    }
-
-    fn on_case(&mut self, keyword: Keyword) {
-        if keyword == Keyword::Case && self.statement.atomic > 0 && self.last != Before::Keyword(Keyword::As) {
-            self.statement.atomic = self.statement.atomic.saturating_add(1);
         }
     }
 

@@ -30,6 +30,7 @@ mod prepared_statements;
 mod process;
 mod protocol;
 mod reload;
+mod round_trips;
 mod sequences;
 mod settings;
 mod sql_prepare;

@@ -17,7 +17,7 @@ use crate::support::raw_client::{
 use crate::support::sidecar::Sidecar;
 
 /// Clients at once, each with a table of its own.
-const CLIENTS: usize = 10;
+const CLIENTS: usize = 16;
 /// Sessions in the short form.
 const SESSIONS: usize = 80;
 /// How long a step may wait, for its backend above all; shorter than the raw client's own deadline.

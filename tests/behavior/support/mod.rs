@@ -11,6 +11,7 @@ pub mod process;
 pub mod raw_client;
 pub mod scram;
 pub mod sidecar;
+pub mod slow_link;
 
 use std::time::Duration;
 
