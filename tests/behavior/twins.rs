@@ -484,9 +484,19 @@ fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
     messages
 }
 
-/// Executed by SQL, transaction control may be the end of PostgreSQL's session ("unexpected state").
+/// Executed by SQL, transaction control may be the end of PostgreSQL's session ("unexpected state"). What a RESET takes
+/// away of the startup settings comes back behind its text, of which it may be one of several statements then.
 fn name_for<'n>(name: &'n str, sql: &str) -> &'n str {
-    let controls = ["BEGIN", "START", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"];
+    let controls = [
+        "BEGIN",
+        "START",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+        "SAVEPOINT",
+        "RELEASE",
+        "RESET",
+    ];
     if controls.iter().any(|word| sql.starts_with(word)) {
         ""
     } else {
