@@ -300,6 +300,9 @@ impl Exchange {
         if !statement.is_from_sql() && statement.effects.is_command() {
             // SQL prepares no such thing, and executes it all the same.
             self.pin(PinReason::Unknown, parties);
+            if statement.effects.listens() {
+                self.pin(PinReason::Listen, parties);
+            }
             return self.leave_to_backend(Some(name), form, parties);
         }
         self.ensure_own(name, &statement, form, parties);

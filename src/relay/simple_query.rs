@@ -210,6 +210,10 @@ impl Exchange {
         };
         let victim = parties.session.unused_name();
         let sql = [b"DEALLOCATE ", victim.as_slice(), b"\0\0\0"].concat();
+        if let Some(lease) = self.lease.as_mut() {
+            // It stays there.
+            lease.state.own.doubt(SWITCH_NAME);
+        }
         self.up.say(|out| {
             compose::parse(out, &victim, b"\0\0\0");
             compose::close_statement(out, SWITCH_NAME);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::pins::PinReason;
 use super::result_shape::ResultShape;
-use super::statement_effects::{Action, Effects, Name, TransactionControl};
+use super::statement_effects::{Action, Effects, Name, Step, TransactionControl};
 use super::statements::{NamedStatement, ParseKey, Statement};
 use super::{BackendState, VirtualSession};
 
@@ -80,8 +80,8 @@ impl Effects {
 
     /// Whether it is more than a query: executed by its name, it changes more than the ledger can follow.
     pub fn is_command(&self) -> bool {
-        let is_setting = |action: &Action| matches!(action, Action::Setting(_));
-        self.transaction != TransactionControl::None || self.steps.iter().any(|step| !is_setting(&step.action))
+        let follows = |action: &Action| matches!(action, Action::Setting(_) | Action::AdvisoryUnlock);
+        self.transaction != TransactionControl::None || self.steps.iter().any(|step| !follows(&step.action))
     }
 
     /// Whether it may use names that its text does not tell.
@@ -115,11 +115,10 @@ impl Effects {
     /// Adds what a statement does that this text executes, as its statement of this number.
     pub fn execute(&mut self, statement: u32, executed: &Self) {
         self.pins.extend(executed.pins);
-        let steps = executed.steps.iter().cloned();
-        self.steps.extend(steps.map(|mut step| {
-            step.statement = statement;
-            step
-        }));
+        // Of a command, which is the backend's business, the rest is not followed.
+        let follows = |action: &Action| matches!(action, Action::Setting(_) | Action::AdvisoryUnlock);
+        let steps = executed.steps.iter().filter(|step| follows(&step.action)).cloned();
+        self.steps.extend(steps.map(|step| Step { statement, ..step }));
         // In the order in which they happen.
         self.steps.sort_by_key(|step| step.statement);
         self.sequence = self.sequence.and(executed.sequence);

@@ -349,6 +349,12 @@ async fn pg_prepared_statements_tells_the_clients_own_and_nobody_elses() {
             query("SELECT name FROM pg_prepared_statement() ORDER BY name"),
             query("DEALLOCATE ALL"),
             query(OWN),
+            // A name that is taken, and one that is taken away in a group.
+            together(&[parse("s", OWN), sync()]),
+            together(&[parse("s", OWN), sync()]),
+            query(OWN),
+            unnamed("DEALLOCATE s"),
+            query(OWN),
             query("BEGIN"),
             query("SELECT 1/0"),
             query(OWN),
@@ -555,4 +561,21 @@ async fn trap_14_a_query_that_fails_ahead_of_itself_is_answered_like_any_other()
     }
     disturb(&mut stranger).await;
     never_pinned(&sidecar).await;
+}
+
+/// SQL prepares no LISTEN, but executes one that the protocol prepared.
+#[tokio::test]
+async fn a_listen_that_sql_executes_is_heard() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::start(&database).await;
+    let (mut client, mut other) = (login(&sidecar, &database).await, login(&sidecar, &database).await);
+    client.send(&together(&[parse("s", "LISTEN channel"), sync()])).await;
+    client.expect("1 Z").await;
+    client.ask("EXECUTE s").await;
+    other.ask("NOTIFY channel, 'said'").await;
+    let heard = client.message().await;
+    assert!(
+        heard.tag == b'A' && heard.body.ends_with(b"channel\0said\0"),
+        "{heard:?}"
+    );
 }

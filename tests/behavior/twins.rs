@@ -17,7 +17,7 @@ use crate::support::raw_client::{
 use crate::support::sidecar::Sidecar;
 
 /// Clients at once, each with a table of its own.
-const CLIENTS: usize = 10;
+const CLIENTS: usize = 16;
 /// Sessions in the short form.
 const SESSIONS: usize = 80;
 /// How long a step may wait, for its backend above all; shorter than the raw client's own deadline.
@@ -484,9 +484,19 @@ fn group(dice: &mut Dice, client: usize, told: &mut String) -> Vec<BytesMut> {
     messages
 }
 
-/// Executed by SQL, transaction control may be the end of PostgreSQL's session ("unexpected state").
+/// Executed by SQL, transaction control may be the end of PostgreSQL's session ("unexpected state"). What a RESET takes
+/// away of the startup settings comes back behind its text, of which it may be one of several statements then.
 fn name_for<'n>(name: &'n str, sql: &str) -> &'n str {
-    let controls = ["BEGIN", "START", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"];
+    let controls = [
+        "BEGIN",
+        "START",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+        "SAVEPOINT",
+        "RELEASE",
+        "RESET",
+    ];
     if controls.iter().any(|word| sql.starts_with(word)) {
         ""
     } else {
