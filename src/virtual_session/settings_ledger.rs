@@ -416,7 +416,7 @@ impl VirtualSession {
             .settings
             .intern(backend.applied.only(parameters::is_identity));
         self.see_not(Until::Reported);
-        self.doubt_all(in_doubt, backend);
+        self.doubt_all(in_doubt, false, backend);
     }
 
     /// DISCARD ALL ran: what the client started with is what is left, and what PostgreSQL will report. The names of custom
@@ -434,7 +434,7 @@ impl VirtualSession {
         self.want(settings);
         backend.applied = Arc::default();
         self.see_not(Until::Reported);
-        self.doubt_all(std::iter::empty(), backend);
+        self.doubt_all(std::iter::empty(), true, backend);
     }
 
     /// A RESET is on its way, which a rollback would undo: before anyone else's statement the backend is set anew.

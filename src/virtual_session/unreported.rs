@@ -257,10 +257,17 @@ impl VirtualSession {
     }
 
     /// Every setting in doubt, and these besides, may have been taken back.
-    pub(super) fn doubt_all<'a>(&mut self, settings: impl Iterator<Item = &'a Setting>, backend: &mut BackendState) {
+    /// Who one is, only DISCARD ALL takes back.
+    pub(super) fn doubt_all<'a>(
+        &mut self,
+        settings: impl Iterator<Item = &'a Setting>,
+        with_identity: bool,
+        backend: &mut BackendState,
+    ) {
         let mut asked = Vec::new();
         if let Some(unreported) = &mut self.unreported {
-            for doubt in &mut unreported.doubts {
+            let is_taken_back = |doubt: &&mut Doubt| with_identity || !is_identity(&doubt.name);
+            for doubt in unreported.doubts.iter_mut().filter(is_taken_back) {
                 (doubt.reset, doubt.reset_last) = (true, true);
             }
             asked.clone_from(&unreported.asked);
