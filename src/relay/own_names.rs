@@ -238,13 +238,15 @@ impl Exchange {
             return;
         }
         let follows = |name: &[u8]| is_plain(name) && !parties.session.is_reserved(name);
-        let own: Vec<_> = parties
+        let mut own: Vec<_> = parties
             .session
             .named_statements()
             .filter(|(name, named)| follows(name) && (lists || named.statement.is_from_sql()))
-            .map(|(name, named)| (Box::<[u8]>::from(name), named.statement.clone()))
+            .map(|(name, named)| (named.number, Box::<[u8]>::from(name), named.statement.clone()))
             .collect();
-        for (name, statement) in own {
+        // As the client made them: prepare_time tells the order.
+        own.sort_unstable_by_key(|(number, ..)| *number);
+        for (_, name, statement) in own {
             let said = self.pipeline.len();
             self.ensure_own(&name, &statement, form, parties);
             if is_apart && self.pipeline.len() > said {

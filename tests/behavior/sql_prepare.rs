@@ -363,6 +363,20 @@ async fn pg_prepared_statements_tells_the_clients_own_and_nobody_elses() {
     .await;
 }
 
+/// Statements that a client prepared elsewhere stand in the order in which it prepared them.
+#[tokio::test]
+async fn pg_prepared_statements_tells_the_order_of_preparing() {
+    let database = Postgres::shared().create_database();
+    let sidecar = one_backend(&database).await;
+    let mut client = login(&sidecar, &database).await;
+    for name in ["z", "b", "m", "a"] {
+        client.send(&together(&[parse(name, "SELECT 1"), sync()])).await;
+        assert_eq!(tags(&client.until_ready().await), "1Z");
+    }
+    let order = "SELECT string_agg(name, '' ORDER BY prepare_time) FROM pg_prepared_statements";
+    assert_eq!(client.value(order).await, "zbma");
+}
+
 /// Whoever looks at its statements takes nobody else's away.
 #[tokio::test]
 async fn what_is_put_aside_for_one_who_looks_is_there_again_for_the_others() {
