@@ -955,6 +955,30 @@ fn definitions_change_the_catalog_and_evaluate_nothing() {
             "catalog",
         ),
         (
+            "CREATE RULE r AS ON INSERT TO t DO ALSO (SELECT 1; SELECT 2)",
+            "catalog",
+        ),
+        ("CREATE TYPE e AS ENUM ('a')", "catalog"),
+        ("CREATE DOMAIN d AS numeric(3) CHECK (value > 0)", "catalog"),
+        (
+            "CREATE SCHEMA s CREATE TABLE t (a int) CREATE VIEW v AS SELECT 1",
+            "catalog",
+        ),
+        ("CREATE POLICY p ON t USING (a = become_tenant('x'))", "catalog"),
+        ("DROP TABLE t", "catalog"),
+        ("DROP OWNED BY r", "catalog"),
+        ("ALTER FUNCTION f(int) SET x = 'y'", "catalog"),
+        ("SELECT a INTO t FROM u", "catalog"),
+        ("CREATE FROBNICATE x", "pin unknown | catalog"),
+        ("IMPORT FOREIGN SCHEMA s FROM SERVER r INTO t", "catalog"),
+    ]);
+}
+
+/// A body ends where a statement of its could begin, whatever a column is called.
+#[test]
+fn what_follows_a_body_of_sql_is_read() {
+    check(&[
+        (
             "CREATE PROCEDURE p() LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT CASE WHEN true THEN 2 END; END",
             "catalog",
         ),
@@ -962,7 +986,6 @@ fn definitions_change_the_catalog_and_evaluate_nothing() {
             "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 AS end; SELECT setseed(1); END; SET x = 1",
             "pin setting | set session x=1 | catalog",
         ),
-        // A body ends where a statement of its could begin, whatever a column is called.
         (
             "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 case; END; SET x = 1",
             "pin setting | set session x=1 | catalog",
@@ -984,21 +1007,12 @@ fn definitions_change_the_catalog_and_evaluate_nothing() {
             "CREATE FUNCTION f() RETURNS TABLE (begin atomic) LANGUAGE sql AS 'x'; SET x = 1",
             "pin setting | set session x=1 | catalog",
         ),
-        (
-            "CREATE RULE r AS ON INSERT TO t DO ALSO (SELECT 1; SELECT 2)",
-            "catalog",
-        ),
-        ("CREATE TYPE e AS ENUM ('a')", "catalog"),
-        ("CREATE DOMAIN d AS numeric(3) CHECK (value > 0)", "catalog"),
-        (
-            "CREATE SCHEMA s CREATE TABLE t (a int) CREATE VIEW v AS SELECT 1",
-            "catalog",
-        ),
-        ("CREATE POLICY p ON t USING (a = become_tenant('x'))", "catalog"),
-        ("DROP TABLE t", "catalog"),
-        ("DROP OWNED BY r", "catalog"),
-        ("ALTER FUNCTION f(int) SET x = 'y'", "catalog"),
-        ("SELECT a INTO t FROM u", "catalog"),
+    ]);
+}
+
+#[test]
+fn databases_that_are_changed_or_copied_are_named() {
+    check(&[
         ("CREATE DATABASE d", "copies database template1 | database"),
         (
             "CREATE DATABASE d WITH OWNER o TEMPLATE = \"T\"",
@@ -1015,8 +1029,6 @@ fn definitions_change_the_catalog_and_evaluate_nothing() {
         ("ALTER DATABASE d RENAME TO e", "changes database d | database"),
         ("ALTER DATABASE \"D\" SET TABLESPACE x", "changes database D | database"),
         ("ALTER DATABASE d OWNER TO x", "database"),
-        ("CREATE FROBNICATE x", "pin unknown | catalog"),
-        ("IMPORT FOREIGN SCHEMA s FROM SERVER r INTO t", "catalog"),
     ]);
 }
 

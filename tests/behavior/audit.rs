@@ -147,6 +147,33 @@ async fn a_backend_that_does_not_tell_is_closed() {
     assert_eq!(client.value("SHOW statement_timeout").await, "0");
 }
 
+/// What changes a session and follows its client, or is over when it is said.
+const FOLLOWING: [&str; 23] = [
+    "SET work_mem = '7MB'",
+    "SET search_path = \"$user\", 'odd '' path', public",
+    "SET app.tenant_id = 'it''s \\ mine'",
+    "SET statement_timeout = '77s'; SET lock_timeout = 66000",
+    "BEGIN; SET LOCAL app.other = 'x'; SET TimeZone = 'UTC'; ROLLBACK",
+    "SET DateStyle = 'ISO, DMY'; SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
+    "SELECT set_config('app.third', 'x', false)",
+    "RESET work_mem",
+    "LISTEN channel",
+    "NOTIFY channel",
+    "CREATE SEQUENCE IF NOT EXISTS s; SELECT nextval('s')",
+    "SELECT lastval()",
+    "CREATE TEMP TABLE t (n int)",
+    "DROP TABLE t",
+    "SET bytea_output = 'escape'; RESET ALL",
+    "UNLISTEN *",
+    "PREPARE a AS SELECT 1",
+    "PREPARE \"it's\" AS SELECT 2",
+    "EXECUTE \"it's\"",
+    "EXECUTE a",
+    "DEALLOCATE a",
+    "SELECT name FROM pg_prepared_statements",
+    "DISCARD ALL",
+];
+
 #[tokio::test]
 async fn what_follows_its_client_is_no_surprise() {
     let database = Postgres::shared().create_database();
@@ -175,32 +202,7 @@ async fn what_follows_its_client_is_no_surprise() {
         client.log_in(USER, PASSWORD, &parameters).await.unwrap();
         clients.push(client);
     }
-    let statements = [
-        "SET work_mem = '7MB'",
-        "SET search_path = \"$user\", 'odd '' path', public",
-        "SET app.tenant_id = 'it''s \\ mine'",
-        "SET statement_timeout = '77s'; SET lock_timeout = 66000",
-        "BEGIN; SET LOCAL app.other = 'x'; SET TimeZone = 'UTC'; ROLLBACK",
-        "SET DateStyle = 'ISO, DMY'; SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
-        "SELECT set_config('app.third', 'x', false)",
-        "RESET work_mem",
-        "LISTEN channel",
-        "NOTIFY channel",
-        "CREATE SEQUENCE IF NOT EXISTS s; SELECT nextval('s')",
-        "SELECT lastval()",
-        "CREATE TEMP TABLE t (n int)",
-        "DROP TABLE t",
-        "SET bytea_output = 'escape'; RESET ALL",
-        "UNLISTEN *",
-        "PREPARE a AS SELECT 1",
-        "PREPARE \"it's\" AS SELECT 2",
-        "EXECUTE \"it's\"",
-        "EXECUTE a",
-        "DEALLOCATE a",
-        "SELECT name FROM pg_prepared_statements",
-        "DISCARD ALL",
-    ];
-    for sql in statements {
+    for sql in FOLLOWING {
         for client in &mut clients {
             client.ask(sql).await;
             client

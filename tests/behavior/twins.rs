@@ -212,6 +212,20 @@ fn notification(dice: &mut Dice, client: usize) -> String {
         .replace("$said", &said.to_string())
 }
 
+const BLOCK_ENDS: [&str; 4] = [
+    "COMMIT AND CHAIN",
+    "ROLLBACK AND CHAIN",
+    "START TRANSACTION READ ONLY",
+    "END",
+];
+const RESETS: [&str; 5] = [
+    "DISCARD ALL",
+    "SELECT 1 WHERE false",
+    "RESET ALL",
+    "RESET TimeZone",
+    "RESET search_path",
+];
+
 /// A statement and how many parameters it takes, each an int.
 fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) {
     let number = if extended {
@@ -244,16 +258,7 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
         14 | 15 => ("BEGIN".to_owned(), 0),
         16 | 17 => ("COMMIT".to_owned(), 0),
         18 | 19 => ("ROLLBACK".to_owned(), 0),
-        20 => (
-            dice.pick(&[
-                "COMMIT AND CHAIN",
-                "ROLLBACK AND CHAIN",
-                "START TRANSACTION READ ONLY",
-                "END",
-            ])
-            .to_owned(),
-            0,
-        ),
+        20 => (dice.pick(&BLOCK_ENDS).to_owned(), 0),
         21 => ("SAVEPOINT sp".to_owned(), 0),
         22 => (dice.pick(&["ROLLBACK TO sp", "RELEASE sp"]).to_owned(), 0),
         23 | 24 => (format!("SET TimeZone = '{}'", dice.pick(&ZONES)), 0),
@@ -269,17 +274,7 @@ fn statement(dice: &mut Dice, client: usize, extended: bool) -> (String, usize) 
             0,
         ),
         28 => (format!("DEALLOCATE {}", dice.pick(&["a", "b", "p", "ALL"])), 0),
-        29 => (
-            dice.pick(&[
-                "DISCARD ALL",
-                "SELECT 1 WHERE false",
-                "RESET ALL",
-                "RESET TimeZone",
-                "RESET search_path",
-            ])
-            .to_owned(),
-            0,
-        ),
+        29 => (dice.pick(&RESETS).to_owned(), 0),
         30 => ("DECLARE cur CURSOR FOR SELECT x FROM shared ORDER BY x".to_owned(), 0),
         31 => (
             dice.pick(&["FETCH 2 FROM cur", "CLOSE cur", "MOVE 1 IN cur"])
