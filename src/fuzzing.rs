@@ -277,3 +277,23 @@ impl<'a> Iterator for Frames<'a> {
         frame.get(crate::wire::HEADER_LEN..).map(|body| (header, body))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    /// A target under as many reproducible random inputs, of these lengths in turn.
+    pub(super) fn returns_for_random_inputs(target: fn(&[u8]), rounds: usize, lengths: Range<usize>) {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut byte = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed.to_be_bytes()[0]
+        };
+        for length in lengths.cycle().take(rounds) {
+            let data: Vec<u8> = (0..length).map(|_| byte()).collect();
+            assert!(std::panic::catch_unwind(|| target(&data)).is_ok(), "{data:?}");
+        }
+    }
+}

@@ -217,18 +217,10 @@ impl World {
 
 #[cfg(test)]
 mod tests {
+    use crate::fuzzing::tests::returns_for_random_inputs;
+
     #[test]
     fn every_statement_runs_under_its_clients_settings_whatever_was_said_before() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut byte = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed.to_be_bytes()[0]
-        };
-        for round in 0..5_000 {
-            let data: Vec<u8> = (0..20 + round % 80).map(|_| byte()).collect();
-            assert!(std::panic::catch_unwind(|| super::run(&data)).is_ok(), "{data:?}");
-        }
+        returns_for_random_inputs(super::run, 5_000, 20..100);
     }
 }

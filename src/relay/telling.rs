@@ -55,22 +55,28 @@ impl Exchange {
 
     /// Forgets whatever was under way with the backend, and undoes what the ledger says of it.
     fn abandon(&mut self, parties: &mut Parties<'_>) -> Abandoned {
-        let abandoned = self.pipeline.abandon();
-        self.undo_dropped(parties);
-        self.listening_lost(parties);
+        let abandoned = self.forget_requests(parties);
         self.forget_second_try();
         self.up.forget_pieces();
         self.down.forget_undecided();
         self.answered_at = Some(Instant::now());
         self.query_since = None;
         self.cancel_sent_at = None;
+        self.vacancy = None;
+        abandoned
+    }
+
+    /// Of what was asked for nothing will be answered.
+    fn forget_requests(&mut self, parties: &mut Parties<'_>) -> Abandoned {
+        let abandoned = self.pipeline.abandon();
+        self.undo_dropped(parties);
+        self.listening_lost(parties);
         self.commit_at_risk = false;
         self.ends_block = false;
         self.prelude_owed = false;
         self.forgetting = false;
         self.forget_names();
         self.restore_due = false;
-        self.vacancy = None;
         abandoned
     }
 
@@ -154,20 +160,12 @@ impl Exchange {
     pub fn rewind(&mut self, parties: &mut Parties<'_>) -> bool {
         let rewound = self.down.is_empty() && self.up.rewind();
         if rewound {
-            self.pipeline.abandon();
-            self.undo_dropped(parties);
-            self.listening_lost(parties);
+            self.forget_requests(parties);
             if let Some(before) = self.before_effects.take() {
                 parties.session.return_to(before);
             }
             self.new_pins = false;
             self.pinned_by = None;
-            self.commit_at_risk = false;
-            self.ends_block = false;
-            self.prelude_owed = false;
-            self.forgetting = false;
-            self.forget_names();
-            self.restore_due = false;
         }
         rewound
     }

@@ -4,6 +4,7 @@
 //! [`pinned`] begins and ends pins, when [`pin_watch`] says that it is time to look, but for those of [`sequence_hold`];
 //! [`answer_watch`] bounds questions of ours.
 
+mod alarm;
 mod answer_watch;
 mod audit;
 mod giving_back;
@@ -81,6 +82,19 @@ pub struct Session {
     warm: Option<WarmPlace>,
     /// Its requests since it last had or gave back that leave.
     spells: u32,
+}
+
+/// What the relay works with: these fields alone are borrowed, so that the others can be used beside it.
+macro_rules! parties {
+    ($session:expr, $rules:expr) => {
+        Parties {
+            client: &mut $session.stream,
+            session: &mut $session.ledger,
+            rules: $rules,
+            neutral: &mut $session.neutral,
+            subscription: &mut $session.subscription,
+        }
+    };
 }
 
 /// What follows a busy spell.
@@ -381,13 +395,7 @@ impl Session {
         };
         let has_limits = has_limits(&self.snapshot.config.limits);
         let mut tick = has_limits.then(|| Box::pin(tokio::time::sleep(LIMIT_TICK)));
-        let mut parties = Parties {
-            client: &mut self.stream,
-            session: &mut self.ledger,
-            rules,
-            neutral: &mut self.neutral,
-            subscription: &mut self.subscription,
-        };
+        let mut parties = parties!(self, rules);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
                 return Poll::Ready(Interruption::Outcome(outcome));
@@ -483,13 +491,7 @@ impl Session {
     fn refuse(&mut self, exchange: &mut Exchange, rules: &Rules, error: &LeaseError) {
         let report = error.report().with_severity(Severity::Error);
         self.context.metrics.error_sent(report.sqlstate);
-        let mut parties = Parties {
-            client: &mut self.stream,
-            session: &mut self.ledger,
-            rules,
-            neutral: &mut self.neutral,
-            subscription: &mut self.subscription,
-        };
+        let mut parties = parties!(self, rules);
         exchange.refuse_next(&report, &mut parties);
     }
 
@@ -507,13 +509,7 @@ impl Session {
         let tied = dedicated
             || is_listen_at_risk
             || !loss.untouched && (self.ledger.is_bound() || self.settings.mode == PoolMode::Session);
-        let mut parties = Parties {
-            client: &mut self.stream,
-            session: &mut self.ledger,
-            rules,
-            neutral: &mut self.neutral,
-            subscription: &mut self.subscription,
-        };
+        let mut parties = parties!(self, rules);
         if loss.untouched && !tied && retries <= UNSEEN_RETRIES_MAX && exchange.rewind(&mut parties) {
             self.lose_sequence();
             return None;
@@ -540,13 +536,7 @@ impl Session {
         // What PostgreSQL has accepted, it may accept no longer.
         self.ledger.answers().forget();
         tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings were refused; none of its statements was run");
-        let mut parties = Parties {
-            client: &mut self.stream,
-            session: &mut self.ledger,
-            rules,
-            neutral: &mut self.neutral,
-            subscription: &mut self.subscription,
-        };
+        let mut parties = parties!(self, rules);
         exchange.forget_behind_prelude(&mut parties);
         if dedicated || !parties.session.pins().counted().is_empty() {
             // What tied it is gone with the backend, as a connection of its own would be.

@@ -1,10 +1,11 @@
 //! When a pinned client's backend is asked whether anything still holds it.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::Instant;
+
+use super::alarm::Alarm;
 
 /// How many times the first wait the longest may be.
 const LONGEST: u32 = 128;
@@ -13,7 +14,7 @@ const LONGEST: u32 = 128;
 /// question that freed nothing doubles it.
 #[derive(Debug, Default)]
 pub struct PinWatch {
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
     /// How many times the first wait.
     times: u32,
 }
@@ -37,19 +38,12 @@ impl PinWatch {
 
     /// Ready when the client has been still for long enough.
     pub fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timer) = self.timer.as_mut() else {
-            return Poll::Pending;
-        };
-        let polled = timer.as_mut().poll(cx);
-        if polled.is_ready() {
-            self.timer = None;
-        }
-        polled
+        self.alarm.poll_due(cx)
     }
 
     fn set(&mut self, first: Duration) {
         self.times = self.times.max(1);
-        self.timer = Some(Box::pin(sleep(first * self.times)));
+        self.alarm.set(Instant::now() + first * self.times);
     }
 }
 

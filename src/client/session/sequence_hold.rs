@@ -4,12 +4,12 @@
 //! that the client did not ask. It counts from the transaction that drew first, so that a client which goes on writing and
 //! never asks does not hold its backend by that.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::{Session, Then};
 use crate::config::PoolMode;
 use crate::relay::Exchange;
@@ -24,24 +24,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub struct SequenceHold {
     since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Alarm,
 }
 
 impl SequenceHold {
     /// Ready when the time has come to look.
     pub fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timer) = self.timer.as_mut() else {
-            return Poll::Pending;
-        };
-        let polled = timer.as_mut().poll(cx);
-        if polled.is_ready() {
-            self.timer = None;
-        }
-        polled
-    }
-
-    fn look_at(&mut self, when: Instant) {
-        self.timer = Some(Box::pin(sleep_until(when)));
+        self.alarm.poll_due(cx)
     }
 }
 
@@ -69,7 +58,7 @@ impl Session {
         }
         let now = Instant::now();
         if self.ledger.is_in_doubt() {
-            self.sequence_hold.look_at(now + LOOK_EVERY);
+            self.sequence_hold.alarm.set(now + LOOK_EVERY);
             return None;
         }
         let since = *self.sequence_hold.since.get_or_insert(now);
@@ -80,7 +69,7 @@ impl Session {
             let is_over = now >= ends_at || (now >= yields_at && self.pool.is_waited_for());
             if !is_over {
                 let next_look = yields_at.max(now + LOOK_EVERY).min(ends_at);
-                self.sequence_hold.look_at(next_look);
+                self.sequence_hold.alarm.set(next_look);
                 return None;
             }
         }
