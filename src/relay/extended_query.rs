@@ -236,6 +236,7 @@ impl Exchange {
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(statement, parties))
             .or_else(|| self.before_naming(&effects, parties))
+            .or_else(|| self.before_leaving_names(header, Request::Bind, &effects, parties))
             .or_else(|| self.before_pinning(header, Request::Bind, &effects, parties))
             .or_else(|| self.before_bind(&effects, parties))
             .or_else(|| self.before_notifying(&effects, parties))

@@ -117,6 +117,22 @@ impl Exchange {
         (must_teach && self.awaits_reports(parties)).then_some(Next::Held)
     }
 
+    /// What gives the client's names to its backend for good waits until nothing is under way that could fail: behind an error
+    /// PostgreSQL would skip it, and the names that go ahead of it.
+    pub(super) fn before_leaving_names(
+        &mut self,
+        header: Header,
+        request: Request,
+        effects: &Effects,
+        parties: &Parties<'_>,
+    ) -> Option<Next> {
+        let waits = !self.pipeline.is_quiet()
+            && concerns_names(effects)
+            && !parties.session.keeps_names_on_backend()
+            && self.would_leave_to_backend(header, request, effects, parties);
+        waits.then(|| self.await_replies())
+    }
+
     /// A text that executes a name is parsed, or described: PostgreSQL looks up what that returns.
     pub(super) fn before_parsing_names(&mut self, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
         if effects.is_none() || !effects.executes_names() {

@@ -36,7 +36,10 @@ impl Exchange {
         }
         let effects = self.classify(sql, parties);
         let trial = self.trial_of_query(sql, &effects, parties);
-        if let Some(stop) = self.before_naming(&effects, parties) {
+        if let Some(stop) = self
+            .before_naming(&effects, parties)
+            .or_else(|| self.before_leaving_names(header, Request::Query, &effects, parties))
+        {
             return Ok(stop);
         }
         let effects = self.with_executed(Cow::Owned(effects), parties);

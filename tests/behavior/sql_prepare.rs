@@ -184,6 +184,30 @@ async fn trap_30_sql_and_protocol_share_one_namespace() {
     .await;
 }
 
+/// Found by the twins: what goes to the backend for good does not go with a group that fails.
+#[tokio::test]
+async fn trap_30_an_execute_amid_a_group_that_fails_costs_no_name() {
+    plays_like_postgresql(
+        TABLE,
+        &[
+            together(&[parse("a", "PREPARE z AS SELECT 1"), parse("s", "SELECT 'kept'"), sync()]),
+            together(&[
+                parse("", "SELECT 1 / $1::int"),
+                bind("", "", &["0"]),
+                execute("", 0),
+                query("EXECUTE a"),
+                sync(),
+            ]),
+            together(&[describe('S', "a"), sync()]),
+            together(&[parse("a", "SELECT 1"), sync()]),
+            together(&[bind("", "", &[]), bind("", "a", &[]), execute("", 0), sync()]),
+            query("EXECUTE s"),
+            run("s"),
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn trap_30_several_deallocates_of_one_text_end_with_the_one_that_fails() {
     plays_like_postgresql(
