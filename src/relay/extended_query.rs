@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use super::own_names::AheadOfQuery;
 use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
@@ -45,7 +46,12 @@ impl Exchange {
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),
-            None => self.classify(parse.sql, parties),
+            None => {
+                let mut known_texts = std::mem::take(&mut self.known_texts);
+                let effects = self.classify_parsed(parse.sql, &mut known_texts, parties);
+                self.known_texts = known_texts;
+                effects
+            }
         };
         let named = !parse.name.is_empty();
         let trial = if named {
@@ -235,21 +241,19 @@ impl Exchange {
             .before_backend(parties, Some(&effects))
             .or_else(|| self.before_name())
             .or_else(|| self.before_teaching(statement, parties))
-            .or_else(|| self.before_naming(&effects, parties))
-            .or_else(|| self.before_leaving_names(header, Request::Bind, &effects, parties))
-            .or_else(|| self.before_pinning(header, Request::Bind, &effects, parties))
-            .or_else(|| self.before_bind(&effects, parties))
-            .or_else(|| self.before_notifying(&effects, parties))
+            .or_else(|| self.before_binding(header, &effects, parties))
         {
             return Ok(stop);
         }
-        if let Some(deallocated) = self.deallocated_here(&statement.effects, parties) {
-            let replaced = HEADER_LEN + portal.len() + 1 + name.len();
-            if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
-                return Ok(Next::Done);
+        if !effects.is_none() {
+            if let Some(deallocated) = self.deallocated_here(&statement.effects, parties) {
+                let replaced = HEADER_LEN + portal.len() + 1 + name.len();
+                if self.bind_deallocate(header, &portal, replaced, deallocated, parties) {
+                    return Ok(Next::Done);
+                }
             }
+            self.bind_names(&portal, statement.sql(), &effects, parties);
         }
-        self.bind_names(&portal, statement.sql(), &effects, parties);
         if statement.is_from_sql() || effects.lists_statements || parties.session.keeps_names_on_backend() {
             return self.bind_own_name(header, (&portal, &name), &named, &effects, parties);
         }
@@ -280,6 +284,19 @@ impl Exchange {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
         Ok(Next::Done)
+    }
+
+    /// What comes before a Bind of a statement of these effects. Nearly all have none.
+    fn before_binding(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Option<Next> {
+        if effects.is_none() {
+            self.ahead = AheadOfQuery::Nothing;
+            return self.before_notifying(effects, parties);
+        }
+        self.before_naming(effects, parties)
+            .or_else(|| self.before_leaving_names(header, Request::Bind, effects, parties))
+            .or_else(|| self.before_pinning(header, Request::Bind, effects, parties))
+            .or_else(|| self.before_bind(effects, parties))
+            .or_else(|| self.before_notifying(effects, parties))
     }
 
     pub(super) fn on_describe(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
@@ -512,16 +529,11 @@ impl Exchange {
         effects: Effects,
         parties: &mut Parties<'_>,
     ) -> Result<Option<Next>, Report> {
-        let effects = self.with_values(header, Cow::Owned(effects));
-        let effects = self.with_executed(effects, parties);
-        if let Some(stop) = self.before_naming(&effects, parties) {
-            return Ok(Some(stop));
-        }
-        if let Some(stop) = self
-            .before_pinning(header, Request::Bind, &effects, parties)
-            .or_else(|| self.before_bind(&effects, parties))
-            .or_else(|| self.before_notifying(&effects, parties))
-        {
+        let effects = match effects.is_none() {
+            true => Cow::Owned(effects),
+            false => self.with_executed(self.with_values(header, Cow::Owned(effects)), parties),
+        };
+        if let Some(stop) = self.before_binding(header, &effects, parties) {
             return Ok(Some(stop));
         }
         let portal = BindHead::parse(self.up.body_prefix(header)).map(|head| head.portal.to_vec());
@@ -532,6 +544,15 @@ impl Exchange {
                 return Ok(Some(Next::Done));
             }
         }
+        if !effects.is_none() {
+            self.bind_unnamed_names(&portal, &effects, parties);
+        }
+        self.apply(&effects, Request::Bind, parties);
+        self.listening_bound(&portal, &effects, parties)?;
+        Ok(None)
+    }
+
+    fn bind_unnamed_names(&mut self, portal: &[u8], effects: &Effects, parties: &mut Parties<'_>) {
         if let (false, Some(lease), Some(sql)) = (
             effects.pins.is_empty(),
             self.lease.as_ref(),
@@ -543,10 +564,7 @@ impl Exchange {
             true => parties.session.unnamed_sql().unwrap_or_default().to_vec(),
             false => Vec::new(),
         };
-        self.bind_names(&portal, &text, &effects, parties);
-        self.apply(&effects, Request::Bind, parties);
-        self.listening_bound(&portal, &effects, parties)?;
-        Ok(None)
+        self.bind_names(portal, &text, effects, parties);
     }
 
     /// A name that is not in the ledger goes to the backend as it is: a pinned one may know it (SQL PREPARE), another

@@ -33,6 +33,7 @@ use crate::metrics::SessionTally;
 use crate::net::Stream;
 use crate::pool::{Lease, Pool, Subscription, Vacancy};
 use crate::protocol::pipeline::{Fate, Pipeline, Request};
+use crate::virtual_session::known_texts::KnownTexts;
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::Suspects;
@@ -136,6 +137,8 @@ pub struct Exchange {
     up: Flow,
     down: Flow,
     pipeline: Pipeline<Note>,
+    /// Texts of Parse messages, this client's and of those before it.
+    known_texts: KnownTexts,
     /// A statement is under way whose commit may have taken effect when the backend dies.
     commit_at_risk: bool,
     /// A statement is under way that ends the transaction block, this way or the other.
@@ -294,10 +297,10 @@ impl Unsure {
     }
 }
 
-/// Makes each field as new: the first few keep their memory.
+/// Makes each field as new: the first few keep their memory, and the next what they hold.
 macro_rules! recycle {
-    ($exchange:expr; $($kept:ident)*; $($renewed:ident)*) => {
-        let Self { $($kept,)* $($renewed,)* } = $exchange;
+    ($exchange:expr; $($kept:ident)*; $($unchanged:ident)*; $($renewed:ident)*) => {
+        let Self { $($kept,)* $($unchanged: _,)* $($renewed,)* } = $exchange;
         $($kept.recycle();)*
         $(*$renewed = Default::default();)*
     };
@@ -310,6 +313,7 @@ impl Exchange {
         recycle! {
             self;
             up down pipeline;
+            known_texts;
             lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
             forgetting unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
@@ -464,6 +468,12 @@ impl Exchange {
             suspects: suspects.fingerprint(),
             ..classify(sql, parties.session.lexing(), suspects)
         })
+    }
+
+    /// The same of a Parse's text, which is likely to come again.
+    fn classify_parsed(&self, sql: &[u8], known: &mut KnownTexts, parties: &Parties<'_>) -> Effects {
+        let suspects = self.with_suspects(parties, Suspects::fingerprint);
+        known.effects(sql, parties.session.lexing(), suspects, || self.classify(sql, parties))
     }
 
     /// Looks at what is to be known of routines and triggers now. Behind a change of the client's own, which the catalog

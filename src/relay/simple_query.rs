@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::extended_query::renamed_behind;
-use super::own_names::{Agreed, Naming};
+use super::own_names::{Agreed, AheadOfQuery, Naming};
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
-use crate::virtual_session::{Note, SWITCH_NAME, TakenBack};
+use crate::virtual_session::{NameChanges, Note, SWITCH_NAME, TakenBack};
 use crate::wire::frontend_message::Query;
 use crate::wire::{BackendTag, HEADER_LEN, Header, Report, compose};
 
@@ -35,6 +35,9 @@ impl Exchange {
             return Ok(Next::NeedsBackend);
         }
         let effects = self.classify(sql, parties);
+        if effects.is_none() {
+            return self.on_plain_query(header, &effects, parties);
+        }
         let trial = self.trial_of_query(sql, &effects, parties);
         if let Some(stop) = self
             .before_naming(&effects, parties)
@@ -64,24 +67,47 @@ impl Exchange {
             Agreed::NotYet(next) => return Ok(next),
             Agreed::Stale => return Ok(self.pass_stale(header, parties)),
         };
+        self.pass_query(header, &effects, Some(names), parties);
+        self.trial = trial.or(self.trial.take());
+        Ok(Next::Done)
+    }
+
+    /// Nearly every Query: it changes nothing of the session, so that nothing of names, settings or pins comes before it.
+    fn on_plain_query(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Result<Next, Report> {
+        if let Some(stop) = self
+            .before_backend(parties, Some(effects))
+            .or_else(|| self.before_notifying(effects, parties))
+        {
+            return Ok(stop);
+        }
+        if let Some(stop) = self.before_listening(effects, parties)? {
+            return Ok(stop);
+        }
+        self.ahead = AheadOfQuery::Nothing;
+        self.pass_query(header, effects, None, parties);
+        Ok(Next::Done)
+    }
+
+    fn pass_query(&mut self, header: Header, effects: &Effects, names: Option<NameChanges>, parties: &mut Parties<'_>) {
         self.note_query(header, parties);
         let note = parties
             .session
             .forget_unnamed(self.lease.as_mut().map(|lease| &mut lease.state));
-        self.apply(&effects, Request::Query, parties);
+        self.apply(effects, Request::Query, parties);
         self.listening_sent(parties);
         self.begin_round(parties);
         self.restore_due |= std::mem::take(&mut self.restore_bound);
-        self.names_sent(&names);
-        let note = note.reporting(parties.session.unreported()).naming(names);
+        let mut note = note.reporting(parties.session.unreported());
+        if let Some(names) = names {
+            self.names_sent(&names);
+            note = note.naming(names);
+        }
         if self.prelude_owed {
-            self.behind_prelude = TakenBack::of(&effects).filter(|_| self.pipeline.len() == 1);
+            self.behind_prelude = TakenBack::of(effects).filter(|_| self.pipeline.len() == 1);
         }
         self.expect(Request::Query, Fate::Forward, note);
         self.up.pass(header);
         self.tally.queries += 1;
-        self.trial = trial.or(self.trial.take());
-        Ok(Next::Done)
     }
 
     fn query_names(&mut self, header: Header, effects: &Effects, parties: &mut Parties<'_>) -> Agreed {

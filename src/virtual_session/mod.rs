@@ -13,6 +13,7 @@ mod builtin_functions;
 mod definitions;
 pub mod fingerprint;
 mod keywords;
+pub mod known_texts;
 pub mod listening;
 mod note;
 mod ordinary_statement;

@@ -37,10 +37,10 @@ pub(super) fn ordinary_effects(text: &[u8], lexing: Lexing, suspects: &Suspects)
         without_effect: false,
         ..Effects::NONE
     };
-    match packed(lead) {
-        SELECT if lead.len() == 6 => {}
-        UPDATE | DELETE if lead.len() == 6 => effects.is_read_only_shape = false,
-        INSERT if lead.len() == 6 => {
+    match lead.packed {
+        SELECT if lead.bytes.len() == 6 => {}
+        UPDATE | DELETE if lead.bytes.len() == 6 => effects.is_read_only_shape = false,
+        INSERT if lead.bytes.len() == 6 => {
             effects.is_read_only_shape = false;
             effects.sequence = SequenceUse::MayDraw;
             look.insert_target()?;
@@ -55,8 +55,8 @@ pub(super) fn ordinary_effects(text: &[u8], lexing: Lexing, suspects: &Suspects)
 }
 
 /// A lone BEGIN, COMMIT, END or ROLLBACK.
-fn transaction(lead: &[u8], mut look: Look<'_>, effects: Effects) -> Option<Effects> {
-    let control = match (packed(lead), lead.len()) {
+fn transaction(lead: Word<'_>, mut look: Look<'_>, effects: Effects) -> Option<Effects> {
+    let control = match (lead.packed, lead.bytes.len()) {
         (BEGIN, 5) => TransactionControl::Begin,
         (COMMIT, 6) | (END, 3) => TransactionControl::Commit,
         (ROLLBACK, 8) => TransactionControl::Rollback,
@@ -90,6 +90,19 @@ enum Last {
     Other,
 }
 
+/// A word, with [`packed`] of it.
+#[derive(Debug, Clone, Copy)]
+struct Word<'t> {
+    bytes: &'t [u8],
+    packed: u64,
+}
+
+impl Word<'_> {
+    const fn is(&self, packed: u64, length: usize) -> bool {
+        self.packed == packed && self.bytes.len() == length
+    }
+}
+
 #[derive(Debug)]
 struct Look<'t> {
     text: &'t [u8],
@@ -119,14 +132,18 @@ impl<'t> Look<'t> {
 
     /// The word at the cursor; empty if none starts here.
     #[inline]
-    fn word(&mut self) -> &'t [u8] {
+    fn word(&mut self) -> Word<'t> {
         let rest = self.text.get(self.at..).unwrap_or_default();
-        let mut length = 0;
-        while length < rest.len() && sql_lexer::continues_word(rest[length]) {
-            length += 1;
-        }
+        let ends = |&byte: &u8| !sql_lexer::continues_word(byte);
+        let length = rest.iter().position(ends).unwrap_or(rest.len());
         self.at += length;
-        &rest[..length]
+        let bytes = &rest[..length];
+        // What stands behind a short word is there to be read with it.
+        let packed = match rest.first_chunk::<8>() {
+            Some(chunk) if length < 8 => (u64::from_le_bytes(*chunk) | LOWER_CASE) & !(u64::MAX << (8 * length)),
+            _ => packed(bytes),
+        };
+        Word { bytes, packed }
     }
 
     /// Nothing but a semicolon.
@@ -144,7 +161,7 @@ impl<'t> Look<'t> {
     fn insert_target(&mut self) -> Option<()> {
         self.skip_spaces();
         let into = self.word();
-        if packed(into) != INTO || into.len() != 4 {
+        if !into.is(INTO, 4) {
             return None;
         }
         self.skip_spaces();
@@ -157,7 +174,7 @@ impl<'t> Look<'t> {
                 byte if sql_lexer::starts_word(byte) => {
                     let start = self.at;
                     let word = self.word();
-                    self.check_name(word)?;
+                    self.check_name(word.bytes)?;
                     self.check_keyword(word)?;
                     Last::Word {
                         start,
@@ -227,7 +244,7 @@ impl<'t> Look<'t> {
                 byte if sql_lexer::starts_word(byte) => {
                     self.at = start;
                     let word = self.word();
-                    self.check_name(word)?;
+                    self.check_name(word.bytes)?;
                     self.check_keyword(word)?;
                     self.last = Last::Word {
                         start,
@@ -281,15 +298,15 @@ impl<'t> Look<'t> {
 
     /// The words that the full scan's keyword rules act on wherever they stand.
     #[inline]
-    fn check_keyword(&mut self, word: &[u8]) -> Option<()> {
-        let acts = match word.len() {
-            4 => matches!(packed(word), INTO | COPY),
-            5 => matches!(packed(word), MERGE | SHARE),
-            6 => matches!(packed(word), INSERT | UPDATE | DELETE),
-            7 => packed(word) == EXECUTE,
-            8 => packed(word) == TRUNCATE,
+    fn check_keyword(&mut self, word: Word<'_>) -> Option<()> {
+        let acts = match word.bytes.len() {
+            4 => matches!(word.packed, INTO | COPY),
+            5 => matches!(word.packed, MERGE | SHARE),
+            6 => matches!(word.packed, INSERT | UPDATE | DELETE),
+            7 => word.packed == EXECUTE,
+            8 => word.packed == TRUNCATE,
             9 => {
-                self.is_told |= word.eq_ignore_ascii_case(b"returning");
+                self.is_told |= word.bytes.eq_ignore_ascii_case(b"returning");
                 false
             }
             _ => false,
@@ -331,12 +348,15 @@ const SHARE: u64 = packed(b"share");
 const EXECUTE: u64 = packed(b"execute");
 const TRUNCATE: u64 = packed(b"truncate");
 
+/// Sets what distinguishes small letters from capital ones in each of eight bytes.
+const LOWER_CASE: u64 = 0x2020_2020_2020_2020;
+
 /// The first eight bytes of a word in one number, letters in lower case. With the word's length it is the word, as far
 /// as words of letters go.
 #[inline]
 const fn packed(word: &[u8]) -> u64 {
     if let Some(chunk) = word.first_chunk::<8>() {
-        return u64::from_le_bytes(*chunk) | 0x2020_2020_2020_2020;
+        return u64::from_le_bytes(*chunk) | LOWER_CASE;
     }
     let mut number = 0;
     let mut index = 0;
@@ -345,4 +365,34 @@ const fn packed(word: &[u8]) -> u64 {
         index += 1;
     }
     number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtual_session::suspects::Suspects;
+
+    #[test]
+    fn a_word_ends_where_its_last_byte_stands_whatever_its_length() {
+        for length in 0..40 {
+            for behind in ["", " ", ";", " and more words behind"] {
+                let word = &"Truncated_Tables_of_1_Schema_with_9_names"[..length];
+                let text = format!("{word}{behind}");
+                let suspects = Suspects::every_mention();
+                let mut look = Look {
+                    text: text.as_bytes(),
+                    at: 0,
+                    lexing: Lexing::default(),
+                    suspects: &suspects,
+                    depth: 0,
+                    last: Last::Other,
+                    is_told: false,
+                };
+                let read = look.word();
+                assert_eq!(read.bytes, word.as_bytes());
+                assert_eq!(read.packed, packed(word.as_bytes()), "{text}");
+                assert_eq!(look.at, length);
+            }
+        }
+    }
 }

@@ -24,11 +24,19 @@ impl UnnamedId {
 pub struct Unnamed {
     pub(super) serial: u64,
     pub(super) definition: Vec<u8>,
+    /// Bytes of the definition that are its text.
+    sql_len: usize,
     pub(super) effects: Effects,
     /// The settings that it was parsed under, once they are known.
     pub(super) under: Option<Arc<Settings>>,
     /// The number of these while they are not.
     pub(super) unresolved: u64,
+}
+
+impl Unnamed {
+    fn sql(&self) -> &[u8] {
+        self.definition.get(..self.sql_len).unwrap_or_default()
+    }
 }
 
 /// See [`VirtualSession::unnamed_for`].
@@ -56,6 +64,7 @@ impl VirtualSession {
         self.change_unnamed(Some(Box::new(Unnamed {
             serial,
             definition: definition.to_vec(),
+            sql_len: memchr::memchr(0, definition).unwrap_or(definition.len()),
             effects,
             under: (self.unseen_settings == 0).then(|| self.wanted.clone()),
             unresolved: self.unresolved_number(),
@@ -80,7 +89,7 @@ impl VirtualSession {
 
     /// The text of the unnamed statement.
     pub fn unnamed_sql(&self) -> Option<&[u8]> {
-        self.unnamed.as_ref()?.definition.split(|&byte| byte == 0).next()
+        self.unnamed.as_deref().map(Unnamed::sql)
     }
 
     /// What the unnamed statement does.
@@ -114,8 +123,7 @@ impl VirtualSession {
                     return UnnamedStep::Agrees(&unnamed.effects);
                 }
                 backend.unnamed = Some(id);
-                let sql = unnamed.definition.split(|&byte| byte == 0).next().unwrap_or_default();
-                let is_tied = self.unseen_settings != 0 || reads_no_settings(&unnamed.effects, sql);
+                let is_tied = self.unseen_settings != 0 || reads_no_settings(&unnamed.effects, unnamed.sql());
                 let known = unnamed.under.as_ref().filter(|_| !is_tied);
                 let switch = known.and_then(|then| Switch::between(&self.wanted, then));
                 UnnamedStep::Parse(&unnamed.definition, &unnamed.effects, switch)

@@ -68,7 +68,11 @@ impl<'a> Reader<'a> {
 
     /// Reads a String: the bytes before the next zero byte, which is skipped. Not decoded: the encoding is the client's.
     pub fn cstr(&mut self) -> Result<&'a [u8], Malformed> {
-        let end = memchr::memchr(0, self.rest).ok_or(Malformed::Unterminated)?;
+        // Nearly all names are empty.
+        let end = match self.rest.first() {
+            Some(0) => 0,
+            _ => memchr::memchr(0, self.rest).ok_or(Malformed::Unterminated)?,
+        };
         let string = self.bytes(end)?;
         self.u8()?;
         Ok(string)
