@@ -27,7 +27,7 @@ use crate::wire::{Report, SqlState, compose};
 use authenticate::{Denied, authenticate};
 use context::{ClientContext, Door, Snapshot};
 use greeting::{Greeted, greet};
-use session::Session;
+use session::{Beginning, Session};
 use startup::{Arrival, receive};
 
 /// Serves one accepted connection until it ends.
@@ -38,24 +38,24 @@ pub async fn serve(stream: Stream, door: Door, context: Arc<ClientContext>, drai
     let _counted = drain.guard();
     let Some(_connection) = context.connection_place() else {
         let mut stream = stream;
-        return turn_away(&mut stream, "The limit of file descriptors", &context).await;
+        return Box::pin(turn_away(&mut stream, "The limit of file descriptors", &context)).await;
     };
     // Boxed: what a login needs is no part of what an idle client costs.
     let arrived = Box::pin(arrive(stream, door, &context, &snapshot, drain.clone())).await;
-    let Some((session, early, dedicated)) = arrived else {
+    let Some((mut session, _place, beginning)) = arrived else {
         return;
     };
-    let _place = session.1;
     if log {
         tracing::info!(client = %peer, "connected");
     }
-    session.0.run(early, dedicated).await;
+    session.run(beginning).await;
     if log {
         tracing::info!(client = %peer, "disconnected");
     }
 }
 
-type Arrived = ((Session, context::Place), BytesMut, Option<crate::pool::Lease>);
+/// Boxed: a future keeps room for a session in each place that it is moved through.
+type Arrived = (Box<Session>, context::Place, Option<Box<Beginning>>);
 
 /// Everything up to the greeting, within the bounds on clients and on those that have not proved who they are.
 async fn arrive(
@@ -80,7 +80,7 @@ async fn arrive(
     context.metrics.observe_client_login(started.elapsed());
     let gauge = context.metrics.client(ClientState::Idle);
     let (session, dedicated) = Session::new(stream, greeted, context.clone(), snapshot.clone(), gauge, session_drain);
-    Some(((session, place), early, dedicated))
+    Some((Box::new(session), place, Beginning::of(early, dedicated)))
 }
 
 /// `None` where `limits.client_login_timeout` has passed.
@@ -215,4 +215,21 @@ async fn close_with(stream: &mut Stream, words: &[u8]) {
         Ok::<(), std::io::Error>(())
     };
     let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, said).await;
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_client_takes_little_memory() {
+        fn future_len<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let task = future_len(serve);
+        let session = size_of::<Session>();
+        assert!(
+            task + session <= 1536,
+            "{task} bytes of future and {session} of session"
+        );
+    }
 }

@@ -84,6 +84,23 @@ pub struct Session {
     spells: u32,
 }
 
+/// What a client begins with, where that is more than silence.
+#[derive(Debug)]
+pub struct Beginning {
+    /// What it sent behind its login.
+    early: BytesMut,
+    /// The backend that it does not share.
+    dedicated: Option<Lease>,
+}
+
+impl Beginning {
+    /// `None` for a client that is idle. The buffer of its login is given back then.
+    pub fn of(early: BytesMut, dedicated: Option<Lease>) -> Option<Box<Self>> {
+        let is_idle = early.is_empty() && dedicated.is_none();
+        (!is_idle).then(|| Box::new(Self { early, dedicated }))
+    }
+}
+
 /// What the relay works with: these fields alone are borrowed, so that the others can be used beside it.
 macro_rules! parties {
     ($session:expr, $rules:expr) => {
@@ -169,18 +186,17 @@ impl Session {
         (session, dedicated)
     }
 
-    /// Serves the client until it leaves. `early` is what it sent behind its login.
-    pub async fn run(mut self, early: BytesMut, dedicated: Option<Lease>) {
-        let mut first = Some((early, dedicated));
-        loop {
-            let (early, dedicated) = first.take().unwrap_or_default();
-            if early.is_empty() && dedicated.is_none() && !self.wait_idle().await {
+    /// Serves the client until it leaves.
+    pub async fn run(&mut self, beginning: Option<Box<Beginning>>) {
+        // Boxed, so that an idle client does not pay for what a busy one needs.
+        if let Some(beginning) = beginning
+            && let Then::End = Box::pin(self.serve_busy(beginning.early, beginning.dedicated)).await
+        {
+            return;
+        }
+        while self.wait_idle().await {
+            if let Then::End = Box::pin(self.serve_busy(BytesMut::new(), None)).await {
                 return;
-            }
-            // Boxed, so that an idle client does not pay for what a busy one needs.
-            match Box::pin(self.serve_busy(early, dedicated)).await {
-                Then::Idle => {}
-                Then::End => return,
             }
         }
     }
