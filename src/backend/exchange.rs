@@ -103,7 +103,7 @@ impl Backend {
         // A Query drops the unnamed statement (manual: protocol-flow-ext-query): whoever left one here parses it again.
         self.state.unnamed_dropped();
         compose::query(&mut out, sql.as_bytes());
-        self.stream.write_all(&out).await?;
+        self.say(&out).await?;
         self.read_outcome().await
     }
 
@@ -128,7 +128,7 @@ impl Backend {
         }
         compose::bare_frontend(&mut out, FrontendTag::Sync);
         self.state.unnamed_replaced();
-        self.stream.write_all(&out).await?;
+        self.say(&out).await?;
         let mut outcome = ParameterisedOutcome::default();
         let mut kept = 0;
         loop {
@@ -147,6 +147,20 @@ impl Backend {
                     return Err(Violation::Rule("a query of ours began a COPY").into());
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Writes. Where that fails, what PostgreSQL said before it closed is worth more than the broken pipe.
+    async fn say(&mut self, words: &[u8]) -> Result<(), BackendError> {
+        let Err(error) = self.stream.write_all(words).await else {
+            return Ok(());
+        };
+        loop {
+            match self.next_message().await {
+                Ok(_) => {}
+                Err(fatal @ BackendError::Fatal(_)) => return Err(fatal),
+                Err(_) => return Err(error.into()),
             }
         }
     }

@@ -3,7 +3,7 @@
 //! The query has one parameter, the user's name, which travels as a Bind parameter and can't be read as SQL. It runs in
 //! a transaction whose search_path holds pg_catalog only, so that no schema of a user's can stand before it
 //! (CVE-2025-12819), and beside it the role's VALID UNTIL is read, which pg_authid's password does not know of
-//! (CVE-2025-2291).
+//! (CVE-2025-2291). An answer is remembered for as long as no client changes a role through us.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,7 @@ use crate::backend::{Backend, BackendError, ParameterisedOutcome, Row};
 use crate::config::AuthQueryConfig;
 use crate::metrics::CloseReason;
 use crate::pool::{Holder, Lease, PoolKey, Wish};
+use crate::relay::RoleChanges;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, SqlState};
 
@@ -35,10 +36,18 @@ const VALID_UNTIL: &str = "SELECT rolvaliduntil <= pg_catalog.now(), CASE WHEN p
 #[derive(Debug, Default)]
 pub struct AuthQueryCache {
     users: Mutex<HashMap<String, Entry>>,
+    role_changes: Arc<RoleChanges>,
 }
 
 #[derive(Debug, Clone)]
-enum Entry {
+struct Entry {
+    /// The changes of roles before it was asked for.
+    role_changes: u64,
+    knowledge: Knowledge,
+}
+
+#[derive(Debug, Clone)]
+enum Knowledge {
     /// Somebody asks; everyone else waits for the same answer.
     Asking(watch::Receiver<Option<Result<Answer, Report>>>),
     Known(Answer),
@@ -70,18 +79,26 @@ impl AuthQueryCache {
         }
         let mut asking = {
             let mut users = self.lock();
-            let now = Instant::now();
-            match users.get(user) {
-                Some(Entry::Known(answer)) if now < answer.until && now - answer.since <= age => {
+            let (now, role_changes) = (Instant::now(), self.role_changes.count());
+            let entry = users.get(user).filter(|entry| entry.role_changes == role_changes);
+            match entry.map(|entry| &entry.knowledge) {
+                Some(Knowledge::Known(answer)) if now < answer.until && now - answer.since <= age => {
                     return Ok(answer.user.clone());
                 }
-                Some(Entry::Asking(asking)) => asking.clone(),
+                Some(Knowledge::Asking(asking)) => asking.clone(),
                 _ => {
                     if users.len() >= USERS_MAX {
-                        users.retain(|_, entry| matches!(entry, Entry::Asking(_)));
+                        users.retain(|_, entry| matches!(entry.knowledge, Knowledge::Asking(_)));
                     }
                     let asking = begin(user, snapshot, context);
-                    users.insert(user.to_owned(), Entry::Asking(asking.clone()));
+                    let knowledge = Knowledge::Asking(asking.clone());
+                    users.insert(
+                        user.to_owned(),
+                        Entry {
+                            role_changes,
+                            knowledge,
+                        },
+                    );
                     asking
                 }
             }
@@ -95,14 +112,19 @@ impl AuthQueryCache {
     /// PostgreSQL refused what was remembered of a user: the next login asks anew.
     pub fn forget(&self, user: &str) {
         let mut users = self.lock();
-        if matches!(users.get(user), Some(Entry::Known(_))) {
+        if let Some(Knowledge::Known(_)) = users.get(user).map(|entry| &entry.knowledge) {
             users.remove(user);
         }
     }
 
+    /// Where changes of roles are told: what was asked before one is asked anew.
+    pub const fn role_changes(&self) -> &Arc<RoleChanges> {
+        &self.role_changes
+    }
+
     /// The user's password itself is known now, where only its verifier was.
     pub fn password_proven(&self, user: &str, password: &Zeroizing<String>) {
-        if let Some(Entry::Known(answer)) = self.lock().get_mut(user)
+        if let Some(Knowledge::Known(answer)) = self.lock().get_mut(user).map(|entry| &mut entry.knowledge)
             && let Some(known) = answer
                 .user
                 .as_ref()
@@ -125,12 +147,12 @@ impl AuthQueryCache {
         answer: &Result<Answer, Report>,
     ) {
         let mut users = self.lock();
-        let is_current =
-            matches!(users.get(user), Some(Entry::Asking(asking)) if asking.same_channel(&asked.subscribe()));
-        match answer {
-            _ if !is_current => {}
-            Ok(answer) => drop(users.insert(user.to_owned(), Entry::Known(answer.clone()))),
-            Err(_) => drop(users.remove(user)),
+        let Some(entry) = users.get_mut(user) else { return };
+        match (&entry.knowledge, answer) {
+            (Knowledge::Asking(asking), _) if !asking.same_channel(&asked.subscribe()) => {}
+            (Knowledge::Asking(_), Ok(answer)) => entry.knowledge = Knowledge::Known(answer.clone()),
+            (Knowledge::Asking(_), Err(_)) => drop(users.remove(user)),
+            (Knowledge::Known(_), _) => {}
         }
     }
 

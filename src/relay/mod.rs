@@ -14,6 +14,7 @@ mod own_names;
 mod own_statements;
 mod pin_quota;
 mod preparation;
+mod role_changes;
 mod simple_query;
 mod stale_plan;
 mod telling;
@@ -41,6 +42,7 @@ use crate::virtual_session::{Checkpoint, Note, TakenBack, VirtualSession};
 use crate::wire::Report;
 use crate::wire::backend_message::TransactionStatus;
 use flow::Flow;
+pub use role_changes::RoleChanges;
 
 /// Bounds and mode that the relay works under; a snapshot of the configuration.
 #[derive(Debug, Clone)]
@@ -63,6 +65,8 @@ pub struct Rules {
     pub setting_answers: usize,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
+    /// Who remembers passwords looks here.
+    pub role_changes: Arc<RoleChanges>,
 }
 
 /// What the relay works with besides its own buffers.
@@ -186,6 +190,8 @@ pub struct Exchange {
     pub catalog_changed: bool,
     /// The same, and nobody was told yet.
     pub catalog_touched: bool,
+    /// A statement has passed that may change roles, and nobody was told yet.
+    pub roles_changed: bool,
     /// PostgreSQL refused to write (25006): a primary may have become a standby.
     pub read_only_refused: bool,
     /// Settings that were reported while nothing of the client's should have changed them. They are taken for its own, until
@@ -316,7 +322,7 @@ impl Exchange {
             known_texts;
             lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
             forgetting unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
-            catalog_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
+            catalog_changed roles_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
             answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished
         }

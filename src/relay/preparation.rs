@@ -105,6 +105,7 @@ impl Exchange {
             self.catalog_touched = true;
             parties.session.forget_shared_statements();
         }
+        self.roles_changed |= effects.role_change;
         if let Some((database, stays)) = effects.steps.iter().find_map(Step::needs_unused) {
             self.vacancy = Some(parties.rules.pool.vacate(database, stays));
         }

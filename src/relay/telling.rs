@@ -71,6 +71,7 @@ impl Exchange {
         let abandoned = self.pipeline.abandon();
         self.undo_dropped(parties);
         self.listening_lost(parties);
+        self.roles_in_doubt(parties);
         self.commit_at_risk = false;
         self.ends_block = false;
         self.prelude_owed = false;

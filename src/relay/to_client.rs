@@ -268,6 +268,7 @@ impl Exchange {
             self.trial_at_ready(status, parties);
         }
         self.listening_at_ready(status, parties);
+        self.roles_at_ready(status, parties);
         let now = std::time::Instant::now();
         // A block that was ended, and at once another.
         let is_chained = self.ends_block && self.pipeline.is_quiet() && status == TransactionStatus::InTransaction;

@@ -17,7 +17,9 @@ enum Object {
     Database,
     /// Scripts: extensions and languages.
     Extension,
-    /// Roles, tablespaces, …: nothing that a statement can reach.
+    /// Who may log in, and with which password.
+    Role,
+    /// Tablespaces, …: nothing that a statement can reach.
     Global,
     /// Anything else that defines and evaluates nothing.
     Definition,
@@ -33,7 +35,9 @@ impl Scan<'_> {
         if self.suspects_definitions() {
             self.pin(PinReason::Suspect);
         }
-        self.effects.catalog_change |= !temporary && !matches!(object, Object::Global | Object::Database);
+        self.effects.catalog_change |=
+            !temporary && !matches!(object, Object::Role | Object::Global | Object::Database);
+        self.effects.role_change |= object == Object::Role;
         match object {
             Object::Relation => self.relation(temporary)?,
             Object::Routine => self.routine()?,
@@ -41,7 +45,7 @@ impl Scan<'_> {
             // Their scripts may do anything.
             Object::Extension if verb != Keyword::Drop => self.pin(PinReason::Unknown),
             Object::Unknown => self.pin(PinReason::Unknown),
-            Object::Extension | Object::Global | Object::Definition => {
+            Object::Extension | Object::Role | Object::Global | Object::Definition => {
                 self.statement.execution = Execution::Definition;
             }
         }
@@ -155,6 +159,7 @@ impl Scan<'_> {
 
 fn object_of(keyword: Option<Keyword>, verb: Keyword, item: &Item) -> Object {
     match keyword {
+        Some(Keyword::Role | Keyword::User | Keyword::Group) => Object::Role,
         _ if verb == Keyword::Drop && keyword != Some(Keyword::Database) => match item.token.kind {
             TokenKind::Word if keyword.is_some() => Object::Definition,
             _ => Object::Unknown,
@@ -163,7 +168,7 @@ fn object_of(keyword: Option<Keyword>, verb: Keyword, item: &Item) -> Object {
         Some(Keyword::Function | Keyword::Procedure | Keyword::Routine) => Object::Routine,
         Some(Keyword::Database) => Object::Database,
         Some(Keyword::Extension | Keyword::Language) => Object::Extension,
-        Some(Keyword::Role | Keyword::User | Keyword::Group | Keyword::Tablespace | Keyword::System) => Object::Global,
+        Some(Keyword::Tablespace | Keyword::System) => Object::Global,
         Some(Keyword::Publication | Keyword::Subscription | Keyword::Statistics) => Object::Global,
         Some(_) => Object::Definition,
         None => Object::Unknown,

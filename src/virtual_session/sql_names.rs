@@ -126,6 +126,7 @@ impl Effects {
         self.is_read_only_shape &= executed.is_read_only_shape;
         self.without_effect &= executed.without_effect;
         self.catalog_change |= executed.catalog_change;
+        self.role_change |= executed.role_change;
         self.notifies |= executed.notifies;
         self.reads_session |= executed.reads_session;
         self.lists_statements |= executed.lists_statements;

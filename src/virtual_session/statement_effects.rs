@@ -50,6 +50,8 @@ pub struct Effects {
     pub is_read_only_shape: bool,
     /// Whether it may change routines, triggers, types or relations, so that what the catalog told is old.
     pub catalog_change: bool,
+    /// Whether it may change roles, their passwords among it.
+    pub role_change: bool,
     /// Whether it is CREATE, ALTER or DROP DATABASE.
     pub database_ddl: bool,
     /// Whether it is, or may be, a NOTIFY.
@@ -76,6 +78,7 @@ impl Effects {
         without_effect: true,
         is_read_only_shape: true,
         catalog_change: false,
+        role_change: false,
         database_ddl: false,
         notifies: false,
         reads_session: false,
@@ -94,6 +97,7 @@ impl Effects {
             without_effect: false,
             is_read_only_shape: false,
             catalog_change: true,
+            role_change: true,
             database_ddl: false,
             notifies: true,
             reads_session: true,
@@ -108,7 +112,7 @@ impl Effects {
             && self.steps.is_empty()
             && self.transaction == TransactionControl::None
             && self.sequence <= SequenceUse::MayDraw
-            && !(self.catalog_change || self.database_ddl || self.notifies || self.reads_session)
+            && !(self.catalog_change || self.role_change || self.database_ddl || self.notifies || self.reads_session)
     }
 
     /// Whether it says LISTEN.

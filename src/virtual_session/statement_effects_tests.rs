@@ -98,8 +98,11 @@ fn summary(effects: &Effects) -> String {
     if effects.sequence > SequenceUse::MayDraw {
         parts.push(format!("{:?}", effects.sequence));
     }
+    // What nobody read may do that too.
+    let changes_roles = effects.role_change && effects.pins.is_empty();
     let flags = [
         (effects.catalog_change, "catalog"),
+        (changes_roles, "roles"),
         (effects.database_ddl, "database"),
         (effects.notifies, "notifies"),
         (effects.reads_session && !effects.lists_statements, "reads session"),
@@ -242,11 +245,27 @@ fn ordinary_commands_have_no_effect() {
         "REASSIGN OWNED BY a TO b",
         "COMMIT PREPARED 'x'",
         "ROLLBACK PREPARED 'x'",
-        "CREATE ROLE r LOGIN",
-        "ALTER ROLE r SET search_path = a, pg_temp",
         "ALTER SYSTEM SET work_mem = '1MB'",
         "CREATE TABLESPACE x LOCATION '/x'",
     ]);
+}
+
+/// Trap 88: what was looked up of a role is old then.
+#[test]
+fn trap_88_commands_that_change_roles_are_told() {
+    check(&[
+        ("CREATE ROLE r LOGIN", "roles"),
+        ("ALTER ROLE r SET search_path = a, pg_temp", "roles"),
+        ("ALTER USER \"r\" PASSWORD 'x'", "roles"),
+        ("/* x */ alter role current_user valid until 'infinity'", "roles"),
+        ("CREATE GROUP g; SELECT 1", "roles"),
+        ("ALTER ROLE a RENAME TO b", "roles"),
+        ("DROP USER IF EXISTS a, b", "roles"),
+        ("DROP ROLE r", "roles"),
+        ("DROP OWNED BY r", "catalog"),
+    ]);
+    let block = "DO 'begin alter role r password null; end'";
+    assert!(classify(block.as_bytes(), Lexing::default(), &catalog()).role_change);
 }
 
 #[test]
@@ -545,7 +564,7 @@ fn trap_57_settings_are_changed_by_other_ways_too() {
         ("select * from pg_settings", ""),
         ("DO $$ begin perform set_config('x', 'y', false); end $$", "pin unknown"),
         ("DO LANGUAGE plpgsql 'begin end'", "pin unknown"),
-        ("ALTER ROLE r SET x = 'y'", ""),
+        ("ALTER ROLE r SET x = 'y'", "roles"),
         ("ALTER DATABASE d SET x = 'y'", "database"),
         (
             "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET x = 'y' AS 'select 1'",

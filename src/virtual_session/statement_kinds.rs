@@ -46,6 +46,8 @@ impl Scan<'_> {
     fn on_unknown(&mut self) {
         self.effects.without_effect = false;
         self.effects.is_read_only_shape = false;
+        // A block of code may hold any command.
+        self.effects.role_change = true;
         self.pin(PinReason::Unknown);
     }
 

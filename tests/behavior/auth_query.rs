@@ -253,6 +253,66 @@ auth_query: {{query: '{TWO_COLUMNS}', cache_ttl: 1h}}"
     .await;
 }
 
+/// Trap 88: by SCRAM the old salt would be told, and the client refused, until the answer is asked for anew.
+#[tokio::test]
+async fn trap_88_a_password_changed_through_the_pool_is_known_at_the_next_login() {
+    let database = Postgres::shared().create_database();
+    let user = role(&database, "own", "PASSWORD 'first'");
+    let config = format!("auth_query: {{query: '{TWO_COLUMNS}', cache_ttl: 1h, negative_ttl: 1h}}");
+    let sidecar = Sidecar::builder(&database)
+        .upstream(database.url_as("postgres", SUPERUSER_PASSWORD))
+        .config(config)
+        .start_ready()
+        .await;
+    let login = async |user: &str, password: &str| {
+        let mut client = RawClient::connect(sidecar.port).await;
+        let report = client
+            .log_in(user, password, &[("database", &database.name)])
+            .await
+            .err();
+        report.map(|report| report.sqlstate.to_string())
+    };
+    let wrong = Some("28P01".to_owned());
+    let mut client = RawClient::login(sidecar.port, &user, "first", &database.name).await;
+    client.ask(&format!("ALTER ROLE {user} PASSWORD 'second'")).await;
+    assert_eq!(login(&user, "second").await, None, "a role's own change");
+    // What psql's \\password and PQencryptPasswordConn make of "third": the text holds a hash.
+    let twin = role(&database, "twin", "PASSWORD 'third'");
+    let mut superuser = RawClient::login(sidecar.port, "postgres", SUPERUSER_PASSWORD, &database.name).await;
+    let verifier = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{twin}'");
+    let verifier = superuser.value(&verifier).await;
+    client.ask(&format!("ALTER USER {user} PASSWORD '{verifier}'")).await;
+    assert_eq!(login(&user, "third").await, None, "as a verifier");
+    client
+        .send(&together(&[
+            parse("p", "/* new */ ALTER USER CURRENT_USER PASSWORD 'fourth'"),
+            bind("", "p", &[]),
+            execute("", 0),
+            sync(),
+        ]))
+        .await;
+    client.expect("1 2 C Z").await;
+    assert_eq!(login(&user, "fourth").await, None, "by the extended protocol");
+    client.ask(&format!("BEGIN; ALTER ROLE {user} PASSWORD 'fifth'")).await;
+    assert_eq!(login(&user, "fourth").await, None, "not committed yet");
+    client.ask("COMMIT").await;
+    assert_eq!(login(&user, "fifth").await, None, "committed");
+    client
+        .ask(&format!("DO $$BEGIN ALTER ROLE {user} PASSWORD 'sixth'; END$$"))
+        .await;
+    assert_eq!(login(&user, "sixth").await, None, "by a block of code");
+
+    let late = format!("{}_late", database.name);
+    assert_eq!(login(&late, "pw").await, wrong);
+    superuser.ask(&format!("CREATE USER {late} PASSWORD 'pw'")).await;
+    assert_eq!(login(&late, "pw").await, None, "created");
+    superuser.ask(&format!("ALTER ROLE {late} RENAME TO {late}r")).await;
+    assert_eq!(login(&format!("{late}r"), "pw").await, None, "renamed");
+    assert_eq!(login(&late, "pw").await, wrong, "gone by its new name");
+    superuser.ask(&format!("DROP ROLE {late}r")).await;
+    assert_eq!(login(&format!("{late}r"), "pw").await, wrong, "dropped");
+}
+
 #[tokio::test]
 async fn a_user_created_just_now_logs_in_after_negative_ttl() {
     let database = Postgres::shared().create_database();

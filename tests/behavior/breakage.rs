@@ -1,8 +1,8 @@
 //! When things break: a client that vanishes, a backend that dies, a server that restarts. One well-formed error, nothing
 //! executed twice, nothing left behind.
 
-use pgsidecar::wire::Report;
 use pgsidecar::wire::backend_message::TransactionStatus;
+use pgsidecar::wire::{Report, SqlState};
 use tokio::io::AsyncReadExt;
 
 use crate::support::eventually;
@@ -567,6 +567,24 @@ async fn a_client_whose_backend_held_what_cant_be_made_again_is_closed() {
     terminate_backends(&database);
     assert_eq!(error(&idle.until_closed().await).sqlstate.as_str(), "57P01");
     assert_eq!(client(&sidecar, &database).await.value("SELECT 1").await, "1");
+}
+
+/// The end may be the answer to a question of ours.
+#[tokio::test]
+async fn a_client_is_told_why_its_backend_ended_when_that_was_asked_what_pins_it() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login().await?;
+        session.until_query("CREATE TEMP TABLE").await?;
+        session.complete("CREATE TABLE", TransactionStatus::Idle).await?;
+        session.until_query("pg_my_temp_schema").await?;
+        let report = Report::fatal(SqlState::ADMIN_SHUTDOWN, "terminating connection");
+        session.report(&report).await
+    })
+    .await;
+    let sidecar = fake.sidecar().start().await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
+    client.ask("CREATE TEMP TABLE mine (x int)").await;
+    assert_eq!(error(&client.until_closed().await).sqlstate, SqlState::ADMIN_SHUTDOWN);
 }
 
 #[tokio::test]

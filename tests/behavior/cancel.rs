@@ -14,14 +14,31 @@ use crate::support::sidecar::Sidecar;
 use crate::support::{eventually, postgres::Database};
 
 async fn until_sleeping(database: &Database) {
+    until_waiting(database, "PgSleep").await;
+}
+
+async fn until_waiting(database: &Database, wait_event: &str) {
     let sql = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND wait_event = 'PgSleep'",
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND wait_event = '{wait_event}'",
         database.name
     );
-    eventually("pg_sleep runs", async || {
+    eventually(wait_event, async || {
         (Postgres::shared().psql("postgres", &sql) == "1").then_some(())
     })
     .await;
+}
+
+/// A query of the client's that runs until the returned connection is told to let go of it by [`let_it_end`].
+async fn runs_until_told(client: &mut RawClient, database: &Database) -> RawClient {
+    let mut holder = RawClient::login(database.port, USER, PASSWORD, &database.name).await;
+    holder.value("SELECT pg_advisory_lock(1)").await;
+    client.query("SELECT pg_advisory_xact_lock(1), 'undisturbed'").await;
+    until_waiting(database, "advisory").await;
+    holder
+}
+
+async fn let_it_end(mut holder: RawClient) {
+    assert_eq!(holder.value("SELECT pg_advisory_unlock(1)").await, "t");
 }
 
 #[tokio::test]
@@ -80,9 +97,9 @@ async fn trap_71_no_cancel_hits_the_next_owner_of_the_backend() {
     let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let key = first.cancel_key.clone().expect("BackendKeyData came");
     first.value("SELECT pg_backend_pid()").await;
-    second.query("SELECT pg_sleep(0.3), 'undisturbed'").await;
-    until_sleeping(&database).await;
+    let running = runs_until_told(&mut second, &database).await;
     cancel(sidecar.port, &key).await;
+    let_it_end(running).await;
     second.expect("T D C Z").await;
 }
 
@@ -92,8 +109,7 @@ async fn trap_74_a_wrong_key_cancels_nothing() {
     let sidecar = Sidecar::start(&database).await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     let key = client.cancel_key.clone().expect("BackendKeyData came");
-    client.query("SELECT pg_sleep(0.3)").await;
-    until_sleeping(&database).await;
+    let running = runs_until_told(&mut client, &database).await;
     let wrong = key.secret.iter().map(|byte| !byte).collect();
     cancel(
         sidecar.port,
@@ -103,6 +119,7 @@ async fn trap_74_a_wrong_key_cancels_nothing() {
         },
     )
     .await;
+    let_it_end(running).await;
     client.expect("T D C Z").await;
 }
 

@@ -36,6 +36,7 @@ mod settings;
 mod sql_prepare;
 mod startup;
 mod startup_parameters;
+mod startup_resets;
 mod support;
 mod threads;
 mod transaction_pooling;

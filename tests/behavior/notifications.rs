@@ -755,3 +755,59 @@ async fn what_a_client_listens_to_is_never_guessed() {
     assert_eq!(tags(&client.ask(&long).await), "TDCZ");
     assert_eq!(tags(&client.ask("NOTIFY a").await), "CAZ");
 }
+
+const LISTENING_ROUTINES: &str = "
+    CREATE FUNCTION hear(c text) RETURNS void LANGUAGE plpgsql AS $$BEGIN EXECUTE 'LISTEN ' || quote_ident(c); END$$;
+    CREATE FUNCTION hear_static() RETURNS void LANGUAGE plpgsql AS $$BEGIN LISTEN c; END$$;
+    CREATE FUNCTION stop_hearing(c text) RETURNS void LANGUAGE plpgsql AS $$BEGIN EXECUTE 'UNLISTEN ' || quote_ident(c); END$$;
+    CREATE FUNCTION stop_hearing_all() RETURNS void LANGUAGE plpgsql AS $$BEGIN UNLISTEN *; END$$";
+
+/// Whether the client hears what is said on `c` behind these statements, as directly, and nobody else does. (An UNLISTEN of a
+/// routine ends no LISTEN of the client's own text: that is with the shared listener.)
+#[tokio::test]
+async fn a_listen_or_unlisten_of_a_routine_is_its_clients_alone() {
+    let database = Postgres::shared().create_database();
+    Postgres::shared().psql(&database.name, LISTENING_ROUTINES);
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "3")
+        .start_ready()
+        .await;
+    let mut speaker = direct(&database).await;
+    let mut differences = String::new();
+    for script in [
+        &["SELECT hear('c')"][..],
+        &["SELECT hear_static()"],
+        &["DO $$BEGIN LISTEN c; END$$"],
+        &["DO $$BEGIN EXECUTE 'LIS' || 'TEN c'; END$$"],
+        &["LISTEN c", "SELECT stop_hearing('d')"],
+        &["SELECT hear('c')", "UNLISTEN c"],
+        &["SELECT hear('c')", "UNLISTEN *"],
+        &["SELECT hear('c')", "SELECT stop_hearing('c')"],
+        &["LISTEN c", "SELECT hear('c')"],
+        &["LISTEN c", "SELECT stop_hearing('c')", "LISTEN c"],
+        &["SELECT hear('c')", "DISCARD ALL"],
+    ] {
+        let mut seen = Vec::new();
+        let mut stranger = through(&sidecar, &database).await;
+        for mut client in [direct(&database).await, through(&sidecar, &database).await] {
+            for sql in script {
+                client.ask(sql).await;
+            }
+            // What it is shown is what its backend, or the ledger, knows.
+            let shown = client.value("SELECT count(*) FROM pg_listening_channels()").await;
+            assert_eq!(
+                stranger.value("SELECT count(*) FROM pg_listening_channels()").await,
+                "0"
+            );
+            speaker.ask("NOTIFY c, 'said'").await;
+            let answer = client.ask("SELECT 1").await;
+            // It comes before the answer or behind it.
+            seen.push((shown, answer.iter().filter(|message| message.tag == b'A').count()));
+            assert!(stranger.silent_for(Duration::ZERO).await);
+        }
+        if seen[0] != seen[1] {
+            differences += &format!("{script:?}: {seen:?}\n");
+        }
+    }
+    assert_eq!(differences, "");
+}

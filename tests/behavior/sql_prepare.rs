@@ -617,3 +617,50 @@ async fn a_listen_that_sql_executes_is_heard() {
         "{heard:?}"
     );
 }
+
+/// A statement that another backend can't prepare any more fails as it would directly: at Bind, with PostgreSQL's code.
+#[tokio::test]
+async fn trap_30_what_cant_be_prepared_again_is_told_at_its_bind() {
+    plays_like_postgresql(
+        "CREATE TABLE gone (x int); GRANT ALL ON gone TO PUBLIC; ALTER TABLE gone OWNER TO app",
+        &[
+            query("PREPARE a AS SELECT x FROM gone"),
+            run("a"),
+            query("DROP TABLE gone"),
+            run("a"),
+            query("SELECT 1"),
+            query("BEGIN"),
+            run("a"),
+            query("ROLLBACK"),
+            query("EXECUTE a"),
+            query("CREATE TABLE gone (x int, y int)"),
+            run("a"),
+            query("DEALLOCATE a"),
+            run("a"),
+        ],
+    )
+    .await;
+}
+
+/// The isolation level of a block is chosen before its first EXECUTE, wherever the statement was prepared.
+#[tokio::test]
+async fn trap_30_an_execute_comes_behind_the_isolation_level_of_its_block() {
+    let choose = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE";
+    plays_like_postgresql(
+        "",
+        &[
+            query("PREPARE a AS SELECT current_setting('transaction_isolation')"),
+            query("BEGIN"),
+            query(choose),
+            query("EXECUTE a"),
+            query("COMMIT"),
+            query(&format!("BEGIN; {choose}; EXECUTE a; COMMIT")),
+            query(&format!("{choose}; EXECUTE a")),
+            query("BEGIN"),
+            query("EXECUTE a"),
+            query(choose),
+            query("ROLLBACK"),
+        ],
+    )
+    .await;
+}

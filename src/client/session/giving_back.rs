@@ -110,6 +110,9 @@ impl Session {
                 }
             }
         }
+        if std::mem::take(&mut exchange.roles_changed) {
+            self.rules.role_changes.note();
+        }
         if catalog_changed {
             self.pool.knowledge().doubt_catalog();
             self.read_catalog_aside();

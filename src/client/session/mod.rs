@@ -159,7 +159,7 @@ impl Session {
         // Those that came during the login are caught up with: no number of reloads is the last one.
         let reloads = u64::MAX;
         let settings = pool.settings();
-        let rules = Arc::new(rules(&snapshot, &settings, &pool));
+        let rules = Arc::new(rules(&context, &snapshot, &settings, &pool));
         let session = Self {
             stream,
             ledger: session,
@@ -251,7 +251,7 @@ impl Session {
             self.reloads = reloads;
             self.snapshot = self.context.snapshot();
             self.settings = self.pool.settings();
-            self.rules = Arc::new(rules(&self.snapshot, &self.settings, &self.pool));
+            self.rules = Arc::new(rules(&self.context, &self.snapshot, &self.settings, &self.pool));
         }
     }
 
@@ -677,7 +677,7 @@ impl Session {
     }
 }
 
-fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules {
+fn rules(context: &ClientContext, snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules {
     let limits = &snapshot.config.limits;
     Rules {
         mode: settings.mode,
@@ -689,6 +689,7 @@ fn rules(snapshot: &Snapshot, settings: &PoolConfig, pool: &Arc<Pool>) -> Rules 
         client_notification_bytes: limits.client_notification_bytes,
         setting_answers: usize::try_from(settings.setting_answers).unwrap_or(usize::MAX),
         pool: pool.clone(),
+        role_changes: context.auth_query.role_changes().clone(),
     }
 }
 

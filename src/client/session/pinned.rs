@@ -1,5 +1,7 @@
 //! A client's pins: told when they begin, and questioned when they may be over.
 
+use tokio::time::error::Elapsed;
+
 use super::{Session, Then};
 use crate::backend::BackendError;
 use crate::config::PoolMode;
@@ -37,18 +39,7 @@ impl Session {
         let proof = self.ledger.pin_proof();
         match tokio::time::timeout(self.settings.reset_timeout, ask(lease, &proof)).await {
             Ok(Ok(held)) => self.ledger.end_proven_pins(held),
-            // What the backend does now is not known.
-            failed => {
-                let cause = format!("it could not be asked what pins it: {failed:?}");
-                let (last_words, runs_on, untouched) = (None, true, false);
-                let loss = Loss {
-                    last_words,
-                    cause,
-                    runs_on,
-                    untouched,
-                };
-                return self.on_loss(exchange, rules, loss, 0).await;
-            }
+            failed => return self.on_loss(exchange, rules, unquestioned(failed), 0).await,
         }
         if self.ledger.is_pinned_for_sequence_alone() {
             return self.look_at_sequence_pin(exchange).await;
@@ -114,6 +105,21 @@ impl Session {
             reason = reason.label(),
             "a statement was refused because it would have pinned a backend beyond pool.max_pinned"
         );
+    }
+}
+
+/// The question got no answer. But for PostgreSQL's last words, which are the client's, it is not known what the backend does.
+fn unquestioned(failed: Result<Result<PinSet, BackendError>, Elapsed>) -> Loss {
+    let cause = format!("it could not be asked what pins it: {failed:?}");
+    let last_words = match failed {
+        Ok(Err(BackendError::Fatal(report))) => Some(report),
+        _ => None,
+    };
+    Loss {
+        runs_on: last_words.is_none(),
+        last_words,
+        cause,
+        untouched: false,
     }
 }
 
