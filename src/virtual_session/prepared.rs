@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::note::Prepared;
+use super::note::{Closed, Prepared};
 use super::parameters::{self, Settings};
 use super::result_shape::ResultShape;
 use super::settings_ledger::Until;
@@ -160,7 +160,8 @@ impl VirtualSession {
     pub fn close(&mut self, name: &[u8]) -> Option<Note> {
         self.named(name)?;
         let named = self.statements.remove(name)?;
-        Some(Note::Closed(Box::new((name.into(), named))))
+        let (name, leaves) = (name.into(), None);
+        Some(Note::Closed(Box::new(Closed { name, named, leaves })))
     }
 
     /// Whether the backend may know a name as the client says it, so that PostgreSQL decides about it.
