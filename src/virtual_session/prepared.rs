@@ -200,8 +200,9 @@ impl VirtualSession {
     }
 }
 
-/// Whether a statement means the same under any settings: COMMIT and the like, which may be said in a failed transaction,
-/// and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a group.
+/// Whether a statement means the same under any settings: none at all, COMMIT and the like, which may be said in a failed
+/// transaction, and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a
+/// group.
 pub(super) fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
     const COMMANDS: [&[u8]; 6] = [
         b"discard",
@@ -213,6 +214,7 @@ pub(super) fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
     ];
     let word = || sql.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next();
     effects.exits_failed_block
+        || sql.trim_ascii().is_empty()
         || word().is_some_and(|word| COMMANDS.iter().any(|command| word.eq_ignore_ascii_case(command)))
 }
 
