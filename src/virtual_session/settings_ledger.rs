@@ -236,6 +236,8 @@ impl VirtualSession {
         let name = canonical(&name);
         match follows(name) {
             Following::ByReports => self.see_not(Until::Reported),
+            // What was said of it before is what is left of it.
+            Following::ByAsking if self.is_doubted(name) => {}
             Following::ByAsking => self.doubt(name, false, backend),
             Following::Tied => return false,
         }

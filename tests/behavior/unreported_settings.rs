@@ -931,6 +931,8 @@ async fn trap_60_a_reset_that_its_own_text_undoes_or_overrides_is_not_made_again
     for script in [
         "BEGIN; SET search_path TO a; SAVEPOINT s; RESET search_path; ROLLBACK TO s; COMMIT AND CHAIN",
         "BEGIN; SET search_path TO a; SAVEPOINT s; SET search_path TO DEFAULT; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO DEFAULT; SAVEPOINT s; RESET search_path; ROLLBACK TO s",
+        "BEGIN; RESET search_path; SAVEPOINT s; RESET search_path; ROLLBACK TO s; COMMIT AND CHAIN",
         "BEGIN; SET search_path TO a; SAVEPOINT s; RESET ALL; ROLLBACK TO s",
         "BEGIN; SET TimeZone TO 'Etc/GMT'; SAVEPOINT s; RESET TimeZone; ROLLBACK TO s",
         "BEGIN; SET TimeZone TO 'Etc/GMT'; SAVEPOINT s; RESET TimeZone; ROLLBACK TO s; COMMIT AND CHAIN",
