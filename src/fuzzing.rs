@@ -282,9 +282,12 @@ impl<'a> Iterator for Frames<'a> {
 mod tests {
     use std::ops::Range;
 
-    /// A target under as many reproducible random inputs, of these lengths in turn.
+    /// A target under as many reproducible random inputs, of these lengths in turn. `PGSIDECAR_FUZZ_ROUNDS` and
+    /// `PGSIDECAR_FUZZ_SEED` (not 0) make a longer run of it, and another.
     pub(super) fn returns_for_random_inputs(target: fn(&[u8]), rounds: usize, lengths: Range<usize>) {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let number = |variable| Some(std::env::var(variable).ok()?.parse::<u64>().unwrap());
+        let rounds = number("PGSIDECAR_FUZZ_ROUNDS").map_or(rounds, |rounds| rounds.try_into().unwrap());
+        let mut seed = number("PGSIDECAR_FUZZ_SEED").unwrap_or(0x9e37_79b9_7f4a_7c15);
         let mut byte = move || {
             seed ^= seed << 13;
             seed ^= seed >> 7;

@@ -251,7 +251,7 @@ impl Exchange {
         for request in [Request::Parse, Request::Close, Request::Parse] {
             self.expect(request, Fate::Swallow, Note::None);
         }
-        self.expect(Request::Bind, Fate::Forward, note);
+        self.expect(Request::Bind, Fate::Forward, note.leaving(victim));
         let old_len = replaced - HEADER_LEN - portal.len() - 1;
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, old_len, &[portal, b"\0"], SWITCH_NAME);

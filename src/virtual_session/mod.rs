@@ -150,8 +150,8 @@ pub struct VirtualSession {
     /// Settings of the baseline on which RESET was run in the transaction at hand: where PostgreSQL reports the server's
     /// value of one, the client's is the baseline's.
     rebased: Vec<Box<str>>,
-    /// Startup settings were brought back in the transaction at hand, or are hidden by a SET: its end may take them away.
-    restore_again: bool,
+    /// Startup settings that were brought back in the transaction at hand, or are hidden by a SET: its end may take them away.
+    restored: Vec<Box<str>>,
     /// A SET to a default is under way.
     set_to_default: bool,
     /// What `wanted` was before the first RESET of the transaction at hand: it returns if that is rolled back.
@@ -192,7 +192,7 @@ impl VirtualSession {
             unresolved: Vec::new(),
             unreported: None,
             rebased: Vec::new(),
-            restore_again: false,
+            restored: Vec::new(),
             set_to_default: false,
             before_reset: None,
             listening: None,
@@ -310,13 +310,13 @@ impl VirtualSession {
         let before = self.checkpoint();
         let own_names = std::mem::take(&mut self.own_names);
         let flags = (self.settings_touched, self.reports_due, self.set_to_default);
-        let before_reset = self.before_reset.clone();
+        let (before_reset, restored) = (self.before_reset.clone(), self.restored.clone());
         self.apply(effects, &mut backend.trial(), follows);
         let pins = self.pins.without(before.pins);
         self.return_to(before);
         self.own_names = own_names;
         (self.settings_touched, self.reports_due, self.set_to_default) = flags;
-        self.before_reset = before_reset;
+        (self.before_reset, self.restored) = (before_reset, restored);
         pins
     }
 }

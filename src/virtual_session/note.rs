@@ -20,7 +20,7 @@ pub enum Note {
     /// The backend was told to close a shared statement.
     Evicted(Arc<Statement>),
     /// A client's name was taken from a statement.
-    Closed(Box<(Box<[u8]>, NamedStatement)>),
+    Closed(Box<Closed>),
     /// The backend was told to make or to close a statement of this name of a client's.
     OwnName(Box<[u8]>),
     /// An Execute of what names or unnames statements, or uses one by its name.
@@ -66,6 +66,15 @@ impl Note {
             Self::None => Self::Reports(number),
             note => note,
         }
+    }
+
+    /// The same of a name that is taken away together with a statement of ours, which stays where the request fails.
+    #[must_use]
+    pub fn leaving(mut self, ours: Vec<u8>) -> Self {
+        if let Self::Closed(closed) = &mut self {
+            closed.leaves = Some(ours.into());
+        }
+        self
     }
 
     /// The same for a request that has to do with names.
@@ -119,6 +128,14 @@ pub struct Prepared {
     pub(super) parsed: bool,
 }
 
+/// See [`Note::Closed`].
+#[derive(Debug)]
+pub struct Closed {
+    pub(super) name: Box<[u8]>,
+    pub(super) named: NamedStatement,
+    pub(super) leaves: Option<Box<[u8]>>,
+}
+
 /// See [`Note::Described`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Described {
@@ -164,8 +181,11 @@ impl VirtualSession {
                 }
             }
             Note::Closed(closed) => {
-                let (name, named) = *closed;
+                let Closed { name, named, leaves } = *closed;
                 self.statements.put_back(&name, named);
+                if let (Some(backend), Some(ours)) = (backend, leaves) {
+                    backend.own.doubt(&ours);
+                }
             }
             Note::SequencesForgotten => {
                 if let Some(backend) = backend {

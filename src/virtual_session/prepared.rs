@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::note::Prepared;
+use super::note::{Closed, Prepared};
 use super::parameters::{self, Settings};
 use super::result_shape::ResultShape;
 use super::settings_ledger::Until;
@@ -160,7 +160,8 @@ impl VirtualSession {
     pub fn close(&mut self, name: &[u8]) -> Option<Note> {
         self.named(name)?;
         let named = self.statements.remove(name)?;
-        Some(Note::Closed(Box::new((name.into(), named))))
+        let (name, leaves) = (name.into(), None);
+        Some(Note::Closed(Box::new(Closed { name, named, leaves })))
     }
 
     /// Whether the backend may know a name as the client says it, so that PostgreSQL decides about it.
@@ -199,8 +200,9 @@ impl VirtualSession {
     }
 }
 
-/// Whether a statement means the same under any settings: COMMIT and the like, which may be said in a failed transaction,
-/// and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a group.
+/// Whether a statement means the same under any settings: none at all, COMMIT and the like, which may be said in a failed
+/// transaction, and commands that PostgreSQL analyses when they run. Some of these refuse to run behind anything else in a
+/// group.
 pub(super) fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
     const COMMANDS: [&[u8]; 6] = [
         b"discard",
@@ -212,6 +214,7 @@ pub(super) fn reads_no_settings(effects: &Effects, sql: &[u8]) -> bool {
     ];
     let word = || sql.trim_ascii_start().split(|byte| !byte.is_ascii_alphabetic()).next();
     effects.exits_failed_block
+        || sql.trim_ascii().is_empty()
         || word().is_some_and(|word| COMMANDS.iter().any(|command| word.eq_ignore_ascii_case(command)))
 }
 

@@ -50,7 +50,7 @@ impl VirtualSession {
         self.unreported = unreported;
         // It was made between two transactions.
         self.before_reset = None;
-        self.restore_again = false;
+        self.restored.clear();
         self.set_to_default = false;
     }
 
@@ -118,11 +118,13 @@ impl VirtualSession {
             .filter_map(|(name, _)| self.wanted.entry(name));
         let wanted = Settings::new(backend.applied.entries().iter().chain(of_baseline).cloned());
         let sql = parameters::restore(&backend.applied, &wanted);
-        backend.applied = self.shared.settings.intern(wanted);
+        let is_missing = |(name, value): &&Setting| backend.applied.value(name) != Some(value);
+        let missing = wanted.entries().iter().filter(is_missing);
         // It is undone with the transaction.
+        missing.for_each(|(name, _)| note_restored(&mut self.restored, name));
+        backend.applied = self.shared.settings.intern(wanted);
         if sql.is_some() {
             backend.doubted = true;
-            self.restore_again = true;
             self.reports_due = true;
             self.rebase_all();
         }
@@ -131,15 +133,16 @@ impl VirtualSession {
 
     /// The transaction has ended: whether startup settings may be missing on the backend.
     pub fn take_restore_again(&mut self, backend: &mut BackendState) -> bool {
-        let is_due = std::mem::replace(&mut self.restore_again, false);
-        if is_due {
+        let restored = std::mem::take(&mut self.restored);
+        if !restored.is_empty() {
             let is_there = |name: &str| {
-                parameters::is_identity(name) || self.baseline.value(name).is_none() || self.is_doubted(name)
+                let may_be_undone = restored.iter().any(|other| other.eq_ignore_ascii_case(name));
+                !may_be_undone || parameters::is_identity(name) || self.is_doubted(name)
             };
             let there = backend.applied.only(is_there);
             backend.applied = self.shared.settings.intern(there);
         }
-        is_due
+        !restored.is_empty()
     }
 
     /// Whether a statement of these effects takes startup settings away.
@@ -236,6 +239,8 @@ impl VirtualSession {
         let name = canonical(&name);
         match follows(name) {
             Following::ByReports => self.see_not(Until::Reported),
+            // What was said of it before is what is left of it.
+            Following::ByAsking if self.is_doubted(name) => {}
             Following::ByAsking => self.doubt(name, false, backend),
             Following::Tied => return false,
         }
@@ -250,7 +255,7 @@ impl VirtualSession {
         {
             backend.applied = self.shared.settings.intern(backend.applied.with(name, Some(value)));
             backend.doubted = true;
-            self.restore_again = true;
+            note_restored(&mut self.restored, name);
         }
     }
 
@@ -582,6 +587,12 @@ pub struct Checkpoint {
     pub(super) lexing_touched: bool,
     pub(super) rebased: Vec<Box<str>>,
     pub(super) unreported: Option<Box<Unreported>>,
+}
+
+fn note_restored(restored: &mut Vec<Box<str>>, name: &str) {
+    if !restored.iter().any(|known| **known == *name) {
+        restored.push(name.into());
+    }
 }
 
 /// Whether nobody can tell what a setting gets.

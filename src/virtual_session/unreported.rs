@@ -322,7 +322,9 @@ impl VirtualSession {
                 Some(_) => *value,
                 None => here,
             };
-            on_backend.push((&*doubt.name, here));
+            // Set to the server's default it is there already: no prelude may say it behind what else was said meanwhile.
+            let is_there = baseline.is_some() && of_client_now == *value;
+            on_backend.push((&*doubt.name, if is_there { *value } else { here }));
             of_client.push((&*doubt.name, of_client_now));
         }
         for ((_, here), (name, now)) in on_backend.iter_mut().zip(&mut of_client) {

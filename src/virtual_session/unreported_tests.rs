@@ -2,7 +2,8 @@
 
 use super::super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
 use super::super::sql_lexer::Lexing;
-use super::super::statement_effects::{Action, Effects, Step};
+use super::super::statement_effects::{Action, Effects, Step, classify};
+use super::super::suspects::Suspects;
 use super::super::{SharedLedger, VirtualSession};
 use super::*;
 
@@ -107,6 +108,30 @@ fn trap_60_a_reset_and_a_set_to_the_default_are_told_apart_or_tie() {
     run(&mut session, &mut backend, &[reset("work_mem"), set("work_mem")]);
     answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
     assert!(session.pins().contains(PinReason::Setting));
+}
+
+/// Trap 60: a RESET that its text undoes leaves what was said before it.
+#[test]
+fn trap_60_a_reset_that_is_undone_makes_no_set_of_the_one_ahead_of_it() {
+    let (mut session, mut backend) = (client(&[("work_mem", "5MB")]), BackendState::default());
+    let text = b"BEGIN; SET work_mem TO DEFAULT; SAVEPOINT s; RESET work_mem; ROLLBACK TO s; COMMIT";
+    let effects = classify(text, Lexing::default(), &Suspects::known(std::iter::empty()));
+    session.apply(&effects, &mut backend, |_| Following::ByAsking);
+    session.reset_decided(false);
+    answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+    assert_eq!(session.settings().value("work_mem"), Some("5MB"));
+    assert!(session.pins().is_empty());
+}
+
+/// Trap 60: a prelude that said it again would come behind what a block of code has made of it meanwhile.
+#[test]
+fn trap_60_a_setting_that_is_set_to_the_servers_default_is_not_said_again() {
+    let (mut session, mut backend) = (client(&[("work_mem", "5MB")]), BackendState::default());
+    session.prelude_for(&mut backend);
+    run(&mut session, &mut backend, &[set("work_mem")]);
+    answer(&mut session, &mut backend, &[Some("4MB"), Some("4MB")]);
+    assert_eq!(session.settings().value("work_mem"), Some("4MB"));
+    assert_eq!(session.prelude_for(&mut backend), None);
 }
 
 #[test]

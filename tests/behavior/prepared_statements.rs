@@ -972,3 +972,29 @@ async fn a_parse_that_postgresql_has_proven_needs_no_backend() {
     second.send(&together(&run("t"))).await;
     second.expect("2 D C Z").await;
 }
+
+/// Found by the twins: settings that are changed for its Parse are statements, behind which DISCARD ALL refuses to run.
+#[tokio::test]
+async fn trap_28_a_statement_without_text_is_parsed_again_under_any_settings() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .start_ready()
+        .await;
+    let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    client.send(&together(&[parse("p", ""), sync()])).await;
+    client.expect("1 Z").await;
+    client.ask("SET TimeZone TO 'Asia/Tokyo'").await;
+    let mut other = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+    other.ask("CREATE TABLE changes_the_catalog ()").await;
+    let group = [
+        bind("", "p", &[]),
+        execute("", 0),
+        parse("", "DISCARD ALL"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    client.send(&together(&group)).await;
+    assert_eq!(tags(&client.until_ready().await).replace('S', ""), "2I12CZ");
+}

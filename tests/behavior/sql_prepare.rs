@@ -208,6 +208,23 @@ async fn trap_30_an_execute_amid_a_group_that_fails_costs_no_name() {
     .await;
 }
 
+/// Found by the twins: what PostgreSQL is given to deallocate in place of a shared statement.
+#[tokio::test]
+async fn trap_30_a_deallocate_that_is_not_executed_leaves_nothing_behind() {
+    plays_like_postgresql(
+        TABLE,
+        &[
+            together(&[parse("a", "SELECT 1"), parse("d", "DEALLOCATE a"), sync()]),
+            // There is such a portal already.
+            together(&[bind("p", "a", &[]), bind("p", "d", &[]), execute("p", 0), sync()]),
+            query(OWN),
+            run("d"),
+            query(OWN),
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn trap_30_several_deallocates_of_one_text_end_with_the_one_that_fails() {
     plays_like_postgresql(

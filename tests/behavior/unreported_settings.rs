@@ -931,6 +931,8 @@ async fn trap_60_a_reset_that_its_own_text_undoes_or_overrides_is_not_made_again
     for script in [
         "BEGIN; SET search_path TO a; SAVEPOINT s; RESET search_path; ROLLBACK TO s; COMMIT AND CHAIN",
         "BEGIN; SET search_path TO a; SAVEPOINT s; SET search_path TO DEFAULT; ROLLBACK TO s; COMMIT AND CHAIN",
+        "BEGIN; SET search_path TO DEFAULT; SAVEPOINT s; RESET search_path; ROLLBACK TO s",
+        "BEGIN; RESET search_path; SAVEPOINT s; RESET search_path; ROLLBACK TO s; COMMIT AND CHAIN",
         "BEGIN; SET search_path TO a; SAVEPOINT s; RESET ALL; ROLLBACK TO s",
         "BEGIN; SET TimeZone TO 'Etc/GMT'; SAVEPOINT s; RESET TimeZone; ROLLBACK TO s",
         "BEGIN; SET TimeZone TO 'Etc/GMT'; SAVEPOINT s; RESET TimeZone; ROLLBACK TO s; COMMIT AND CHAIN",
@@ -991,6 +993,31 @@ async fn trap_60_a_reset_that_its_own_text_undoes_or_overrides_is_not_made_again
         }
     }
     assert_eq!(differences, "");
+    assert_eq!(pins(&sidecar).await, 0.0);
+}
+
+/// What a RESET left alone is still there in a chained block, and is not said over what that block begins with.
+#[tokio::test]
+async fn trap_60_a_reset_of_one_startup_setting_brings_no_other_back_into_a_chained_block() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_of(&database, "1").await;
+    let mut client = RawClient::connect(sidecar.port).await;
+    let started = [
+        ("search_path", "mine"),
+        ("TimeZone", "Asia/Tokyo"),
+        ("database", &database.name),
+    ];
+    client
+        .log_in(USER, PASSWORD, &started)
+        .await
+        .expect("the login succeeds");
+    client.ask("BEGIN; RESET TimeZone").await;
+    client.ask("COMMIT AND CHAIN; SET LOCAL search_path TO a").await;
+    assert_eq!(client.value("SHOW search_path").await, "a");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
+    client.ask("COMMIT").await;
+    assert_eq!(client.value("SHOW search_path").await, "mine");
+    assert_eq!(client.value("SHOW TimeZone").await, "Asia/Tokyo");
     assert_eq!(pins(&sidecar).await, 0.0);
 }
 
