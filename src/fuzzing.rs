@@ -14,7 +14,8 @@ use crate::protocol::client_auth::{AuthRandom, AuthRequest, AuthStep, ClientAuth
 use crate::protocol::handshake::{Handshake, HandshakeStep, Opening, OpeningStep, TlsOffer, postgres_switches};
 use crate::protocol::md5::Md5Hash;
 use crate::protocol::scram::{
-    ClientBinding, MockSecret, ScramClient, ScramKeys, ScramSecret, ScramServer, ScramVerdict, ServerBinding, Verifier,
+    ClientBinding, MockSecret, SCRAM_SHA_256, ScramClient, ScramKeys, ScramSecret, ScramServer, ScramVerdict,
+    ServerBinding, Verifier,
 };
 use crate::wire::backend_message::{ParameterStatus, ReportFields, TransactionStatus, command_tag};
 use crate::wire::frontend_message::{BindHead, Execute, Named, Parse, Query};
@@ -216,6 +217,7 @@ pub fn backend_login(data: &[u8]) {
         require_auth: None,
         scram_iterations_max: ITERATIONS,
         nonce: [0; 18],
+        expected: (selector & 0x80 != 0).then(|| vec![SCRAM_SHA_256.to_owned()]),
     };
     let Ok((_, mut login)) = BackendLogin::start(request) else {
         return;

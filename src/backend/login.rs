@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use super::early_login::{EarlyAttempt, EarlyLogin};
 use super::exchange::{cut_frame, fill};
 use super::password::{self, Login};
 use super::{Backend, BackendError, CancelTarget, ServerParameters, session_attributes};
@@ -46,6 +47,8 @@ pub struct Connector {
     pub connect_query: Option<String>,
     /// Keys of the last SCRAM login.
     pub salted: SaltedKeysCache,
+    /// What the server asked for then.
+    pub early: EarlyLogin,
 }
 
 /// The password of the last login that succeeded, and what SCRAM derived from it: the next login with the same password,
@@ -305,6 +308,8 @@ impl Connector {
         Err(told.unwrap_or_else(|| ConnectFailure::unavailable("the upstream's sslmode allows no transport")))
     }
 
+    /// One login over one transport: where the server's question is known, with the answer ahead of it, and the plain way
+    /// behind that if it fails.
     async fn attempt(
         &self,
         host: &Host,
@@ -312,7 +317,37 @@ impl Connector {
         secret: LoginSecret,
         options: &LoginOptions,
     ) -> Result<Backend, Attempt> {
-        let mut stream = dial(host, &self.upstream, &self.tls, &self.names, transport, &options.steps)
+        let stream = self.dial(host, transport, options).await?;
+        options.steps.begins(ConnectStep::LogIn);
+        let Some(early) = self.early_attempt(&stream) else {
+            return self.log_in_over(stream, host, secret, None, options).await;
+        };
+        match self
+            .log_in_over(stream, host, secret.clone(), Some(early.mechanisms()), options)
+            .await
+        {
+            Ok(backend) => {
+                early.succeeded();
+                Ok(backend)
+            }
+            Err(attempt) => {
+                drop(early);
+                tracing::debug!(report = %attempt.failure.report(), "a login that began early failed; it is done again the plain way");
+                let stream = self.dial(host, transport, options).await?;
+                options.steps.begins(ConnectStep::LogIn);
+                self.log_in_over(stream, host, secret, None, options).await
+            }
+        }
+    }
+
+    /// Only where there is one server that it can have been.
+    fn early_attempt(&self, stream: &Stream) -> Option<EarlyAttempt<'_>> {
+        let is_one = self.upstream.hosts.len() == 1;
+        (self.upstream.early_login && is_one).then(|| self.early.begin(stream.is_tls()))?
+    }
+
+    async fn dial(&self, host: &Host, transport: Transport, options: &LoginOptions) -> Result<Stream, Attempt> {
+        dial(host, &self.upstream, &self.tls, &self.names, transport, &options.steps)
             .await
             .map_err(|error| {
                 if error.is_unavailable() {
@@ -332,9 +367,21 @@ impl Connector {
                         tried_tls,
                     }
                 }
-            })?;
-        options.steps.begins(ConnectStep::LogIn);
-        let request = self.request(&stream, secret.clone(), options).map_err(Attempt::last)?;
+            })
+    }
+
+    async fn log_in_over(
+        &self,
+        mut stream: Stream,
+        host: &Host,
+        secret: LoginSecret,
+        expected: Option<Vec<String>>,
+        options: &LoginOptions,
+    ) -> Result<Backend, Attempt> {
+        let request = LoginRequest {
+            expected,
+            ..self.request(&stream, secret.clone(), options).map_err(Attempt::last)?
+        };
         let mut buffer = BytesMut::new();
         let established = log_in(&mut stream, &mut buffer, request)
             .await
@@ -343,6 +390,7 @@ impl Connector {
                 failure: stop.failure,
             })?;
         self.salted.keep(&secret, established.salted.clone());
+        self.early.learn(stream.is_tls(), &established.offered);
         Ok(self.backend(host, stream, buffer, established))
     }
 
@@ -373,6 +421,7 @@ impl Connector {
             require_auth: self.upstream.require_auth.clone(),
             scram_iterations_max: self.scram_iterations_max,
             nonce,
+            expected: None,
         })
     }
 
@@ -442,6 +491,7 @@ fn login_failure(failure: LoginFailure) -> ConnectFailure {
         LoginFailure::Refused(report) => ConnectFailure::from_report(report.with_severity(Severity::Fatal)),
         LoginFailure::Policy(report) => ConnectFailure::Refused(report),
         LoginFailure::Violation(violation) => violated(&violation),
+        LoginFailure::AskedOtherwise => ConnectFailure::unavailable("the server asks for another login than before"),
     }
 }
 

@@ -76,6 +76,7 @@ fn upstream_keys(file: &UpstreamFile, path: &KeyPath) -> Result<UpstreamKeys, Pr
         connect_timeout: at.read_if("connect_timeout", &file.connect_timeout, Scalar::duration_or_off)?,
         tcp_keepalive: tcp_keepalive(file.tcp_keepalive.as_ref(), &path.key("tcp_keepalive"))?,
         tcp_user_timeout: at.read_if("tcp_user_timeout", &file.tcp_user_timeout, Scalar::duration_or_off)?,
+        early_login: at.read_if("early_login", &file.early_login, |it| it.word(upstream::EARLY_LOGINS))?,
     };
     if keys.password_file.is_some() && keys.password_command.is_some() {
         return Err(at.problem("password_command", "password_file is set as well; set one of them"));
@@ -171,6 +172,7 @@ fn database(
             connect_timeout: keys.connect_timeout.or(general.connect_timeout),
             tcp_keepalive: keys.tcp_keepalive.or(general.tcp_keepalive),
             tcp_user_timeout: keys.tcp_user_timeout.or(general.tcp_user_timeout),
+            early_login: keys.early_login.or(general.early_login),
             ..keys
         };
         upstream::resolve(&keys, Scope::Database, sources, warnings).map_err(|message| match &file.upstream {

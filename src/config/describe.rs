@@ -282,6 +282,7 @@ fn upstream_section(upstream: &UpstreamConfig) -> Value {
         }),
     ));
     entries.push(("tcp_user_timeout", duration_or_off(upstream.tcp_user_timeout)));
+    entries.push(("early_login", if upstream.early_login { "auto" } else { "off" }.into()));
     section(entries)
 }
 

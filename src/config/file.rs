@@ -98,6 +98,7 @@ sections! {
         connect_timeout: Scalar,
         tcp_keepalive: ScalarOr<KeepaliveFile>,
         tcp_user_timeout: Scalar,
+        early_login: Scalar,
     }
     /// `upstream.tcp_keepalive:`.
     KeepaliveFile { idle: Scalar, interval: Scalar, count: Scalar }

@@ -150,6 +150,8 @@ pub struct UpstreamConfig {
     pub startup_parameters: Vec<(String, String)>,
     pub tcp_keepalive: Option<TcpKeepalive>,
     pub tcp_user_timeout: Option<Duration>,
+    /// Ours, not libpq's: what the server is expected to ask for is sent before it asks.
+    pub early_login: bool,
 }
 
 /// One host of an upstream.

@@ -23,6 +23,7 @@ pub(super) struct UpstreamKeys {
     pub(super) connect_timeout: Option<Option<Duration>>,
     pub(super) tcp_keepalive: Option<Option<TcpKeepalive>>,
     pub(super) tcp_user_timeout: Option<Option<Duration>>,
+    pub(super) early_login: Option<bool>,
 }
 
 /// An upstream, and what its resolution found out besides.
@@ -84,6 +85,7 @@ pub(super) fn resolve(
         startup_parameters: startup_parameters(&parameters, sources)?,
         tcp_keepalive: tcp_keepalive(keys, &parameters)?,
         tcp_user_timeout: tcp_user_timeout(keys, &parameters)?,
+        early_login: keys.early_login.unwrap_or(true),
         hosts,
         user,
         dbname,
@@ -95,6 +97,9 @@ pub(super) fn resolve(
         known_password,
     })
 }
+
+/// The words of `early_login`.
+pub(super) const EARLY_LOGINS: &[(&str, bool)] = &[("auto", true), ("off", false)];
 
 pub(super) const TARGET_SESSION_ATTRS: &[(&str, TargetSessionAttrs)] = &[
     ("any", TargetSessionAttrs::Any),

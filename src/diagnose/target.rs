@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::failure::{Failure, Step};
+use crate::backend::early_login::EarlyLogin;
 use crate::backend::login::{LoginOptions, SaltedKeysCache};
 use crate::backend::{Backend, Connector};
 use crate::config::{Host, UpstreamConfig};
@@ -55,6 +56,7 @@ impl Target {
             scram_iterations_max: SCRAM_ITERATIONS_MAX,
             connect_query: None,
             salted: SaltedKeysCache::default(),
+            early: EarlyLogin::default(),
         };
         Ok(Self {
             name,

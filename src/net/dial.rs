@@ -434,6 +434,7 @@ mod tests {
             startup_parameters: Vec::new(),
             tcp_keepalive: None,
             tcp_user_timeout: Some(Duration::from_secs(7)),
+            early_login: true,
         }
     }
 

@@ -13,6 +13,7 @@ use super::manager::PoolCore;
 use super::total_cap::TotalCap;
 use super::vacancy::Vacancies;
 use crate::backend::Connector;
+use crate::backend::early_login::EarlyLogin;
 use crate::backend::login::{LoginOptions, SaltedKeysCache};
 use crate::config::{
     Config, Credential, DatabaseConfig, PasswordSource, PoolConfig, UpstreamConfig, UpstreamTlsConfig, UserConfig,
@@ -258,6 +259,7 @@ impl Registry {
             scram_iterations_max: config.auth.scram_iterations_max,
             connect_query: settings.connect_query.clone(),
             salted: SaltedKeysCache::default(),
+            early: EarlyLogin::default(),
         };
         Ok((settings, connector))
     }

@@ -2,7 +2,8 @@
 //!
 //! [`BackendLogin::start`] returns the StartupMessage; every message of PostgreSQL's goes to [`BackendLogin::on_frame`]
 //! until it says [`LoginStep::Done`]. Reading top to bottom is the manual's order: an authentication request, the SASL
-//! exchange, AuthenticationOk, ParameterStatus and BackendKeyData, ReadyForQuery.
+//! exchange, AuthenticationOk, ParameterStatus and BackendKeyData, ReadyForQuery. Where it is known what the server will ask
+//! for, the SASL exchange begins with the StartupMessage, a round trip earlier.
 
 use std::fmt;
 
@@ -31,6 +32,9 @@ const PARAMETERS_MAX: usize = 256;
 const PARAMETERS_LEN_MAX: usize = 65_536;
 /// The secret of a BackendKeyData in protocol 3.2, in bytes (4 in 3.0).
 const SECRET_LEN: std::ops::RangeInclusive<usize> = 4..=256;
+/// How many SASL mechanisms of one server are remembered, and how long their names may be, in bytes.
+const OFFERED_MAX: usize = 8;
+const MECHANISM_LEN_MAX: usize = 64;
 /// The names that libpq's `require_auth` knows; each may stand behind a `!`, then all must.
 pub const REQUIRE_AUTH_METHODS: [&str; 7] = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"];
 
@@ -109,6 +113,8 @@ pub struct LoginRequest {
     pub scram_iterations_max: u32,
     /// Our half of the SCRAM nonce, from the operating system's generator, fresh for this login.
     pub nonce: [u8; 18],
+    /// The SASL mechanisms that this server offered at its last login, where the exchange is to begin before it asks.
+    pub expected: Option<Vec<String>>,
 }
 
 /// A logged-in connection.
@@ -123,6 +129,8 @@ pub struct Established {
     pub negotiated_version: u32,
     /// SCRAM keys worth keeping for the next login with the same password.
     pub salted: Option<SaltedKeys>,
+    /// The SASL mechanisms that the server offered, worth expecting of it the next time; empty where it asked for none.
+    pub offered: Vec<String>,
 }
 
 /// What comes next.
@@ -148,6 +156,9 @@ pub enum LoginFailure {
     /// Our own configuration forbids what the server asks for, or lacks it: no password, require_auth, channel_binding.
     #[error("{0}")]
     Policy(Report),
+    /// The server asks for something else than at its last login: the login must begin anew, without an expectation.
+    #[error("the server asks for something else than it did last time")]
+    AskedOtherwise,
 }
 
 /// A login, waiting for PostgreSQL's next message.
@@ -157,6 +168,7 @@ pub struct BackendLogin(State);
 #[derive(Debug)]
 enum State {
     Authentication(ExpectAuthentication),
+    SaslOffer(ExpectSaslOffer),
     SaslContinue(ExpectSaslContinue),
     SaslFinal(ExpectSaslFinal),
     AuthenticationOk(ExpectAuthenticationOk),
@@ -164,7 +176,8 @@ enum State {
 }
 
 impl BackendLogin {
-    /// The StartupMessage, and the state that takes the answer. Fails if PostgreSQL could not read so many parameters.
+    /// The StartupMessage, with the beginning of the SASL exchange behind it where the server is known to ask for that, and the
+    /// state that takes the answer. Fails if PostgreSQL could not read so many parameters.
     pub fn start(request: LoginRequest) -> Result<(Bytes, Self), LoginFailure> {
         let parameters_len: usize = request
             .parameters
@@ -197,7 +210,10 @@ impl BackendLogin {
             scram_iterations_max: request.scram_iterations_max,
             nonce: request.nonce,
         };
-        Ok((out.freeze(), Self(State::Authentication(next))))
+        match request.expected {
+            Some(offered) => next.begin_early(out, offered),
+            None => Ok((out.freeze(), Self(State::Authentication(next)))),
+        }
     }
 
     /// Takes PostgreSQL's next message: its type byte and its body.
@@ -215,6 +231,8 @@ impl BackendLogin {
             (state, BackendTag::NoticeResponse) => Ok(LoginStep::Next(Self(state))),
             (State::Authentication(state), BackendTag::Authentication) => state.on_authentication(body),
             (State::Authentication(state), BackendTag::NegotiateProtocolVersion) => state.on_negotiate(body),
+            (State::SaslOffer(state), BackendTag::Authentication) => state.on_authentication(body),
+            (State::SaslOffer(_), BackendTag::NegotiateProtocolVersion) => Err(LoginFailure::AskedOtherwise),
             (State::SaslContinue(state), BackendTag::Authentication) => state.on_authentication(body),
             (State::SaslFinal(state), BackendTag::Authentication) => state.on_authentication(body),
             (State::AuthenticationOk(state), BackendTag::Authentication) => state.on_authentication(body),
@@ -227,7 +245,7 @@ impl BackendLogin {
 
     const fn expected(&self) -> &'static str {
         match self.0 {
-            State::Authentication(_) => "an authentication request",
+            State::Authentication(_) | State::SaslOffer(_) => "an authentication request",
             State::SaslContinue(_) => "AuthenticationSASLContinue",
             State::SaslFinal(_) => "AuthenticationSASLFinal",
             State::AuthenticationOk(_) => "AuthenticationOk",
@@ -280,7 +298,10 @@ impl ExpectAuthentication {
                 };
                 Ok(self.send_password(&hash.answer(salt)))
             }
-            AuthenticationRequest::Sasl(mechanisms) => self.start_sasl(&mechanisms),
+            AuthenticationRequest::Sasl(mechanisms) => {
+                let (first, next) = self.start_sasl(&mechanisms)?;
+                Ok(LoginStep::Send(first, BackendLogin(State::SaslContinue(next))))
+            }
             AuthenticationRequest::SaslContinue(_) | AuthenticationRequest::SaslFinal(_) => {
                 Err(Violation::Rule("the server continued a SASL exchange that was not begun").into())
             }
@@ -309,11 +330,22 @@ impl ExpectAuthentication {
         let next = ExpectAuthenticationOk {
             version: self.version,
             salted: None,
+            offered: Vec::new(),
         };
         LoginStep::Send(out.freeze(), BackendLogin(State::AuthenticationOk(next)))
     }
 
-    fn start_sasl(self, mechanisms: &[&str]) -> Result<LoginStep, LoginFailure> {
+    /// Answers what the server will ask for, as if it had.
+    fn begin_early(self, mut out: BytesMut, offered: Vec<String>) -> Result<(Bytes, BackendLogin), LoginFailure> {
+        let mechanisms: Vec<&str> = offered.iter().map(String::as_str).collect();
+        self.policy.check(&AuthenticationRequest::Sasl(mechanisms.clone()))?;
+        let (first, next) = self.start_sasl(&mechanisms)?;
+        out.extend_from_slice(&first);
+        let state = State::SaslOffer(ExpectSaslOffer { offered, next });
+        Ok((out.freeze(), BackendLogin(state)))
+    }
+
+    fn start_sasl(self, mechanisms: &[&str]) -> Result<(Bytes, ExpectSaslContinue), LoginFailure> {
         let binding = self.policy.client_binding(mechanisms)?;
         let secret = match self.secret {
             LoginSecret::Password { password, salted } if !password.is_empty() => {
@@ -334,13 +366,41 @@ impl ExpectAuthentication {
         let next = ExpectSaslContinue {
             version: self.version,
             scram,
+            offered: worth_expecting(mechanisms),
         };
-        Ok(LoginStep::Send(out.freeze(), BackendLogin(State::SaslContinue(next))))
+        Ok((out.freeze(), next))
     }
 
     /// The server asked for nothing: trust, peer or a certificate.
     fn authenticated(self) -> LoginStep {
-        ExpectReadyForQuery::after_authentication(self.version, None)
+        ExpectReadyForQuery::after_authentication(self.version, None, Vec::new())
+    }
+}
+
+fn worth_expecting(mechanisms: &[&str]) -> Vec<String> {
+    let is_short = |name: &&str| name.len() <= MECHANISM_LEN_MAX;
+    match mechanisms.len() <= OFFERED_MAX && mechanisms.iter().all(is_short) {
+        true => mechanisms.iter().map(ToString::to_string).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// client-first is sent behind the StartupMessage. That the server offers what it offered the last time is what makes the choice
+/// of the mechanism, and what client-first says of channel binding, true (trap 84).
+#[derive(Debug)]
+struct ExpectSaslOffer {
+    offered: Vec<String>,
+    next: ExpectSaslContinue,
+}
+
+impl ExpectSaslOffer {
+    fn on_authentication(self, body: &[u8]) -> Result<LoginStep, LoginFailure> {
+        match AuthenticationRequest::parse(body).map_err(|cause| malformed("Authentication", cause))? {
+            AuthenticationRequest::Sasl(mechanisms) if mechanisms == self.offered => {
+                Ok(LoginStep::Next(BackendLogin(State::SaslContinue(self.next))))
+            }
+            _ => Err(LoginFailure::AskedOtherwise),
+        }
     }
 }
 
@@ -349,6 +409,7 @@ impl ExpectAuthentication {
 struct ExpectSaslContinue {
     version: Version,
     scram: ScramClient,
+    offered: Vec<String>,
 }
 
 impl ExpectSaslContinue {
@@ -365,6 +426,7 @@ impl ExpectSaslContinue {
         let next = ExpectSaslFinal {
             version: self.version,
             scram,
+            offered: self.offered,
         };
         Ok(LoginStep::Send(out.freeze(), BackendLogin(State::SaslFinal(next))))
     }
@@ -376,6 +438,7 @@ impl ExpectSaslContinue {
 struct ExpectSaslFinal {
     version: Version,
     scram: ScramClientFinal,
+    offered: Vec<String>,
 }
 
 impl ExpectSaslFinal {
@@ -388,6 +451,7 @@ impl ExpectSaslFinal {
         let next = ExpectAuthenticationOk {
             version: self.version,
             salted,
+            offered: self.offered,
         };
         Ok(LoginStep::Next(BackendLogin(State::AuthenticationOk(next))))
     }
@@ -398,12 +462,17 @@ impl ExpectSaslFinal {
 struct ExpectAuthenticationOk {
     version: Version,
     salted: Option<SaltedKeys>,
+    offered: Vec<String>,
 }
 
 impl ExpectAuthenticationOk {
     fn on_authentication(self, body: &[u8]) -> Result<LoginStep, LoginFailure> {
         match AuthenticationRequest::parse(body).map_err(|cause| malformed("Authentication", cause))? {
-            AuthenticationRequest::Ok => Ok(ExpectReadyForQuery::after_authentication(self.version, self.salted)),
+            AuthenticationRequest::Ok => Ok(ExpectReadyForQuery::after_authentication(
+                self.version,
+                self.salted,
+                self.offered,
+            )),
             _ => Err(Violation::Rule("AuthenticationOk expected: the server asked to authenticate twice").into()),
         }
     }
@@ -417,7 +486,7 @@ struct ExpectReadyForQuery {
 }
 
 impl ExpectReadyForQuery {
-    fn after_authentication(version: Version, salted: Option<SaltedKeys>) -> LoginStep {
+    fn after_authentication(version: Version, salted: Option<SaltedKeys>, offered: Vec<String>) -> LoginStep {
         let negotiated_version = match version {
             Version::Requested(version) | Version::Negotiated(version) => version,
         };
@@ -426,6 +495,7 @@ impl ExpectReadyForQuery {
             cancel_key: None,
             negotiated_version,
             salted,
+            offered,
         };
         LoginStep::Next(BackendLogin(State::ReadyForQuery(Self {
             established,
@@ -647,6 +717,7 @@ mod tests {
             require_auth: None,
             scram_iterations_max: 16,
             nonce: [3; 18],
+            expected: None,
         }
     }
 
@@ -750,8 +821,85 @@ mod tests {
                 }),
                 negotiated_version: PROTOCOL_3_2,
                 salted: None,
+                offered: Vec::new(),
             }
         );
+    }
+
+    fn expecting(mechanisms: &[&str]) -> LoginRequest {
+        LoginRequest {
+            expected: Some(mechanisms.iter().map(ToString::to_string).collect()),
+            tls_server_end_point: Some(vec![5; 32]),
+            ..request()
+        }
+    }
+
+    #[test]
+    fn a_login_that_knows_the_question_begins_with_the_answer() {
+        let both = [SCRAM_SHA_256_PLUS, SCRAM_SHA_256];
+        let (begin, login) = BackendLogin::start(expecting(&both)).unwrap();
+        let startup_len = u32::from_be_bytes(*begin.first_chunk().unwrap()) as usize;
+        let (startup, initial) = begin.split_at(startup_len);
+        assert_eq!(startup, BackendLogin::start(request()).unwrap().0);
+        let (server_first, server) = scram_server(initial, ServerBinding::EndPoint(vec![5; 32]));
+        let login = next(login.on_frame(b'R', &sasl(&both)));
+        let (last, login) = sent(login.on_frame(b'R', &server_first));
+        let Ok(ScramVerdict::Proven { server_final, .. }) = server.client_final(&last[5..]) else {
+            panic!()
+        };
+        let login = next(login.on_frame(b'R', &authentication(&Authentication::SASLFinal(server_final.into()))));
+        let login = next(login.on_frame(b'R', &0u32.to_be_bytes()));
+        assert_eq!(done(login.on_frame(b'Z', b"I")).offered, both);
+    }
+
+    /// Whoever stands between must not get by with an offer that hides channel binding.
+    #[test]
+    fn trap_84_a_server_that_asks_otherwise_than_expected_ends_the_attempt() {
+        let both = [SCRAM_SHA_256_PLUS, SCRAM_SHA_256];
+        let early = || BackendLogin::start(expecting(&both)).unwrap().1;
+        for asked in [
+            sasl(&[SCRAM_SHA_256]),
+            sasl(&[SCRAM_SHA_256, SCRAM_SHA_256_PLUS]),
+            0u32.to_be_bytes().to_vec(),
+            3u32.to_be_bytes().to_vec(),
+            authentication(&Authentication::SASLContinue(b"r=x"[..].into())),
+        ] {
+            assert_eq!(early().on_frame(b'R', &asked).err(), Some(LoginFailure::AskedOtherwise));
+        }
+        let negotiate = [&PROTOCOL_3_0.to_be_bytes()[..], &0u32.to_be_bytes()].concat();
+        assert_eq!(
+            early().on_frame(b'v', &negotiate).err(),
+            Some(LoginFailure::AskedOtherwise)
+        );
+        assert!(
+            violation(early().on_frame(b'R', b"\0\0"))
+                .to_string()
+                .contains("Authentication")
+        );
+    }
+
+    #[test]
+    fn what_may_not_be_asked_for_is_not_answered_ahead() {
+        let forbidden = LoginRequest {
+            require_auth: Some(vec!["md5".to_owned()]),
+            ..expecting(&[SCRAM_SHA_256])
+        };
+        assert!(matches!(BackendLogin::start(forbidden), Err(LoginFailure::Policy(_))));
+        let unbound = LoginRequest {
+            channel_binding: ChannelBinding::Require,
+            tls_server_end_point: None,
+            ..expecting(&[SCRAM_SHA_256])
+        };
+        assert!(matches!(BackendLogin::start(unbound), Err(LoginFailure::Policy(_))));
+    }
+
+    #[test]
+    fn an_offer_of_many_mechanisms_is_not_remembered() {
+        let mut many = vec![SCRAM_SHA_256; OFFERED_MAX];
+        assert_eq!(worth_expecting(&many).len(), OFFERED_MAX);
+        many.push("X");
+        assert!(worth_expecting(&many).is_empty());
+        assert!(worth_expecting(&["M".repeat(MECHANISM_LEN_MAX + 1).as_str()]).is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
+use crate::support::postgres::{Database, OTHER_PASSWORD, OTHER_USER, PASSWORD, Postgres, USER};
 use crate::support::raw_client::{RawClient, bind, execute, parse, query, sync, together};
 use crate::support::sidecar::{Builder, Sidecar};
 use crate::support::slow_link::SlowLink;
@@ -27,16 +27,21 @@ struct Far {
 
 impl Far {
     async fn with_backends(max_size: &str) -> Self {
+        Self::with("disable", "auto", max_size, max_size).await
+    }
+
+    async fn with(sslmode: &str, early_login: &str, max_size: &str, min_idle: &str) -> Self {
         let database = Postgres::shared().create_database();
         let link = SlowLink::to(database.port).await;
         let upstream = format!(
-            "postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{}?sslmode=disable",
+            "postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{}?sslmode={sslmode}",
             link.port, database.name
         );
         let sidecar = Builder::default()
             .upstream(upstream)
+            .set("UPSTREAM__EARLY_LOGIN", early_login)
             .set("POOL__MAX_SIZE", max_size)
-            .set("POOL__MIN_IDLE", max_size)
+            .set("POOL__MIN_IDLE", min_idle)
             .start_ready()
             .await;
         let mut direct = RawClient::login(link.port, USER, PASSWORD, &database.name).await;
@@ -76,6 +81,17 @@ impl Far {
     async fn trips(
         &self,
         (client, other): (&mut RawClient, &mut RawClient),
+        before: impl AsyncFnMut(&mut RawClient),
+        measured: impl AsyncFnMut(&mut RawClient),
+    ) -> f64 {
+        self.trips_until(ONE, (client, other), before, measured).await
+    }
+
+    /// The same, measured again and again until it has taken no more than this.
+    async fn trips_until(
+        &self,
+        enough: f64,
+        (client, other): (&mut RawClient, &mut RawClient),
         mut before: impl AsyncFnMut(&mut RawClient),
         mut measured: impl AsyncFnMut(&mut RawClient),
     ) -> f64 {
@@ -85,7 +101,7 @@ impl Far {
             let begin = Instant::now();
             measured(client).await;
             fewest = fewest.min(begin.elapsed().as_secs_f64() / self.round_trip.as_secs_f64());
-            if round >= ROUNDS && fewest <= ONE {
+            if round >= ROUNDS && fewest <= enough {
                 break;
             }
         }
@@ -239,4 +255,38 @@ async fn a_new_client_and_its_transactions_wait_no_longer_than_on_a_connection_o
     assert_eq!((begin_commit, in_one), (3, 1));
     // Two on the backend, two on the connection that hears for all: it is slower than one of the client's own, once.
     assert!(listen <= 4, "LISTEN {listen}");
+}
+
+/// Round trips of a query for which a backend must be opened, behind the TCP connection, which the link makes at once.
+async fn opening(sslmode: &str, early_login: &str, enough: f64) -> f64 {
+    let far = Far::with(sslmode, early_login, "1", "0").await;
+    let mut client = far.client().await;
+    let mut direct = RawClient::login(far.database.port, OTHER_USER, OTHER_PASSWORD, "postgres").await;
+    let own = format!("datname = '{}' AND pid <> pg_backend_pid()", far.database.name);
+    let end = format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {own}");
+    let pool = [("database", far.database.name.as_str()), ("state", "idle")];
+    far.trips_until(
+        enough,
+        (&mut client, &mut direct),
+        async |_| {
+            Postgres::shared().psql("postgres", &end);
+            far.sidecar
+                .wait_metric("pgsidecar_backends", &pool, |idle| idle == 0.0)
+                .await;
+        },
+        async |client| drop(client.value("SELECT 1").await),
+    )
+    .await
+}
+
+/// The StartupMessage with the beginning of SASL, its end, and the query; over TLS the SSLRequest and the handshake before
+/// them. Some of the time is arithmetic.
+#[tokio::test]
+async fn a_server_that_is_known_is_logged_in_to_without_waiting_for_its_question() {
+    for (sslmode, bar) in [("disable", 3.4), ("require", 5.7)] {
+        let trips = opening(sslmode, "auto", bar).await;
+        assert!(trips <= bar, "{sslmode}: {trips:.2} round trips");
+    }
+    let trips = opening("disable", "off", f64::INFINITY).await;
+    assert!(trips >= 4.0, "switched off: {trips:.2} round trips");
 }

@@ -269,6 +269,27 @@ async fn trust_password_md5_and_scram_log_in() {
     }
 }
 
+/// The rule `md5` asks for whatever the stored password is good for.
+#[tokio::test]
+async fn a_server_that_asks_otherwise_than_last_time_is_logged_in_to_the_plain_way() {
+    let postgres = Postgres::private(Version::Installed);
+    let database = postgres.create_database();
+    let store = |encryption: &str| {
+        let sql = format!("SET password_encryption = '{encryption}'; ALTER ROLE hashed PASSWORD 'hashed_password'");
+        postgres.psql("postgres", &sql);
+    };
+    let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'hashed'";
+    store("scram-sha-256");
+    let upstream = url("hashed:hashed_password", "127.0.0.1", &database, "sslmode=disable");
+    let sidecar = in_front_of(&upstream, "hashed").start_ready().await;
+    for encryption in ["scram-sha-256", "md5", "md5", "scram-sha-256", "scram-sha-256"] {
+        store(encryption);
+        postgres.psql("postgres", end);
+        let mut client = client_of(&sidecar, "hashed", &database.name).await;
+        assert_eq!(client.value("SELECT session_user").await, "hashed", "{encryption}");
+    }
+}
+
 #[tokio::test]
 async fn a_unix_socket_leads_to_postgresql() {
     let database = Postgres::shared().create_database();
