@@ -349,7 +349,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--short", action="store_true", help="four rows, with wide limits")
     arguments.add_argument("--write", action="store_true", help="put the tables into docs/django.md")
-    arguments.add_argument("--only", default="", help="rows whose name contains this")
+    arguments.add_argument("--only", default="", help="rows whose name contains this, or one of these with commas between")
     options = arguments.parse_args()
     # As an exit, so that what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -362,7 +362,8 @@ def main():
         scram = {driver: scram_cost(scene, driver) for driver in ("psycopg 3", "psycopg2")}
         print("a driver's own CPU for a login by TCP and SCRAM, ms:", {name: round(cost, 1) for name, cost in scram.items()})
         matrix = list(short_matrix() if options.short else full_matrix())
-        matrix = [scenario for scenario in matrix if options.only in tables.name_of(scenario)]
+        parts = options.only.split(",")
+        matrix = [scenario for scenario in matrix if any(part in tables.name_of(scenario) for part in parts)]
         with scene.link():
             for number, scenario in enumerate(matrix, 1):
                 row = scene.run(scenario)
