@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::manager::millis;
 use super::{Holder, Pool, Wish, lock};
@@ -14,9 +14,9 @@ use crate::backend::parameters::is_settable;
 use crate::backend::{Backend, BackendError, Row, ServerParameters};
 use crate::config::PoolConfig;
 use crate::metrics::CloseReason;
-use crate::virtual_session::SharedLedger;
 use crate::virtual_session::parameters::literal;
 use crate::virtual_session::suspects::{SuspectKind, Suspects, suspects_query};
+use crate::virtual_session::{Schemas, SharedLedger};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{Report, Severity, SqlState};
 
@@ -36,6 +36,8 @@ const IS_DEFINED: &str = "SELECT 1 FROM pg_catalog.pg_settings WHERE pg_catalog.
 pub struct Knowledge {
     ledger: Arc<SharedLedger>,
     suspects: ArcSwap<Suspects>,
+    /// `None` while nothing is known of them.
+    schemas: ArcSwapOption<Schemas>,
     catalog_read: AtomicBool,
     /// When it was read last, in the pool's coarse milliseconds.
     catalog_read_at: AtomicU64,
@@ -70,6 +72,7 @@ impl Knowledge {
         Self {
             ledger: Arc::new(SharedLedger::new(nonce)),
             suspects: ArcSwap::from_pointee(Suspects::every_mention()),
+            schemas: ArcSwapOption::const_empty(),
             catalog_read: AtomicBool::new(false),
             catalog_read_at: AtomicU64::new(0),
             catalog_turn: tokio::sync::Mutex::const_new(()),
@@ -85,6 +88,11 @@ impl Knowledge {
     /// What the catalog says of routines and triggers; before it was read, that anything may be suspicious.
     pub fn suspects(&self) -> arc_swap::Guard<Arc<Suspects>> {
         self.suspects.load()
+    }
+
+    /// Which schemas there are, if that is known; as old as what the catalog says of routines.
+    pub fn schemas(&self) -> arc_swap::Guard<Option<Arc<Schemas>>> {
+        self.schemas.load()
     }
 
     /// A statement that may change routines or triggers was seen: until the catalog is read again nothing is trusted.
@@ -161,6 +169,10 @@ impl Knowledge {
             }
             Some(report) => tracing::warn!(%report, "the catalog of routines can't be read; unknown calls will pin"),
         }
+        let outcome = backend.query(Schemas::query()).await?;
+        let rows = outcome.first_column.iter().flatten().map(|row| &row[..]);
+        let schemas = outcome.error.is_none().then(|| Schemas::from_rows(rows)).flatten();
+        self.schemas.store(schemas.map(Arc::new));
         let count_max = usize::try_from(settings.setting_answers).unwrap_or(usize::MAX);
         self.try_warm_settings(backend, &settings.warm_settings, count_max)
             .await

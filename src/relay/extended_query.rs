@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::own_names::AheadOfQuery;
+use super::own_names::{AheadOfQuery, Form};
 use super::stale_plan::Columns;
 use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
@@ -12,7 +12,8 @@ use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::statements::NamedStatement;
-use crate::virtual_session::{Described, Note, SWITCH_NAME, UnnamedStep, VirtualSession};
+use crate::virtual_session::{Described, Note, SWITCH_NAME, Switch, UnnamedStep, VirtualSession};
+use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Target, bound_values};
 use crate::wire::{HEADER_LEN, Header, Malformed, Report, SMALL_MESSAGE_LEN_MAX, SqlState, compose};
 
@@ -262,7 +263,9 @@ impl Exchange {
             self.allow_second_try();
         }
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
-        let statement = self.ensure_parsed(&name, statement, parties);
+        self.teach_unnamed_before(&effects, parties);
+        let reread = self.reread(&name, parties);
+        let statement = self.ensure_named(&name, statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
@@ -279,7 +282,7 @@ impl Exchange {
         }
         self.apply(&effects, Request::Bind, parties);
         self.listening_bound(&portal, &effects, parties)?;
-        self.expect(Request::Bind, Fate::Forward, Note::Bound(statement.id));
+        self.expect(Request::Bind, Fate::Forward, Note::bound(statement.id, reread));
         self.up.pass_behind(header, replaced, |out| {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
@@ -345,7 +348,8 @@ impl Exchange {
         if is_first {
             self.allow_second_try();
         }
-        let statement = self.ensure_parsed(&name, &statement, parties);
+        self.reread(&name, parties);
+        let statement = self.ensure_named(&name, &statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
@@ -478,6 +482,10 @@ impl Exchange {
         {
             return Ok(wanted);
         }
+        if !self.pipeline.is_failed() {
+            let schemas = parties.rules.pool.knowledge().schemas();
+            parties.session.reread_unnamed(schemas.as_deref());
+        }
         let Some(lease) = self.lease.as_mut() else {
             return Ok(Next::NeedsBackend);
         };
@@ -486,14 +494,7 @@ impl Exchange {
             UnnamedStep::Parse(definition, effects, switch) => {
                 let sql = definition.split(|&byte| byte == 0).next().unwrap_or_default();
                 lease.note_statement(sql, parties.session.lexing());
-                if let Some(switch) = &switch {
-                    self.inject(&switch.before);
-                }
-                self.expect(Request::Parse, Fate::Swallow, Note::Unnamed);
-                self.up.say(|out| compose::parse(out, b"", definition));
-                if let Some(switch) = &switch {
-                    self.inject(&switch.after);
-                }
+                self.teach_unnamed(definition, switch.as_ref(), Form::Together);
                 effects.clone()
             }
             UnnamedStep::Close => {
@@ -520,6 +521,36 @@ impl Exchange {
         self.expect(request, Fate::Forward, Note::None);
         self.up.pass(header);
         Ok(Next::Done)
+    }
+
+    /// A group that changes settings is about to begin, and may use the unnamed statement behind that, when what they were
+    /// changed from is not known to us: it is taught before. If that fails, it is not there, as its use would fail.
+    fn teach_unnamed_before(&mut self, effects: &Effects, parties: &Parties<'_>) {
+        let may_follow = effects.settings().next().is_some()
+            && self.pipeline.status() == TransactionStatus::Idle
+            && !self.pipeline.is_unsynced()
+            && parties.session.unnamed_has_constant();
+        let Some(lease) = self.lease.as_mut().filter(|_| may_follow) else {
+            return;
+        };
+        if !parties.session.must_teach_unnamed(&lease.state) {
+            return;
+        }
+        if let UnnamedStep::Parse(definition, _, switch) = parties.session.unnamed_for(&mut lease.state) {
+            self.teach_unnamed(definition, switch.as_ref(), Form::Apart);
+            self.end_apart();
+        }
+    }
+
+    fn teach_unnamed(&mut self, definition: &[u8], switch: Option<&Switch>, form: Form) {
+        if let Some(switch) = switch {
+            self.inject_as(&switch.before, &form.fate(), Note::None);
+        }
+        self.expect(Request::Parse, form.fate(), Note::Unnamed);
+        self.up.say(|out| compose::parse(out, b"", definition));
+        if let Some(switch) = switch {
+            self.inject_as(&switch.after, &form.fate(), Note::None);
+        }
     }
 
     /// What comes before a Bind of the unnamed statement; or what it led to, if it is not to be passed on.

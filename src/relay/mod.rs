@@ -278,6 +278,7 @@ impl Unsure {
             | Note::Reports(_)
             | Note::SequencesForgotten
             | Note::Bound(_)
+            | Note::Reread(_)
             | Note::Described(_)
             | Note::Names(_)
             | Note::Asked(_) => None,

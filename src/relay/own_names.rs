@@ -112,7 +112,9 @@ impl Exchange {
         let lists = effects.lists_statements || effects.may_mention_any_name();
         let is_used = |name: &[u8]| lists || executed(effects).any(|(_, executed)| executed == Some(name));
         let must_teach = parties.session.named_statements().any(|(name, named)| {
-            is_used(name) && named.statement.under().is_some() && !state.own.touch(name, named.statement.id)
+            let statement = &named.statement;
+            let is_held = is_used(name) && state.own.touch(name, statement.id);
+            is_used(name) && statement.under().is_some() && (!is_held || parties.session.may_reread(statement))
         });
         (must_teach && self.awaits_reports(parties)).then_some(Next::Held)
     }
@@ -308,6 +310,7 @@ impl Exchange {
         let Some(name) = name.filter(|name| Self::follows(name, parties)) else {
             return self.leave_to_backend(name, form, parties);
         };
+        self.reread(name, parties);
         let Some(statement) = parties.session.statement(name).cloned() else {
             self.close_own(name, form);
             if parties.session.may_be_own(name) {

@@ -196,7 +196,9 @@ impl Exchange {
         if parties.session.keeps_names_on_backend() {
             return None;
         }
-        self.ensure_own(name, &named.statement, Form::Together, parties);
+        self.reread(name, parties);
+        let statement = parties.session.statement(name).unwrap_or(&named.statement).clone();
+        self.ensure_own(name, &statement, Form::Together, parties);
         match self.compare_own_columns(name, parties) {
             Columns::Agree => None,
             Columns::Unknown => Some(Agreed::NotYet(self.await_replies())),

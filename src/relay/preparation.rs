@@ -10,7 +10,7 @@ use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
 use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Note, SWITCH_NAME, Teaching};
+use crate::virtual_session::{Note, Reread, SWITCH_NAME, Teaching};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{FrontendTag, compose};
 
@@ -182,8 +182,19 @@ impl Exchange {
     pub(super) fn before_teaching(&mut self, statement: &Statement, parties: &Parties<'_>) -> Option<Next> {
         let generation = parties.session.generation();
         let held = |lease: &mut crate::pool::Lease| lease.state.statements.touch(statement, generation);
-        let wait = statement.under().is_some() && !self.lease.as_mut().is_none_or(held) && self.awaits_reports(parties);
+        let reads = !self.lease.as_mut().is_none_or(held) || parties.session.may_reread(statement);
+        let wait = statement.under().is_some() && reads && self.awaits_reports(parties);
         wait.then_some(Next::Held)
+    }
+
+    /// A name is about to be used: see [`crate::virtual_session::VirtualSession::reread`]. In a failed transaction
+    /// PostgreSQL does not come to it.
+    pub(super) fn reread(&self, name: &[u8], parties: &mut Parties<'_>) -> Option<Reread> {
+        if self.pipeline.is_failed() {
+            return None;
+        }
+        let schemas = parties.rules.pool.knowledge().schemas();
+        parties.session.reread(name, schemas.as_deref())
     }
 
     /// Settings have changed that a ReadyForQuery on its way will tell, or PostgreSQL was asked for some.
@@ -243,6 +254,17 @@ impl Exchange {
             self.inject(&switch.after);
         }
         statement
+    }
+
+    /// The same of what the name stands for now, which was this before it was read again.
+    pub(super) fn ensure_named(
+        &mut self,
+        name: &[u8],
+        before: &Arc<Statement>,
+        parties: &mut Parties<'_>,
+    ) -> Arc<Statement> {
+        let statement = parties.session.statement(name).unwrap_or(before).clone();
+        self.ensure_parsed(name, &statement, parties)
     }
 
     /// A statement of ours inside the client's group, in the extended protocol, so that it ends no transaction.

@@ -97,6 +97,7 @@ impl Exchange {
     pub(super) fn on_stale_plan(&mut self, parties: &mut Parties<'_>) -> bool {
         let id = match self.pipeline.head_note() {
             Some(Note::Bound(id)) => *id,
+            Some(Note::Reread(reread)) => reread.id,
             Some(Note::Described(described)) => described.id,
             _ => {
                 self.note_stale_names(parties);

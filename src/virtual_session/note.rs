@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::sql_names::NameChanges;
 use super::statements::{NamedStatement, Statement};
 use super::unnamed::{Unnamed, doubt_unnamed};
-use super::{BackendState, Question, VirtualSession};
+use super::{BackendState, Question, Reread, VirtualSession};
 
 /// What a request changed in the ledgers when it was sent: confirmed by its reply, undone when none will come.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ pub enum Note {
     Names(Box<NameChanges>),
     /// A Bind of the shared statement of this number: nothing changes, but PostgreSQL may call it stale.
     Bound(u64),
+    /// The same where PostgreSQL reads its text again, by the settings of this use.
+    Reread(Box<Reread>),
     /// A shared statement is described.
     Described(Described),
     /// The backend's unnamed statement was replaced or removed.
@@ -157,6 +159,7 @@ impl VirtualSession {
         match note {
             // A question is taken out before.
             Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Names(_) | Note::Asked(_) => {}
+            Note::Reread(reread) => self.undo_reread(*reread),
             Note::OwnName(name) => {
                 // What only the backend knows, it alone decides about.
                 if let Some(backend) = backend.filter(|_| !self.keeps_names_on_backend()) {

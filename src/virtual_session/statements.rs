@@ -299,6 +299,13 @@ impl ClientStatements {
         self.put_back(name, named);
     }
 
+    /// What SQL prepared by this name is read again: what its rows look like is compared wherever it is executed.
+    pub fn compare_again(&mut self, name: &[u8]) {
+        if let Some(named) = self.by_name.as_mut().and_then(|names| names.get_mut(name)) {
+            named.generation = 0;
+        }
+    }
+
     /// Records a name as it was before it was removed.
     pub fn put_back(&mut self, name: &[u8], named: NamedStatement) {
         self.bytes += name.len() + named.statement.weight();

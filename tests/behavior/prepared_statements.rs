@@ -227,6 +227,32 @@ async fn trap_28_a_literal_means_what_it_meant_when_it_was_parsed() {
     );
 }
 
+/// PostgreSQL reads a text again where its path of schemas is another; what others share of it must not be read by the
+/// settings of the one.
+#[tokio::test]
+async fn trap_28_a_constant_that_is_read_again_for_one_client_stays_for_others() {
+    let database = Postgres::shared().create_database();
+    Postgres::shared().psql(
+        &database.name,
+        "CREATE SCHEMA aside; GRANT USAGE ON SCHEMA aside TO PUBLIC",
+    );
+    let sidecar = one_backend(&database).await;
+    let utc: &[(&str, &str)] = &[("TimeZone", "UTC")];
+    let mut one = client_with(&sidecar, &database, utc).await;
+    let mut other = client_with(&sidecar, &database, utc).await;
+    for client in [&mut one, &mut other] {
+        client.send(&together(&[parse("s", LITERAL), sync()])).await;
+        client.expect("1 Z").await;
+    }
+    one.ask("SET search_path = aside, public").await;
+    one.ask("SET TimeZone = 'Asia/Shanghai'").await;
+    other.ask("SET TimeZone = 'America/New_York'").await;
+    for (client, expected) in [(&mut one, "2024-03-01 04:00:00"), (&mut other, "2024-03-01 12:00:00")] {
+        client.send(&together(&run("s"))).await;
+        assert_eq!(client.expect("2 D C Z").await[1].row(), [Some(expected.to_owned())]);
+    }
+}
+
 /// Ends the client's backend, so that the next request is another's.
 async fn lose_backend(client: &mut RawClient) {
     let ended = client.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;

@@ -41,6 +41,7 @@ fn unnamed(sql: &str) -> BytesMut {
 fn essence(message: &Message) -> String {
     let body = String::from_utf8_lossy(&message.body);
     let body = body.split("\0Fprepare.c").next().unwrap_or_default();
+    let body = body.split(" result type\0").next().unwrap_or_default();
     format!("{} {:?}", char::from(message.tag), body.trim_end_matches('\0'))
 }
 
@@ -290,6 +291,147 @@ async fn trap_28_a_statement_keeps_the_settings_of_its_prepare() {
             run("b"),
             query("RESET ALL"),
             query("EXECUTE a"),
+        ],
+    )
+    .await;
+}
+
+const SCHEMAS: &str = "CREATE SCHEMA aside; GRANT USAGE ON SCHEMA aside TO PUBLIC";
+const CONSTANT: &str = "SELECT timestamptz '2024-03-01 12:00:00' AT TIME ZONE 'UTC'";
+
+/// Another path of schemas lets PostgreSQL read a statement's text again at its next use, by the settings of that.
+#[tokio::test]
+async fn trap_28_a_constant_is_read_again_at_the_first_use_under_another_path() {
+    plays_like_postgresql(
+        SCHEMAS,
+        &[
+            query("SET TimeZone = 'UTC'"),
+            together(&[parse("b", CONSTANT), sync()]),
+            query(&format!("PREPARE a AS {CONSTANT}")),
+            query("SET search_path = aside, public"),
+            run("b"),
+            query("EXECUTE a"),
+            query("SET TimeZone = 'Asia/Shanghai'"),
+            query("EXECUTE b"),
+            run("b"),
+            run("a"),
+            query("EXECUTE a"),
+            query("SET search_path = public"),
+            query("SET TimeZone = 'America/New_York'"),
+            together(&[describe('S', "b"), sync()]),
+            query("SET TimeZone = 'UTC'"),
+            run("b"),
+            query("EXECUTE b"),
+            query("EXECUTE a"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_28_a_constant_is_not_read_again_under_a_path_of_the_same_schemas() {
+    plays_like_postgresql(
+        SCHEMAS,
+        &[
+            query("SET TimeZone = 'UTC'"),
+            together(&[parse("b", CONSTANT), sync()]),
+            query(&format!("PREPARE a AS {CONSTANT}")),
+            query("SET search_path TO public, \"no such\""),
+            query("SET TimeZone = 'Asia/Shanghai'"),
+            run("b"),
+            query("EXECUTE a"),
+            query("SET search_path TO \"$user\", PUBLIC"),
+            query("EXECUTE b"),
+            run("a"),
+        ],
+    )
+    .await;
+}
+
+/// A use that PostgreSQL refuses before it comes to the text reads nothing.
+#[tokio::test]
+async fn trap_28_a_use_that_fails_does_not_read_a_constant_again() {
+    plays_like_postgresql(
+        SCHEMAS,
+        &[
+            query("SET TimeZone = 'UTC'"),
+            together(&[parse("b", CONSTANT), sync()]),
+            query("SET search_path = aside, public"),
+            together(&[bind("", "unknown", &[]), bind("", "b", &[]), sync()]),
+            query("BEGIN"),
+            query("SELECT 1/0"),
+            run("b"),
+            query("ROLLBACK"),
+            query("SET TimeZone = 'Asia/Shanghai'"),
+            run("b"),
+            query("SET TimeZone = 'America/New_York'"),
+            run("b"),
+        ],
+    )
+    .await;
+}
+
+/// What is read again under another path may have other columns there, which PostgreSQL refuses.
+#[tokio::test]
+async fn trap_31_a_statement_with_other_columns_under_another_path_is_refused() {
+    let columns = "SELECT 'constant' AS c, * FROM other";
+    let setup = "CREATE TABLE other (x int); CREATE TABLE aside.other (x int, y int); GRANT ALL ON other, aside.other TO PUBLIC";
+    plays_like_postgresql(
+        &format!("{SCHEMAS}; {setup}"),
+        &[
+            together(&[parse("b", columns), describe('S', "b"), sync()]),
+            query(&format!("PREPARE a AS {columns}")),
+            run("b"),
+            query("EXECUTE a"),
+            query("SET search_path = aside, public"),
+            run("b"),
+            query("EXECUTE a"),
+            query("RESET search_path"),
+            run("b"),
+            query("EXECUTE a"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_28_the_unnamed_statement_is_read_again_under_another_path_too() {
+    let set = |name, sql: &str| together(&[parse(name, sql), sync()]);
+    plays_like_postgresql(
+        SCHEMAS,
+        &[
+            query("SET TimeZone = 'UTC'"),
+            set("path", "SET search_path = aside, public"),
+            set("zone", "SET TimeZone = 'Asia/Shanghai'"),
+            set("", CONSTANT),
+            run("path"),
+            run(""),
+            run("zone"),
+            run(""),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn trap_28_the_unnamed_statement_keeps_its_constant_behind_a_setting_of_its_own_group() {
+    let set_zone = "SELECT set_config('TimeZone', 'Europe/Berlin', false)";
+    let use_both = [
+        bind("", "b", &[]),
+        execute("", 0),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    plays_like_postgresql(
+        SCHEMAS,
+        &[
+            query("SET TimeZone = 'Asia/Shanghai'"),
+            together(&[parse("b", set_zone), sync()]),
+            together(&[parse("", CONSTANT), sync()]),
+            run("b"),
+            together(&use_both),
+            run(""),
         ],
     )
     .await;
