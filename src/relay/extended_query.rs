@@ -264,7 +264,7 @@ impl Exchange {
         }
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         self.teach_unnamed_before(&effects, parties);
-        let reread = self.reread(&name, parties);
+        let reread = self.reread_bound(&name, statement, parties);
         let statement = self.ensure_named(&name, statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}
@@ -482,7 +482,7 @@ impl Exchange {
         {
             return Ok(wanted);
         }
-        if !self.pipeline.is_failed() {
+        if parties.session.is_unnamed_parsed_under_others() && !self.pipeline.is_failed() {
             let schemas = parties.rules.pool.knowledge().schemas();
             parties.session.reread_unnamed(schemas.as_deref());
         }

@@ -67,7 +67,8 @@ impl Exchange {
             return;
         }
         let reported = |name: &str| parties.neutral.contains(name);
-        let (statement, switch) = match parties.session.teaching(of, reported) {
+        let schemas = parties.rules.pool.knowledge().schemas();
+        let (statement, switch) = match parties.session.teaching(of, reported, schemas.as_deref()) {
             Teaching::AsItIs => (of.clone(), None),
             Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
             Teaching::Under(switch) => (of.clone(), Some(switch)),

@@ -197,6 +197,14 @@ impl Exchange {
         parties.session.reread(name, schemas.as_deref())
     }
 
+    /// The same for a name of which it is known what it stands for: nearly all are parsed under the settings of now.
+    pub(super) fn reread_bound(&self, name: &[u8], of: &Statement, parties: &mut Parties<'_>) -> Option<Reread> {
+        match parties.session.is_parsed_under_others(of) {
+            true => self.reread(name, parties),
+            false => None,
+        }
+    }
+
     /// Settings have changed that a ReadyForQuery on its way will tell, or PostgreSQL was asked for some.
     pub(super) fn awaits_reports(&mut self, parties: &Parties<'_>) -> bool {
         if parties.session.awaits_answer() {
@@ -228,7 +236,8 @@ impl Exchange {
             return of.clone();
         }
         let reported = |name: &str| parties.neutral.contains(name);
-        let (statement, switch) = match parties.session.teaching(of, reported) {
+        let schemas = parties.rules.pool.knowledge().schemas();
+        let (statement, switch) = match parties.session.teaching(of, reported, schemas.as_deref()) {
             Teaching::AsItIs => (of.clone(), None),
             Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
             Teaching::Under(switch) => (of.clone(), Some(switch)),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::note::{Closed, Prepared};
 use super::parameters::{self, Settings};
+use super::rereading::Schemas;
 use super::result_shape::ResultShape;
 use super::settings_ledger::Until;
 use super::statement_effects::Effects;
@@ -21,14 +22,22 @@ impl VirtualSession {
     /// How a statement that a backend does not hold is to be taught to it, so that it means there what it meant when it
     /// was parsed (trap 28).
     ///
-    /// `reported` tells the settings whose values are known whatever else is in force.
-    pub fn teaching(&self, statement: &Arc<Statement>, reported: impl Fn(&str) -> bool) -> Teaching {
+    /// `reported` tells the settings whose values are known whatever else is in force. Under another path of `schemas` than it was
+    /// parsed under PostgreSQL would read its text again for the use at hand, so it is parsed as things are now.
+    pub fn teaching(
+        &self,
+        statement: &Arc<Statement>,
+        reported: impl Fn(&str) -> bool,
+        schemas: Option<&Schemas>,
+    ) -> Teaching {
         match statement.under() {
             _ if reads_no_settings(&statement.effects, statement.sql()) => Teaching::AsItIs,
             None => Teaching::AsItIs,
             Some(then) if self.unseen_settings != 0 => {
+                let is_read_again = schemas.is_some_and(|schemas| !schemas.agree(then, &self.wanted));
                 let (then, now) = (then.only(&reported), self.wanted.only(&reported));
-                Teaching::AsOnesOwn(Switch::between(&now, &then).filter(|_| !self.reports_due))
+                let switch = Switch::between(&now, &then).filter(|_| !self.reports_due);
+                Teaching::AsOnesOwn(switch.filter(|_| !is_read_again))
             }
             Some(then) => Switch::between(&self.wanted, then).map_or(Teaching::AsItIs, Teaching::Under),
         }

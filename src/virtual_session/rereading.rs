@@ -53,7 +53,7 @@ impl Schemas {
     }
 
     /// Whether PostgreSQL looks in the same schemas under both, in the same order.
-    fn agree(&self, one: &Settings, other: &Settings) -> bool {
+    pub(super) fn agree(&self, one: &Settings, other: &Settings) -> bool {
         has_same_path(one, other) || self.path(one) == self.path(other)
     }
 
@@ -146,6 +146,17 @@ impl VirtualSession {
             before: statement,
             id,
         })
+    }
+
+    /// Whether the settings that a statement was parsed under may be others than those of now, at a glance.
+    pub fn is_parsed_under_others(&self, statement: &Statement) -> bool {
+        statement.under().is_some_and(|under| !Arc::ptr_eq(under, &self.wanted))
+    }
+
+    /// The same of the unnamed statement.
+    pub fn is_unnamed_parsed_under_others(&self) -> bool {
+        let under = self.unnamed.as_ref().and_then(|unnamed| unnamed.under.as_ref());
+        under.is_some_and(|under| !Arc::ptr_eq(under, &self.wanted))
     }
 
     fn is_reread(&self, under: &Arc<Settings>, schemas: &Schemas) -> bool {

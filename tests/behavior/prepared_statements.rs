@@ -253,6 +253,23 @@ async fn trap_28_a_constant_that_is_read_again_for_one_client_stays_for_others()
     }
 }
 
+#[tokio::test]
+async fn trap_28_behind_a_text_that_pins_a_constant_is_read_again_too() {
+    let database = Postgres::shared().create_database();
+    Postgres::shared().psql(
+        &database.name,
+        "CREATE SCHEMA aside; GRANT USAGE ON SCHEMA aside TO PUBLIC",
+    );
+    let sidecar = one_backend(&database).await;
+    let mut client = client_with(&sidecar, &database, &[("TimeZone", "UTC")]).await;
+    client.send(&together(&[parse("s", LITERAL), sync()])).await;
+    client.expect("1 Z").await;
+    client.ask("SET search_path = aside, public").await;
+    client.ask("SET TimeZone = 'Asia/Shanghai'").await;
+    client.ask("SELEC").await;
+    assert_eq!(client.value("EXECUTE s").await, "2024-03-01 04:00:00");
+}
+
 /// Ends the client's backend, so that the next request is another's.
 async fn lose_backend(client: &mut RawClient) {
     let ended = client.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;
