@@ -1,8 +1,9 @@
 //! One connection to PostgreSQL: its socket, what it reported, what was left on it, and how it is cancelled.
 //!
-//! [`login`] opens one, [`password`] finds its secret, [`early_login`] knows what the server will ask for, [`session_attributes`] checks the server's role, [`parameters`]
-//! remembers what it reports, [`idle`] looks at it while nobody uses it, [`exchange`] runs a query of ours, [`reset`]
-//! cleans it, [`cancel`] stops it from a second socket. Who may use it is not decided here: that is `pool`.
+//! [`login`] opens one, [`password`] finds its secret, [`early_login`] knows what the server will ask for,
+//! [`session_attributes`] checks the server's role, [`parameters`] remembers what it reports, [`idle`] looks at it while
+//! nobody uses it, [`exchange`] runs a query of ours, [`reset`] cleans it, [`cancel`] stops it from a second socket. Who may
+//! use it is not decided here: that is `pool`.
 
 pub mod cancel;
 pub mod early_login;

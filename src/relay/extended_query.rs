@@ -348,7 +348,7 @@ impl Exchange {
         if is_first {
             self.allow_second_try();
         }
-        self.reread(&name, parties);
+        self.reread_bound(&name, &statement, parties);
         let statement = self.ensure_named(&name, &statement, parties);
         match self.compare_columns(&statement, told) {
             Columns::Agree => {}

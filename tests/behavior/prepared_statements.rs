@@ -1020,10 +1020,7 @@ async fn a_parse_that_postgresql_has_proven_needs_no_backend() {
 #[tokio::test]
 async fn trap_28_a_statement_without_text_is_parsed_again_under_any_settings() {
     let database = Postgres::shared().create_database();
-    let sidecar = Sidecar::builder(&database)
-        .set("POOL__MAX_SIZE", "1")
-        .start_ready()
-        .await;
+    let sidecar = one_backend(&database).await;
     let mut client = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
     client.send(&together(&[parse("p", ""), sync()])).await;
     client.expect("1 Z").await;
