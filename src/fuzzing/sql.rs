@@ -5,13 +5,14 @@
 //! a second reader, written from the rules of PostgreSQL's manual (sql-syntax-lexical) without a look at the first.
 
 use crate::virtual_session::fingerprint::fingerprint;
+use crate::virtual_session::known_texts::KnownTexts;
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
 use crate::virtual_session::sql_lexer::{
     EncodingClass, LexError, Lexer, Lexing, StandardConformingStrings, StringKind, Token, TokenKind, identifier_name,
     string_value,
 };
-use crate::virtual_session::statement_effects::classify;
+use crate::virtual_session::statement_effects::{Effects, classify};
 use crate::virtual_session::suspects::{SuspectKind, Suspects};
 
 /// Longer inputs find nothing that shorter ones don't, but for what grows faster than its text: [`grow`].
@@ -33,6 +34,7 @@ pub(super) fn run(data: &[u8]) {
     }
     for lexing in lexings() {
         look_at(text, lexing);
+        numbers_do_not_matter(text, lexing);
     }
     settings_that_do_not_matter(text);
     let mut parts = text.splitn(2, |byte| *byte == SEPARATOR);
@@ -108,6 +110,30 @@ fn look_at(text: &[u8], lexing: Lexing) {
     plain.settings().for_each(look_at_change);
     let values: [Option<&[u8]>; 3] = [Some(b"app.x"), None, Some(b"a'\\b")];
     plain.bound(&values).settings().for_each(look_at_change);
+}
+
+/// What is known of a Query is what would be read of it, whatever is said in the place of a digit.
+fn numbers_do_not_matter(text: &[u8], lexing: Lexing) {
+    let (mut known, suspects) = (KnownTexts::default(), no_suspects());
+    let read = |text: &[u8]| Effects {
+        suspects: suspects.fingerprint(),
+        ..classify(text, lexing, &suspects)
+    };
+    let effects = read(text);
+    for _ in 0..2 {
+        known.note_query(text, lexing, &effects, &suspects);
+    }
+    let digits = |text: &[u8]| text.iter().position(u8::is_ascii_digit);
+    let Some(at) = digits(text) else {
+        return;
+    };
+    let last = text.iter().rposition(u8::is_ascii_digit).unwrap_or(at);
+    for (at, other) in [(at, &b"42"[..]), (last, b"0"), (last, b"7'"), (at, b"a"), (last, b"")] {
+        let other = [&text[..at], other, &text[at + 1..]].concat();
+        if let Some(found) = known.known_query(&other, lexing, suspects.fingerprint()) {
+            assert_eq!(*found, read(&other), "{:?}", String::from_utf8_lossy(&other));
+        }
+    }
 }
 
 fn shown(text: &[u8], lexing: Lexing) -> String {

@@ -36,6 +36,8 @@ const IS_DEFINED: &str = "SELECT 1 FROM pg_catalog.pg_settings WHERE pg_catalog.
 pub struct Knowledge {
     ledger: Arc<SharedLedger>,
     suspects: ArcSwap<Suspects>,
+    /// Theirs, for who only wants to know whether they are still the same.
+    fingerprint: AtomicU64,
     /// `None` while nothing is known of them.
     schemas: ArcSwapOption<Schemas>,
     catalog_read: AtomicBool,
@@ -71,6 +73,7 @@ impl Knowledge {
         let nonce = getrandom::u64().unwrap_or_default();
         Self {
             ledger: Arc::new(SharedLedger::new(nonce)),
+            fingerprint: AtomicU64::new(Suspects::every_mention().fingerprint()),
             suspects: ArcSwap::from_pointee(Suspects::every_mention()),
             schemas: ArcSwapOption::const_empty(),
             catalog_read: AtomicBool::new(false),
@@ -90,6 +93,17 @@ impl Knowledge {
         self.suspects.load()
     }
 
+    /// The fingerprint of [`Self::suspects`], in one load.
+    pub fn suspects_fingerprint(&self) -> u64 {
+        self.fingerprint.load(Ordering::Acquire)
+    }
+
+    fn suspect(&self, suspects: Suspects) {
+        let fingerprint = suspects.fingerprint();
+        self.suspects.store(Arc::new(suspects));
+        self.fingerprint.store(fingerprint, Ordering::Release);
+    }
+
     /// Which schemas there are, if that is known; as old as what the catalog says of routines.
     pub fn schemas(&self) -> arc_swap::Guard<Option<Arc<Schemas>>> {
         self.schemas.load()
@@ -98,7 +112,7 @@ impl Knowledge {
     /// A statement that may change routines or triggers was seen: until the catalog is read again nothing is trusted.
     pub fn doubt_catalog(&self) {
         self.catalog_read.store(false, Ordering::Release);
-        self.suspects.store(Arc::new(Suspects::every_mention()));
+        self.suspect(Suspects::every_mention());
     }
 
     /// The server is another one than before, or configured otherwise: what it made of startup parameters may differ, and
@@ -164,7 +178,7 @@ impl Knowledge {
                 if suspects.fingerprint() != self.suspects.load().fingerprint() {
                     self.ledger.answers.forget();
                 }
-                self.suspects.store(Arc::new(suspects));
+                self.suspect(suspects);
                 self.catalog_read.store(true, Ordering::Release);
             }
             Some(report) => tracing::warn!(%report, "the catalog of routines can't be read; unknown calls will pin"),

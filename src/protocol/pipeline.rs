@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Violation;
 use crate::wire::backend_message::TransactionStatus;
-use crate::wire::{BackendTag, Malformed};
+use crate::wire::{BackendTag, HEADER_LEN, Malformed};
 
 /// Which request a reply belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,18 +68,26 @@ pub enum Fate {
     Substitute([u8; 5], Bytes),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry<N> {
     request: Request,
     fate: Fate,
     note: N,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Item<N> {
     Entry(Entry<N>),
     /// The client has ended a COPY whose CopyInResponse has not come yet.
     CopyEnd,
+}
+
+/// Requests that were sent together, as they are.
+#[derive(Debug, Clone)]
+struct Group<N> {
+    requests: &'static [Request],
+    /// The first one's; the others have none.
+    note: N,
 }
 
 /// COPY FROM STDIN, as the backend sees it.
@@ -136,9 +144,11 @@ pub struct Verdict<N> {
 }
 
 /// The queue of what the backend owes one lease.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pipeline<N> {
     items: VecDeque<Item<N>>,
+    /// All that is owed, where that is one group of which nothing was answered yet: no item is there then.
+    group: Option<Group<N>>,
     status: TransactionStatus,
     /// An extended message was sent and its Sync was not: an implicit transaction may be open.
     unsynced: bool,
@@ -163,6 +173,7 @@ impl<N> Default for Pipeline<N> {
     fn default() -> Self {
         Self {
             items: VecDeque::new(),
+            group: None,
             status: TransactionStatus::Idle,
             unsynced: false,
             skipping: false,
@@ -178,10 +189,11 @@ impl<N> Default for Pipeline<N> {
     }
 }
 
-impl<N> Pipeline<N> {
+impl<N: Default> Pipeline<N> {
     /// As new; the queue's memory is kept.
     pub fn recycle(&mut self) {
         self.items.clear();
+        self.group = None;
         self.dropped.clear();
         self.status = TransactionStatus::Idle;
         self.unsynced = false;
@@ -208,7 +220,7 @@ impl<N> Pipeline<N> {
 
     /// Nothing is owed and nothing is half said, whatever the transaction's status.
     pub fn owes_nothing(&self) -> bool {
-        self.items.is_empty()
+        self.is_quiet()
             && !self.unsynced
             && !self.skipping
             && !self.refusing
@@ -223,8 +235,9 @@ impl<N> Pipeline<N> {
     }
 
     /// No reply is outstanding (an implicit transaction may still be open).
+    #[inline]
     pub fn is_quiet(&self) -> bool {
-        self.items.is_empty()
+        self.group.is_none() && self.items.is_empty()
     }
 
     /// The group at hand has failed: what the client still says before its Sync has no effect and need not be sent.
@@ -234,7 +247,7 @@ impl<N> Pipeline<N> {
 
     /// A Sync can be answered without PostgreSQL: nothing was sent since the last one, and nothing is owed.
     pub fn is_answerable(&self) -> bool {
-        self.items.is_empty() && !self.unsynced && !self.skipping && self.copy_in == CopyIn::None
+        self.is_quiet() && !self.unsynced && !self.skipping && self.copy_in == CopyIn::None
     }
 
     /// The transaction is failed, as far as replies told: a statement would get 25P02.
@@ -259,16 +272,19 @@ impl<N> Pipeline<N> {
 
     /// Requests that wait for their reply.
     pub fn len(&self) -> usize {
-        self.items.len()
+        self.items.len() + self.group.as_ref().map_or(0, |group| group.requests.len())
     }
 
     /// No request waits for its reply.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.is_quiet()
     }
 
     /// The request whose reply comes next.
     pub fn head(&self) -> Option<Request> {
+        if let Some(group) = &self.group {
+            return group.requests.first().copied();
+        }
         match self.items.front()? {
             Item::Entry(entry) => Some(entry.request),
             Item::CopyEnd => None,
@@ -277,6 +293,9 @@ impl<N> Pipeline<N> {
 
     /// The note of the request whose reply comes next.
     pub fn head_note(&self) -> Option<&N> {
+        if let Some(group) = &self.group {
+            return Some(&group.note);
+        }
         match self.items.front()? {
             Item::Entry(entry) => Some(&entry.note),
             Item::CopyEnd => None,
@@ -291,6 +310,9 @@ impl<N> Pipeline<N> {
     /// If the request at the head fails, nothing of its group has run, and nothing was sent behind that. Says whether
     /// the group's Sync was sent.
     pub fn fails_alone(&self) -> Option<bool> {
+        if let Some(group) = &self.group {
+            return (group.requests.last() == Some(&Request::Sync)).then_some(true);
+        }
         let (last, others) = match self.items.back()? {
             Item::Entry(entry) => (entry.request, self.items.len() - 1),
             Item::CopyEnd => return None,
@@ -303,6 +325,7 @@ impl<N> Pipeline<N> {
     /// Records a request that was sent, or that is answered by us. While PostgreSQL skips to Sync the note is dropped
     /// at once and the request need not be sent: returns whether it must be.
     pub fn expect(&mut self, request: Request, fate: Fate, note: N) -> bool {
+        self.unfold();
         if request == Request::Sync {
             return self.expect_sync(fate, note);
         }
@@ -319,6 +342,68 @@ impl<N> Pipeline<N> {
         };
         self.items.push_back(Item::Entry(Entry { request, fate, note }));
         sent
+    }
+
+    /// Records a whole group that goes to PostgreSQL as it is, while the pipeline is settled: the same as
+    /// [`Self::expect`] for one after the other with [`Fate::Forward`], the first with the note. The last is a Sync, or it
+    /// is the one Query.
+    #[inline]
+    pub fn expect_group(&mut self, requests: &'static [Request], note: N) {
+        debug_assert!(self.is_settled());
+        debug_assert!(requests.last().is_some_and(|last| last.ends_with_ready()));
+        self.group = Some(Group { requests, note });
+    }
+
+    /// The group that was recorded as one becomes the entries that it stands for, which is what all rules are about but
+    /// those of [`Self::are_answered_by`].
+    pub fn unfold(&mut self) {
+        let Some(Group { requests, mut note }) = self.group.take() else {
+            return;
+        };
+        for request in requests {
+            self.items.push_back(Item::Entry(Entry {
+                request: *request,
+                fate: Fate::Forward,
+                note: std::mem::take(&mut note),
+            }));
+        }
+    }
+
+    /// Whether these bytes are the replies to a group that was recorded as one, and nothing else, each whole, each a success,
+    /// none of them COPY's, and the last one a ReadyForQuery with status idle, so that [`Self::settle`] may take them all for
+    /// read. `is_plain_tag` tells of the body of each CommandComplete whether nobody else need look at it.
+    #[inline]
+    pub fn are_answered_by(&self, mut frames: &[u8], is_plain_tag: impl Fn(&[u8]) -> bool) -> bool {
+        let Some(Group { requests, .. }) = &self.group else {
+            return false;
+        };
+        let (Some(mut head), behind) = (requests.first().copied(), requests.get(1..).unwrap_or_default()) else {
+            return false;
+        };
+        let mut owed = behind.iter();
+        while let Some((tag, body, behind)) = split_frame(frames) {
+            frames = behind;
+            match (tag, head) {
+                (b'D', Request::Query | Request::Execute) | (b'T', Request::Query) => continue,
+                (b'C', Request::Query) if is_plain_tag(body) => continue,
+                (b'1', Request::Parse) | (b'2', Request::Bind) | (b'3', Request::Close) => {}
+                (b'T' | b'n', Request::DescribePortal) => {}
+                (b'C', Request::Execute) if is_plain_tag(body) => {}
+                (b'Z', Request::Query | Request::Sync) => return body == b"I" && owed.len() == 0 && frames.is_empty(),
+                _ => return false,
+            }
+            match owed.next() {
+                Some(next) => head = *next,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// The group that was recorded as one has been answered, by what [`Self::are_answered_by`] has seen. Its note comes back.
+    #[inline]
+    pub fn settle(&mut self) -> Option<N> {
+        self.group.take().map(|group| group.note)
     }
 
     fn expect_sync(&mut self, fate: Fate, note: N) -> bool {
@@ -342,6 +427,7 @@ impl<N> Pipeline<N> {
 
     /// The client ended its COPY with CopyDone or CopyFail.
     pub fn copy_ended(&mut self) {
+        self.unfold();
         match self.copy_in {
             CopyIn::Open { ignored_syncs } => self.copy_in = CopyIn::Ended { ignored_syncs },
             // In a group that has failed it is not sent.
@@ -431,7 +517,7 @@ impl<N> Pipeline<N> {
             |item| matches!(item, Item::Entry(entry) if entry.request.ends_with_ready() && !entry.fate.is_answer()),
         );
         (
-            readies.count(),
+            readies.count() + usize::from(self.group.is_some()),
             self.unsynced || self.skipping || self.has_open_group(),
             matches!(self.copy_in, CopyIn::Open { .. }),
         )
@@ -457,6 +543,7 @@ impl<N> Pipeline<N> {
     /// The backend is lost: everything owed is forgotten. Returns how the client's outstanding groups end, oldest first,
     /// and leaves the notes to undo with [`Self::take_dropped`].
     pub fn abandon(&mut self) -> Abandoned {
+        self.unfold();
         let mut abandoned = Abandoned {
             readies: 0,
             mid_group: self.unsynced || self.skipping,
@@ -488,6 +575,7 @@ impl<N> Pipeline<N> {
 
     /// The notes of requests that wait for their replies, oldest first.
     pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut N> {
+        self.unfold();
         self.items.iter_mut().filter_map(|item| match item {
             Item::Entry(entry) => Some(&mut entry.note),
             Item::CopyEnd => None,
@@ -503,6 +591,7 @@ impl<N> Pipeline<N> {
     /// note `settles`. The request is completed then. Any other frame is for [`Self::on_frame`], which knows all rules.
     #[inline]
     pub fn passes(&mut self, tag: u8, settles: impl FnOnce(&N) -> bool) -> bool {
+        self.unfold();
         let Some(Item::Entry(Entry {
             request,
             fate: Fate::Forward | Fate::Substitute(..),
@@ -538,6 +627,7 @@ impl<N> Pipeline<N> {
 
     /// A frame came from the backend. The body is looked at for ReadyForQuery and ErrorResponse only.
     pub fn on_frame(&mut self, tag: BackendTag, body: &[u8]) -> Result<Verdict<N>, Violation> {
+        self.unfold();
         use BackendTag as B;
         match tag {
             // Whatever the backend is doing for us meanwhile: these are for the session.
@@ -786,6 +876,15 @@ impl<N> Pipeline<N> {
             got: char::from(tag.byte()),
         }
     }
+}
+
+/// The first of these frames, its tag and its body, if all of it is there; and what stands behind it.
+#[inline]
+fn split_frame(frames: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, a, b, c, d], _) = frames.split_first_chunk::<HEADER_LEN>()?;
+    let end = (u32::from_be_bytes([a, b, c, d]) as usize).checked_add(1)?;
+    let (frame, behind) = frames.split_at_checked(end)?;
+    Some((tag, frame.get(HEADER_LEN..)?, behind))
 }
 
 fn sqlstate(body: &[u8]) -> Option<&[u8]> {

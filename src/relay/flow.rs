@@ -95,6 +95,7 @@ impl Default for Flow {
 
 impl Flow {
     /// As new, but for its buffers, which are kept unless they were made for bulk.
+    #[inline]
     pub(super) fn recycle(&mut self) {
         for buffer in [&mut self.read, &mut self.own] {
             buffer.clear();
@@ -137,6 +138,11 @@ impl Flow {
         self.rest.0 > 0 && self.rest.1 == Rest::Pass
     }
 
+    /// What has not arrived of the message at hand is decided on already.
+    pub const fn is_amid_rest(&self) -> bool {
+        self.rest.0 > 0
+    }
+
     /// Bytes written since the last call.
     pub fn take_written(&mut self) -> u64 {
         std::mem::take(&mut self.written)
@@ -177,6 +183,34 @@ impl Flow {
         self.decided += replaced;
         self.say(own);
         self.decide(header.frame_len() - replaced, Rest::Pass);
+    }
+
+    /// Everything that was read and not decided on, where it begins with a message.
+    pub fn whole_messages(&self) -> Option<&[u8]> {
+        (self.rest.0 == 0).then(|| self.undecided())
+    }
+
+    /// Passes on everything that was read, which ends with a message.
+    pub fn pass_all(&mut self) {
+        self.push_read(self.decided..self.read.len());
+        self.decided = self.read.len();
+    }
+
+    /// The same with `own` in place of its first `replaced` bytes: in one piece, if it is little.
+    pub fn pass_all_behind(&mut self, replaced: usize, own: impl FnOnce(&mut BytesMut)) {
+        let start = self.own.len();
+        own(&mut self.own);
+        let passed = self.decided + replaced..self.read.len();
+        self.decided = self.read.len();
+        let is_little = self.own.len() - start + passed.len() <= COPIED_MAX;
+        if is_little {
+            self.own
+                .extend_from_slice(self.read.get(passed.clone()).unwrap_or_default());
+        }
+        self.pieces.push_back(Piece::Own(start..self.own.len()));
+        if !is_little {
+            self.push_read(passed);
+        }
     }
 
     /// Says something of ours behind everything decided so far.
@@ -341,14 +375,21 @@ impl Flow {
             return Poll::Ready(Ok(()));
         }
         while let Some(first) = self.pieces.front() {
-            let count = match self.pieces.len() {
-                1 => ready!(to.poll_write(cx, self.bytes_of(first)))?,
-                _ => ready!(self.poll_write_pieces(cx, to))?,
+            let (count, len) = match self.pieces.len() {
+                1 => (ready!(to.poll_write(cx, self.bytes_of(first)))?, first.len()),
+                _ => (ready!(self.poll_write_pieces(cx, to))?, usize::MAX),
             };
             if count == 0 {
                 return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
             }
-            self.advance(count);
+            if count == len {
+                // All of it, as nearly always.
+                self.written += count as u64;
+                self.mark = None;
+                self.pieces.clear();
+            } else {
+                self.advance(count);
+            }
         }
         self.own.clear();
         self.unflushed = true;

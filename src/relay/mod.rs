@@ -3,7 +3,8 @@
 //! One task owns both sockets: no lock, no channel. [`flow`] holds the bytes of one direction. [`to_backend`] walks over
 //! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
 //! needs, unless [`pin_quota`] refuses it; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
-//! after, so that a transaction costs two receives and two sends. [`listening`] is LISTEN, and [`telling`] what the session says through it.
+//! after, so that a transaction costs two receives and two sends. [`plain_group`] and [`plain_turn`] are the short way
+//! of those that need none of this, which nearly all are. [`listening`] is LISTEN, and [`telling`] what the session says through it.
 
 mod extended_query;
 pub mod flow;
@@ -13,6 +14,8 @@ mod lost_transaction;
 mod own_names;
 mod own_statements;
 mod pin_quota;
+mod plain_group;
+mod plain_turn;
 mod preparation;
 mod role_changes;
 mod simple_query;
@@ -138,6 +141,8 @@ pub enum Aftermath {
 #[derive(Debug, Default)]
 pub struct Exchange {
     lease: Option<Lease>,
+    /// Something else than plain groups has passed since the exchange was new, so that its other fields may say anything.
+    is_unusual: bool,
     up: Flow,
     down: Flow,
     pipeline: Pipeline<Note>,
@@ -316,12 +321,19 @@ macro_rules! recycle {
 impl Exchange {
     /// As new, but for the memory of its buffers and queues, which the next client's request finds ready.
     pub fn recycle(&mut self) {
+        match self.is_unusual || !self.is_drained() {
+            true => self.recycle_all(),
+            false => self.recycle_plain(),
+        }
+    }
+
+    fn recycle_all(&mut self) {
         // Every field by name: one that is added later can't be forgotten.
         recycle! {
             self;
             up down pipeline;
             known_texts;
-            lease commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
+            lease is_unusual commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
             forgetting unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed roles_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since

@@ -81,11 +81,7 @@ impl Exchange {
         self.commit_at_risk |= effects.may_end_in_commit() || (outside && effects.may_commit());
         self.ends_block |= effects.ends_transaction;
         if effects.may_notify() {
-            self.note_notifier(effects.notifies, parties);
-            // What may notify may as well draw.
-            if let Some(lease) = self.lease.as_mut().filter(|_| !effects.sequence.draws()) {
-                parties.session.may_draw_unseen(&mut lease.state);
-            }
+            self.note_may_notify(effects.notifies, effects.sequence, parties);
         }
         if effects.is_none() && effects.sequence == SequenceUse::None {
             return;
@@ -116,6 +112,14 @@ impl Exchange {
         let resets = parties.session.resets_baseline(effects);
         self.restore_bound |= resets;
         self.reset_stands |= resets && request == Request::Query;
+    }
+
+    pub(super) fn note_may_notify(&mut self, notifies: bool, uses: SequenceUse, parties: &mut Parties<'_>) {
+        self.note_notifier(notifies, parties);
+        // What may notify may as well draw.
+        if let Some(lease) = self.lease.as_mut().filter(|_| !uses.draws()) {
+            parties.session.may_draw_unseen(&mut lease.state);
+        }
     }
 
     /// Sees to it that lastval and currval tell only what this client drew.

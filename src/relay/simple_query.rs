@@ -34,8 +34,9 @@ impl Exchange {
             // Nothing could be answered without a backend: the text is read when there is one.
             return Ok(Next::NeedsBackend);
         }
-        let effects = self.classify(sql, parties);
+        let effects = self.classify_query(sql, parties);
         if effects.is_none() {
+            self.remember_query(header, &effects, parties);
             return self.on_plain_query(header, &effects, parties);
         }
         let trial = self.trial_of_query(sql, &effects, parties);
@@ -70,6 +71,25 @@ impl Exchange {
         self.pass_query(header, &effects, Some(names), parties);
         self.trial = trial.or(self.trial.take());
         Ok(Next::Done)
+    }
+
+    /// What the text does, which is known of nearly all that differ from one before in numbers alone.
+    fn classify_query(&self, sql: &[u8], parties: &Parties<'_>) -> Effects {
+        let fingerprint = parties.rules.pool.knowledge().suspects_fingerprint();
+        let lexing = parties.session.lexing();
+        match self.known_texts.known_query(sql, lexing, fingerprint) {
+            Some(effects) if !self.catalog_changed => effects.clone(),
+            _ => self.classify(sql, parties),
+        }
+    }
+
+    fn remember_query(&mut self, header: Header, effects: &Effects, parties: &Parties<'_>) {
+        let (mut known_texts, lexing) = (std::mem::take(&mut self.known_texts), parties.session.lexing());
+        let sql = self.up.body_prefix(header).strip_suffix(b"\0").unwrap_or_default();
+        self.with_suspects(parties, |suspects| {
+            known_texts.note_query(sql, lexing, effects, suspects);
+        });
+        self.known_texts = known_texts;
     }
 
     /// Nearly every Query: it changes nothing of the session, so that nothing of names, settings or pins comes before it.

@@ -128,6 +128,7 @@ impl Exchange {
 
     /// No backend could be had for the client's next message: it is refused in the form of its protocol.
     pub fn refuse_next(&mut self, report: &Report, parties: &mut Parties<'_>) {
+        self.is_unusual = true;
         let report = report.clone().with_severity(Severity::Error);
         self.down.say(|out| compose::report(out, &report));
         if self.skip_refused() {

@@ -41,6 +41,15 @@ const LARGE_OBJECT_FUNCTIONS_64: [u32; 2] = [3171, 3172];
 impl Exchange {
     /// Decides on every message of the client's that has arrived.
     pub(super) fn scan_client(&mut self, parties: &mut Parties<'_>) -> Result<Scan, Report> {
+        if self.up.undecided().is_empty() && !self.up.is_amid_rest() {
+            return Ok(Scan::Wants(0));
+        }
+        if !self.is_unusual {
+            if let Some(scan) = self.pass_plain_group(parties) {
+                return Ok(scan);
+            }
+            self.is_unusual = true;
+        }
         loop {
             let Some(header) = self.up.next_header().map_err(invalid_length)? else {
                 return Ok(Scan::Wants(0));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::own_names::AheadOfQuery;
+use super::plain_group::is_plain_tag;
 use super::stale_plan::{ColumnsBehind, is_of_a_stale_plan};
 use super::unreported::following;
 use super::{Exchange, Outcome, Parties};
@@ -25,6 +26,9 @@ impl Exchange {
     /// Decides on every message of the backend's that has arrived. Returns the length of the message that must be read
     /// as one before the walk can go on (0: any).
     pub(super) fn scan_backend(&mut self, parties: &mut Parties<'_>) -> Result<usize, Outcome> {
+        if !self.is_unusual && self.pass_plain_replies(parties) {
+            return Ok(0);
+        }
         loop {
             let header = match self.down.next_header() {
                 Ok(Some(header)) => header,
@@ -85,15 +89,8 @@ impl Exchange {
     /// It may be the tag of one of the commands that [`Self::on_command_tag`] knows: it is none of those that nearly all are,
     /// but behind a RESET.
     fn is_telling_tag(&self, header: Header) -> bool {
-        const PLAIN: [&[u8]; 6] = [b"SEL", b"INS", b"UPD", b"DEL", b"BEG", b"COM"];
         header.tag == b'C'
-            && (self.listens.watches_tags()
-                || self.reset_ran
-                || !self
-                    .down
-                    .body_prefix(header)
-                    .get(..3)
-                    .is_some_and(|tag| PLAIN.contains(&tag)))
+            && (self.listens.watches_tags() || self.reset_ran || !is_plain_tag(self.down.body_prefix(header)))
     }
 
     fn must_be_whole(&self, tag: BackendTag, header: Header) -> bool {
@@ -117,6 +114,7 @@ impl Exchange {
         header: Header,
         parties: &mut Parties<'_>,
     ) -> Result<(), Outcome> {
+        self.is_unusual = true;
         let body = self.down.whole_body(header).unwrap_or_default();
         let mut fatal = None;
         match tag {
@@ -471,6 +469,7 @@ impl Exchange {
 
     /// The backend's socket failed at a write: a FATAL that stands in it is worth more than the error.
     pub(super) fn note_last_words(&mut self) {
+        self.is_unusual = true;
         while let Ok(Some(header)) = self.down.next_header() {
             let Some(body) = self.down.whole_body(header) else {
                 return;

@@ -19,7 +19,7 @@ const UNCOUNTED_BYTES_MAX: u64 = 1024 * 1024;
 const UNCOUNTED_MS_MAX: u64 = 2000;
 
 /// How far one direction has come.
-enum Step {
+pub(super) enum Step {
     /// It went on, and may or may not have to wait now.
     Moved,
     /// It had to wait at once.
@@ -48,7 +48,10 @@ impl Exchange {
             {
                 return Poll::Ready(outcome);
             }
-            let polled = self.poll_both(cx, parties);
+            let polled = match self.poll_plain(cx, parties) {
+                Some(polled) => polled,
+                None => self.poll_both(cx, parties),
+            };
             if polled.is_ready() || !self.listens.poll_awaited(cx) {
                 return polled;
             }
@@ -112,7 +115,7 @@ impl Exchange {
     }
 
     /// Where the exchange may stop between two messages.
-    fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
+    pub(super) fn resting_place(&mut self, parties: &Parties<'_>) -> Option<Outcome> {
         if self.new_pins || self.catalog_touched || self.refused_pin.is_some() {
             return Some(Outcome::Noted);
         }
@@ -191,7 +194,7 @@ impl Exchange {
         Step::Moved
     }
 
-    fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
+    pub(super) fn poll_write_up(&mut self, cx: &mut Context<'_>) -> Step {
         let Some(lease) = self.lease.as_mut() else {
             return Step::Waiting;
         };
@@ -249,21 +252,32 @@ impl Exchange {
             if matches!(step, Step::Moved) && self.all_is_answered() {
                 return step;
             }
-            let Some(lease) = self.lease.as_mut().filter(|_| !self.listens.is_holding_ready()) else {
+            if self.listens.is_holding_ready() {
                 return step;
-            };
-            match self.down.poll_read(cx, &mut lease.stream, whole) {
-                Poll::Pending => return step,
-                Poll::Ready(Ok(1..)) => step = Step::Moved,
-                Poll::Ready(Ok(0)) => return Step::Stop(self.lost_backend("it closed the connection")),
-                Poll::Ready(Err(error)) => return Step::Stop(self.lost_backend(&error.to_string())),
+            }
+            match self.poll_read_down(cx, whole) {
+                Some(Step::Moved) => step = Step::Moved,
+                Some(stopped) => return stopped.behind(step),
+                None => return step,
             }
         }
         cx.waker().wake_by_ref();
         Step::Moved
     }
 
-    fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
+    /// `None`: there is no backend.
+    #[inline]
+    pub(super) fn poll_read_down(&mut self, cx: &mut Context<'_>, whole: usize) -> Option<Step> {
+        let lease = self.lease.as_mut()?;
+        Some(match self.down.poll_read(cx, &mut lease.stream, whole) {
+            Poll::Pending => Step::Waiting,
+            Poll::Ready(Ok(1..)) => Step::Moved,
+            Poll::Ready(Ok(0)) => Step::Stop(self.lost_backend("it closed the connection")),
+            Poll::Ready(Err(error)) => Step::Stop(self.lost_backend(&error.to_string())),
+        })
+    }
+
+    pub(super) fn poll_write_down(&mut self, cx: &mut Context<'_>, parties: &mut Parties<'_>) -> Step {
         let written = self.down.poll_write(cx, parties.client);
         let bytes = self.down.take_written();
         self.tally.bytes_to_client += bytes;
@@ -281,6 +295,7 @@ impl Exchange {
     }
 
     pub(super) fn lost_backend(&mut self, cause: &str) -> Outcome {
+        self.is_unusual = true;
         let parting = self.parting_warning.take();
         let last_words = self.last_words.take();
         // A crash may come right behind a commit: its warning proves nothing.
@@ -294,6 +309,7 @@ impl Exchange {
     }
 
     pub(super) fn broken_backend(&mut self, violation: &Violation) -> Outcome {
+        self.is_unusual = true;
         Outcome::BackendLost(Box::new(Loss {
             last_words: None,
             cause: violation.to_string(),

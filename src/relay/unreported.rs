@@ -28,8 +28,10 @@ pub(super) fn following<'a>(
 
 impl Exchange {
     /// Between transactions: asks PostgreSQL for what the ledger lacks. Says whether something is to be sent.
+    #[inline]
     pub(super) fn ask(&mut self, parties: &mut Parties<'_>) -> bool {
-        self.ask_of_settings(parties) || self.ask_of_columns(parties)
+        let has_questions = parties.session.is_in_doubt() || parties.session.has_untold_columns();
+        has_questions && (self.ask_of_settings(parties) || self.ask_of_columns(parties))
     }
 
     /// Between transactions: asks PostgreSQL for the settings that the client may have changed. Nobody waits for the

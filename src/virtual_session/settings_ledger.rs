@@ -79,6 +79,28 @@ impl VirtualSession {
             && self.accepts(backend)
     }
 
+    /// No statement before has left anything to be seen to: no pin, no setting whose value is to be learned, no name that
+    /// is the backend's, no channel. What a ReadyForQuery decides, it decides about nothing.
+    pub fn is_undisturbed(&self) -> bool {
+        self.pins.is_empty()
+            && self.unseen_settings == 0
+            && !(self.reports_due || self.settings_touched || self.lexing_touched || self.set_to_default)
+            && !self.own_names.is_any()
+            && self.listening.is_none()
+            && self.unreported.is_none()
+            && self.before_reset.is_none()
+            && self.untold.is_empty()
+            && self.unresolved.is_empty()
+            && self.rebased.is_empty()
+            && self.restored.is_empty()
+            && Arc::ptr_eq(&self.told, &self.wanted)
+    }
+
+    /// The backend has the client's settings, beyond doubt: [`Self::prelude_for`] has nothing to say or to note.
+    pub fn is_followed_by(&self, backend: &BackendState) -> bool {
+        Arc::ptr_eq(&backend.applied, &self.wanted) && !(backend.doubted || backend.unsure)
+    }
+
     /// The SQL that makes a backend agree with the ledger, which is then taken to agree; `None` when it does already.
     pub fn prelude_for(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
         // What a client that keeps its backend has there, the ledger need not know.

@@ -115,6 +115,14 @@ impl Effects {
             && !(self.catalog_change || self.role_change || self.database_ddl || self.notifies || self.reads_session)
     }
 
+    /// Whether nothing at all need be thought of when it runs, but that it may write: it knows of no sequence, and is
+    /// refused in a failed transaction as everything is.
+    pub fn is_plain(&self) -> bool {
+        self.is_none()
+            && self.sequence == SequenceUse::None
+            && !(self.lists_statements || self.exits_failed_block || self.ends_transaction)
+    }
+
     /// Whether it says LISTEN.
     pub fn listens(&self) -> bool {
         self.steps.iter().any(|step| matches!(step.action, Action::Listen(_)))

@@ -367,6 +367,14 @@ impl BackendStatements {
         }
     }
 
+    /// The same with what its rows look like there.
+    pub fn touch_with_shape(&mut self, statement: &Statement, generation: u64) -> Option<Option<ResultShape>> {
+        self.tick += 1;
+        let held = self.held.get_mut(&statement.id)?;
+        held.used_at = self.tick;
+        (held.generation == generation).then_some(held.shape)
+    }
+
     /// Whether the backend holds it, be it stale.
     pub fn holds(&self, id: u64) -> bool {
         self.held.contains_key(&id)

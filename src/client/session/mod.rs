@@ -268,20 +268,6 @@ impl Session {
         let mut unseen_retries = 0;
         loop {
             let then = match self.next_interruption(&mut exchange, &rules).await {
-                Interruption::Outcome(Outcome::NeedsBackend) => {
-                    match self.pool.try_lease(&self.holder, Wish::SuitedTo(&self.ledger)) {
-                        Some(lease) if self.ledger.accepts(&lease.state) => {
-                            exchange.attach(lease);
-                            None
-                        }
-                        // It holds traces of a custom setting that this client never named.
-                        Some(lease) => {
-                            lease.discard(CloseReason::NotClean);
-                            None
-                        }
-                        None => Box::pin(self.acquire(&mut exchange, &rules)).await,
-                    }
-                }
                 Interruption::Outcome(Outcome::Settled) if self.parts_without_a_word(&exchange) => {
                     self.observe(&mut exchange);
                     if let Some(lease) = exchange.detach() {
@@ -413,7 +399,19 @@ impl Session {
         let mut tick = has_limits.then(|| Box::pin(tokio::time::sleep(LIMIT_TICK)));
         let mut parties = parties!(self, rules);
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(outcome) = exchange.poll(cx, &mut parties) {
+            let mut polled = exchange.poll(cx, &mut parties);
+            // Nearly always there is one, and the exchange goes on.
+            while let Poll::Ready(Outcome::NeedsBackend) = polled
+                && let Some(lease) = self.pool.try_lease(&self.holder, Wish::SuitedTo(parties.session))
+            {
+                // One that will not do holds traces of a custom setting that this client never named.
+                match parties.session.accepts(&lease.state) {
+                    true => exchange.attach(lease),
+                    false => lease.discard(CloseReason::NotClean),
+                }
+                polled = exchange.poll(cx, &mut parties);
+            }
+            if let Poll::Ready(outcome) = polled {
                 return Poll::Ready(Interruption::Outcome(outcome));
             }
             if self.drain.poll_reached(cx, leave_at).is_ready() {

@@ -544,3 +544,142 @@ fn the_end_of_a_copy_does_not_pass_unlooked_at() {
     feed(&mut line, &[B::CopyInResponse]);
     assert!(!line.passes(b'C', |_| true));
 }
+
+fn bytes_of(frames: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut bytes = bytes::BytesMut::new();
+    for (tag, body) in frames {
+        crate::wire::compose::frame(&mut bytes, *tag, &[body]);
+    }
+    bytes.to_vec()
+}
+
+/// What was sent, and what PostgreSQL may say to it.
+const PLAIN_GROUPS: [(&[Request], &[u8]); 7] = [
+    (&[Request::Query], b"TDDCZ"),
+    (&[Request::Query], b"CTCZ"),
+    (&QUERY_GROUP, b"12TDCZ"),
+    (&QUERY_GROUP, b"12nCZ"),
+    (&[Request::Bind, Request::Execute, Request::Sync], b"2DDCZ"),
+    (
+        &[Request::Bind, Request::Execute, Request::Execute, Request::Sync],
+        b"2CDCZ",
+    ),
+    (&[Request::Close, Request::Sync], b"3Z"),
+];
+
+/// Every change of one frame: left out, said twice, or another one instead.
+fn changed(frames: &[u8]) -> Vec<Vec<(u8, &'static [u8])>> {
+    const ALL: &[u8] = b"123TtnDCIsZESNAGHWdcKRVxZZ";
+    const STATUSES: [&[u8]; 4] = [b"I", b"T", b"E", b"?"];
+    let body = |tag: u8, status: usize| if tag == b'Z' { STATUSES[status] } else { b"SELECT 1\0" };
+    let plain = |frames: &[u8]| frames.iter().map(|&tag| (tag, body(tag, 0))).collect::<Vec<_>>();
+    let mut all = vec![plain(frames)];
+    for at in 0..frames.len() {
+        let (before, behind) = (plain(&frames[..at]), plain(&frames[at + 1..]));
+        let this = plain(&frames[at..=at]);
+        all.push([&before[..], &behind].concat());
+        all.push([&before[..], &this, &this, &behind].concat());
+        for &tag in ALL {
+            for status in 0..STATUSES.len() {
+                let other = [(tag, body(tag, status))];
+                all.push([&before[..], &other, &behind].concat());
+                all.push([&before[..], &other, &this, &behind].concat());
+            }
+        }
+    }
+    all
+}
+
+fn one_by_one(requests: &[Request]) -> Line {
+    let mut line = Line::default();
+    for (at, request) in requests.iter().enumerate() {
+        assert!(line.expect(*request, Fate::Forward, u32::from(at == 0) * 7));
+    }
+    line
+}
+
+fn as_one(requests: &'static [Request]) -> Line {
+    let mut line = Line::default();
+    line.expect_group(requests, 7);
+    line
+}
+
+/// What is taken for read in one look comes to what it comes to frame by frame, whatever is said.
+#[test]
+fn all_replies_at_once_do_what_each_would() {
+    let mut taken = 0;
+    for (requests, frames) in PLAIN_GROUPS {
+        for frames in changed(frames) {
+            let (mut short, mut long) = (as_one(requests), one_by_one(requests));
+            if !short.are_answered_by(&bytes_of(&frames), |_| true) {
+                continue;
+            }
+            taken += 1;
+            let (back, mut back_long) = (short.settle(), 0);
+            for (tag, body) in frames {
+                let verdict = long.on_frame(BackendTag::from_byte(tag).unwrap(), body).unwrap();
+                assert_eq!(verdict.action, Action::Forward);
+                back_long += verdict.completed.map_or(0, |(_, note)| note);
+            }
+            assert!(long.is_settled() && long.take_dropped().is_empty());
+            assert_eq!((format!("{short:?}"), back), (format!("{long:?}"), Some(back_long)));
+        }
+    }
+    assert!(taken >= PLAIN_GROUPS.len() * 2, "{taken}");
+}
+
+#[test]
+fn a_reply_that_is_cut_or_followed_by_another_is_no_end() {
+    let all = bytes_of(&[(b'2', b""), (b'C', b"SELECT 1\0"), (b'Z', b"I")]);
+    let mut line = as_one(&[Request::Bind, Request::Execute, Request::Sync]);
+    assert!(line.are_answered_by(&all, |_| true));
+    for len in 0..all.len() {
+        assert!(!line.are_answered_by(&all[..len], |_| true), "{len}");
+    }
+    let behind = [&all[..], b"N"].concat();
+    assert!(!line.are_answered_by(&behind, |_| true));
+    assert!(!line.are_answered_by(&all, |tag| tag != b"SELECT 1\0"));
+    assert!(!line.are_answered_by(b"2\0\0\0\x03", |_| true));
+    line.expect(Request::Query, Fate::Forward, 8);
+    assert!(!line.are_answered_by(&all, |_| true), "another is owed");
+}
+
+/// Whatever is asked of a group that was recorded as one, the answer is that of its messages; and whatever comes next.
+#[test]
+fn a_group_at_once_is_what_its_messages_are() {
+    type Look = fn(&mut Line) -> String;
+    const LOOKS: [Look; 17] = [
+        |line| {
+            line.unfold();
+            String::new()
+        },
+        |line| format!("{} {}", line.is_settled(), line.owes_nothing()),
+        |line| format!("{} {} {}", line.is_quiet(), line.is_empty(), line.len()),
+        |line| format!("{:?} {:?}", line.head(), line.head_note()),
+        |line| format!("{} {}", line.head_is_ours(), line.may_refuse()),
+        |line| format!("{:?} {:?}", line.fails_alone(), line.owed()),
+        |line| format!("{} {}", line.is_answerable(), line.is_skipping()),
+        |line| format!("{:?}", line.next_due()),
+        |line| format!("{:?}", line.pending_mut().map(|note| *note).collect::<Vec<_>>()),
+        |line| format!("{:?} {:?}", line.abandon(), line.take_dropped()),
+        |line| format!("{:?}", line.expect(Request::Parse, Fate::Forward, 9)),
+        |line| format!("{:?}", line.expect(Request::Sync, Fate::Answer(Bytes::new()), 9)),
+        |line| format!("{}", line.passes(b'1', |_| true)),
+        |line| format!("{}", line.passes(b'D', |_| false)),
+        |line| format!("{:?}", line.on_frame(B::ErrorResponse, b"C42601\0\0")),
+        |line| format!("{:?}", line.on_frame(B::ReadyForQuery, b"I")),
+        |line| {
+            line.copy_ended();
+            line.recycle();
+            String::new()
+        },
+    ];
+    for (requests, _) in PLAIN_GROUPS {
+        for look in LOOKS {
+            let (mut short, mut long) = (as_one(requests), one_by_one(requests));
+            assert_eq!(look(&mut short), look(&mut long));
+            short.unfold();
+            assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        }
+    }
+}
