@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
+
 use crate::support::postgres::{Database, PASSWORD, Postgres, USER};
 use crate::support::raw_client::{
-    RawClient, bind, close, copy_data, copy_done, describe, execute, flush, function_call, parse, query, sync, tags,
-    terminate, together,
+    Message, RawClient, bind, close, copy_data, copy_done, describe, execute, flush, function_call, parse, query, sync,
+    tags, terminate, together,
 };
 use crate::support::sidecar::Sidecar;
 
@@ -54,6 +56,107 @@ async fn trap_35_a_header_may_come_byte_by_byte() {
     }
     assert_eq!(client.expect("1 2 T D C 3 Z").await[3].row(), text("one"));
     assert_eq!(client.expect("T D C Z").await[1].row(), text("two"));
+}
+
+/// What was said, byte for byte but for where in PostgreSQL's sources an error comes from.
+fn whole(messages: &[Message]) -> String {
+    let show = |message: &Message| match message.tag {
+        b'E' => format!("E {}\n", message.report()),
+        // The table has another number each time.
+        b'T' => format!("T {}\n", message.body.len()),
+        tag => format!("{} {:?}\n", char::from(tag), message.body),
+    };
+    messages.iter().map(show).collect()
+}
+
+/// One client's groups with how many ReadyForQuery each is owed, said as often as it takes to be known, between what
+/// changes what they would do.
+fn groups_and_what_disturbs_them() -> Vec<(BytesMut, usize)> {
+    let of_name = |value| together(&[bind("", "s", &[value]), describe('P', ""), execute("", 0), sync()]);
+    let unnamed = |sql: &str, values: &[&str]| {
+        let bound = bind("", "", values);
+        together(&[parse("", sql), bound, describe('P', ""), execute("", 0), sync()])
+    };
+    let (read, count) = (
+        "SELECT a, 12 / $1::int FROM t WHERE a < 3",
+        "SELECT count(*) FROM t WHERE a > -7",
+    );
+    let plain = || {
+        let groups = [
+            query(count),
+            query(&count.replace('7', "1")),
+            query(&count.replace("-7", "b")),
+            query("SELECT 1; SELECT 2"),
+            query(""),
+            unnamed(read, &["4"]),
+            unnamed(read, &["0"]),
+            unnamed(count, &[]),
+            together(&[bind("", "", &[]), execute("", 0), sync()]),
+            of_name("3"),
+            of_name("0"),
+            of_name("none"),
+            together(&[bind("", "s", &["2"]), execute("", 1), sync()]),
+            query("INSERT INTO t VALUES (5)"),
+            unnamed("DELETE FROM t WHERE a = 5", &[]),
+        ];
+        let mut groups = groups.map(|group| vec![(group, 1); 3]).concat();
+        groups.push((together(&[of_name("2"), query(count)]), 2));
+        groups
+    };
+    let prepared = together(&[parse("s", read), describe('S', "s"), sync()]);
+    let disturbances = [
+        query("CREATE TABLE t (a int)"),
+        query("INSERT INTO t VALUES (1), (2)"),
+        prepared,
+        query("BEGIN"),
+        query("SELECT 1 / 0"),
+        query("ROLLBACK"),
+        query("SET bytea_output = 'escape'"),
+        query("BEGIN; SET LOCAL work_mem = '1MB'"),
+        query("COMMIT"),
+        query("ALTER TABLE t ALTER a TYPE bigint"),
+        query("PREPARE p AS SELECT a FROM t"),
+        query("DEALLOCATE p"),
+        query("LISTEN channel"),
+        query("UNLISTEN *"),
+        query("CREATE TEMP TABLE held (a int)"),
+        query("DISCARD TEMP"),
+        query("DROP TABLE t"),
+    ];
+    disturbances
+        .into_iter()
+        .flat_map(|disturbance| [vec![(disturbance, 1)], plain()].concat())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_plain_group_is_answered_as_postgresql_answers_it_whatever_was_said_before() {
+    let database = Postgres::shared().create_database();
+    let mut told = Vec::new();
+    for is_direct in [true, false, false] {
+        // The same table once more.
+        let sidecar = sidecar(&database, 1).await;
+        let port = if is_direct { database.port } else { sidecar.port };
+        let mut client = RawClient::login(port, USER, PASSWORD, &database.name).await;
+        let is_cut = told.len() == 2;
+        let mut conversation = Vec::new();
+        for (group, readies) in groups_and_what_disturbs_them() {
+            let cut = if is_cut { group.len() / 2 } else { 0 };
+            client.send(&group[..cut]).await;
+            client.send(&group[cut..]).await;
+            let mut said = String::new();
+            for _ in 0..readies {
+                said += &whole(&client.until_ready().await);
+            }
+            conversation.push(said);
+        }
+        told.push(conversation);
+    }
+    for (at, (group, _)) in groups_and_what_disturbs_them().iter().enumerate() {
+        let group = String::from_utf8_lossy(group);
+        assert_eq!(told[1][at], told[0][at], "{at}: {group}");
+        assert_eq!(told[2][at], told[0][at], "{at}, cut: {group}");
+    }
 }
 
 #[tokio::test]
