@@ -169,7 +169,7 @@ class Scene:
         return (
             f"[databases]\napp = {server} pool_size={BACKENDS} min_pool_size={BACKENDS}\n[pgbouncer]\n"
             f"listen_port = {self.bouncer_port}\nunix_socket_dir = {self.sockets}\nauth_type = any\n"
-            "pool_mode = transaction\nserver_tls_sslmode = require\n"
+            "pool_mode = transaction\nserver_tls_sslmode = require\nlog_connections = 0\nlog_disconnections = 0\n"
         )
 
     def database_url(self, scenario):
