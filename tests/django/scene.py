@@ -1,7 +1,8 @@
 """A Django app far from its database, as it is and through pgsidecar: measures, and prints the table.
 
 tests/django/run starts it, with the database's port and password in the environment. Each row starts gunicorn anew, and
-pgsidecar where it is used; all of them, the link included, run on loopback.
+pgsidecar or PgBouncer where it is used; all of them run on loopback. The link and the load are examples/far_link.rs and
+examples/http_burst.rs: they take next to nothing of the processors that they share with what is measured.
 """
 
 import argparse
