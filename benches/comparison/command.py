@@ -17,7 +17,7 @@ from . import chart, document, tables
 from .bars import judge
 from .distance import ROUNDS, measure_distant
 from .memory import check_descriptors, measure_idle, measure_peak
-from .peers import PEERS
+from .peers import PEERS, USUAL
 from .postgres import Postgres
 from .progress import Progress
 from .scenarios import DISTANT, IDLE, NAMES, PEAK, TIMED
@@ -54,7 +54,8 @@ def parse_options(description):
         return lambda text: checked(parser, text.split(","), known)
 
     parser.add_argument("--scenarios", type=names(NAMES), default=NAMES, metavar="NAME,…", help=", ".join(NAMES))
-    parser.add_argument("--peers", type=names(list(PEERS)), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
+    parser.add_argument("--peers", type=names(list(PEERS)), default=USUAL, metavar="NAME,…",
+                        help=", ".join(USUAL) + "; or unclassified: pgsidecar built without its look at statements")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each peer in each scenario (3)")
     parser.add_argument("--seconds", type=float, default=5, help="how long a turn is (5)")
     parser.add_argument("--json", help="where the results go (target/compare/results.json)")

@@ -196,11 +196,25 @@ class Sidecar(Peer):
             environment |= {"PGSIDECAR__TLS__MODE": "require",
                             "PGSIDECAR__TLS__CERT": f"{self.postgres.directory}/server.crt",
                             "PGSIDECAR__TLS__KEY": f"{self.postgres.directory}/server.key"}
-        return self.start([self.tools.sidecar], environment)
+        return self.start([self.program()], environment)
+
+    def program(self):
+        return self.tools.sidecar
 
     def listen(self):
         address = f"unix:{self.directory}:{self.port}" if self.transport == "unix" else f"127.0.0.1:{self.port}"
         return f"[{{address: '{address}', auth: {self.scenario.auth}}}]"
 
 
-PEERS = {kind.name: kind for kind in (Sidecar, PgBouncer, HAProxy, Forwarder)}
+class Unclassified(Sidecar):
+    """pgsidecar as it would be if it did not care what statements do. Nothing to serve with: clients' settings mix."""
+
+    name = "unclassified"
+
+    def program(self):
+        return self.tools.unclassified
+
+
+PEERS = {kind.name: kind for kind in (Sidecar, PgBouncer, HAProxy, Forwarder, Unclassified)}
+# It takes a build of its own.
+USUAL = [name for name in PEERS if name != Unclassified.name]

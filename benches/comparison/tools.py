@@ -35,6 +35,7 @@ class Tools:
         self.forwarder = str(scratch / "byte_forwarder")
         run(["cc", "-O2", "-o", self.forwarder, "benches/byte_forwarder.c"], 60)
         self.sidecar, self.load, self.built = build()
+        self.unclassified = build_unclassified() if "unclassified" in peers else None
         self.descriptors = raise_descriptor_limit()
 
     def pgbouncer_version(self):
@@ -80,6 +81,17 @@ def build():
     # A program that was given may be of any commit.
     given = ", given by PGSIDECAR_BINARY" if os.environ.get("PGSIDECAR_BINARY") else ""
     return sidecar, load, given or (", not optimised" if profile == "debug" else "")
+
+
+def build_unclassified():
+    """pgsidecar that takes every statement for an ordinary one, in a directory of its own."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "unclassified"
+    command = ["cargo", "build", "--quiet", "--release", "--bin", "pgsidecar"]
+    flags = f"{os.environ.get('RUSTFLAGS', '')} --cfg pgsidecar_unclassified".strip()
+    environment = os.environ | {"RUSTFLAGS": flags, "CARGO_TARGET_DIR": str(target)}
+    if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
+        raise Missing(f"failed: RUSTFLAGS='{flags}' {' '.join(command)}")
+    return str(target / "release/pgsidecar")
 
 
 def raise_descriptor_limit():

@@ -166,6 +166,8 @@ pub struct Exchange {
     /// A DISCARD ALL is under way, or what SQL says of statements' names: what a backend holds of statements is known when
     /// it is answered.
     forgetting: bool,
+    /// A DISCARD ALL is under way: it ends what tied the backend before it, and nothing that comes behind it.
+    discarding: bool,
     unsure: Unsure,
     /// What was said to the backend ahead of a Query that depends on it.
     ahead: own_names::AheadOfQuery,
@@ -334,7 +336,7 @@ impl Exchange {
             up down pipeline;
             known_texts;
             lease is_unusual commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
-            forgetting unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
+            forgetting discarding unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed roles_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
             vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
             answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished

@@ -28,7 +28,9 @@ impl Exchange {
             return Some(Next::Held);
         }
         let (settled, quiet) = (self.pipeline.is_settled(), self.pipeline.is_quiet());
-        if self.restore_due && !self.pipeline.is_quiet() {
+        self.discarding &= !quiet;
+        let leaves_something = effects.is_some_and(|effects| !effects.is_none());
+        if (self.restore_due && !quiet) || (self.discarding && leaves_something) {
             return Some(self.await_replies());
         }
         let Some(lease) = self.lease.as_mut() else {
@@ -106,9 +108,8 @@ impl Exchange {
             self.vacancy = Some(parties.rules.pool.vacate(database, stays));
         }
         let forgets = |step: &Step| matches!(step.action, Action::DiscardAll | Action::DeallocateAll);
-        if effects.steps.iter().any(forgets) {
-            self.forgetting = true;
-        }
+        self.forgetting |= effects.steps.iter().any(forgets);
+        self.discarding |= effects.steps.iter().any(|step| step.action == Action::DiscardAll);
         let resets = parties.session.resets_baseline(effects);
         self.restore_bound |= resets;
         self.reset_stands |= resets && request == Request::Query;

@@ -76,6 +76,7 @@ impl Exchange {
         self.ends_block = false;
         self.prelude_owed = false;
         self.forgetting = false;
+        self.discarding = false;
         self.forget_names();
         self.restore_due = false;
         abandoned

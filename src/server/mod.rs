@@ -1,9 +1,10 @@
 //! The process: bind, serve, reload, drain.
 //!
 //! [`listener`] accepts clients, [`signals`] hears the operator, [`reload`] puts another configuration into force,
-//! [`descriptors`] makes room for sockets. [`run`] is the whole life in order.
+//! [`descriptors`] makes room for sockets, [`heap`] gives memory back. [`run`] is the whole life in order.
 
 mod descriptors;
+mod heap;
 mod listener;
 mod reload;
 mod signals;
@@ -88,6 +89,7 @@ pub async fn run(config: Config, sources: Sources, logging: LoggingHandle) -> Re
         tasks.spawn(stats_loop(metrics.clone(), interval, until_true(stopped.clone())));
     }
     tasks.spawn(sweep_warm_clients(context.warm.clone(), until_true(stopped.clone())));
+    tasks.spawn(heap::keep_small(drain.clone(), until_true(stopped.clone())));
     let accepting = listener::spawn(listeners, &context, &drain);
     warm_up(&context);
     let reloader = reload::Reloader::new(sources, context.clone(), logging);

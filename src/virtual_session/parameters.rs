@@ -233,6 +233,13 @@ pub fn prelude_from_doubt(wanted: &Settings) -> Vec<u8> {
     sql.into_bytes()
 }
 
+/// The SQL that brings a backend from `applied` to `wanted` under whatever role it has: a role that both name is left as it
+/// is, since the client may have taken another unseen. `None` when they agree.
+pub fn prelude_as_who_one_is(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
+    let sql = restore(applied, wanted)?;
+    Some([BEGIN.as_bytes(), &sql, b";COMMIT"].concat())
+}
+
 /// One statement that brings a backend from `applied` to `wanted` inside whatever transaction it is in.
 pub fn restore(applied: &Settings, wanted: &Settings) -> Option<Vec<u8>> {
     let gone = applied.entries.iter().filter(|(name, _)| wanted.value(name).is_none());

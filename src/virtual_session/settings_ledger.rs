@@ -113,9 +113,8 @@ impl VirtualSession {
             // The client held the backend when it was put in doubt, by a RESET of its own. What else is in force is its
             // own too, the role above all, and could not be said again; nor could what no text told.
             true => {
-                let is_known = |name: &str| !parameters::is_identity(name) && self.wanted.value(name).is_some();
-                let kept = backend.applied.only(is_known);
-                parameters::prelude(&kept, &self.wanted)
+                let kept = backend.applied.only(|name| self.wanted.value(name).is_some());
+                parameters::prelude_as_who_one_is(&kept, &self.wanted)
             }
             false => parameters::prelude(&backend.applied, &self.wanted),
         };

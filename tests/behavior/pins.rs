@@ -405,6 +405,35 @@ async fn trap_57_a_routine_made_by_a_pinned_client_is_known_to_the_others_at_onc
     assert_eq!(third.value(TENANT).await, "neutral");
 }
 
+#[tokio::test]
+async fn what_ties_a_backend_behind_a_discard_all_under_way_ties_it_still_when_that_is_answered() {
+    let database = Postgres::shared().create_database();
+    let sidecar = sidecar_as(&database, USER, PASSWORD, "1").await;
+    let extended = |sql| [parse("", sql), bind("", "", &[]), execute("", 0), sync()];
+    for (leaves, shows) in [
+        ("SET idle_session_timeout = '7h'", IDLE),
+        ("SELECT pg_advisory_lock(5)", LOCKS),
+    ] {
+        let simple = together(&[query("DISCARD ALL"), query(leaves)]);
+        let prepared = together(&[together(&extended("DISCARD ALL")), together(&extended(leaves))]);
+        for sent in [simple, prepared] {
+            let mut first = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+            first.send(&sent).await;
+            for _ in 0..2 {
+                let answer = first.until_ready().await;
+                assert!(!tags(&answer).contains('E'), "{leaves}: {}", answer[0].report());
+            }
+            assert_eq!(first.value(shows).await, "mine");
+            sidecar
+                .wait_metric("pgsidecar_backends", &[("state", "pinned")], |count| count == 1.0)
+                .await;
+            drop(first);
+            let mut second = RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await;
+            assert_eq!(second.value(shows).await, "neutral", "{leaves}");
+        }
+    }
+}
+
 /// Trap 57: what was known of a routine before it was replaced counts no more, not even for who replaced it.
 #[tokio::test]
 async fn trap_57_a_routine_that_is_replaced_is_not_called_as_if_it_were_the_old_one() {

@@ -725,13 +725,30 @@ fn judge(expected: &[String], got: &[String], failed: &mut bool) -> Verdict {
     }
 }
 
+/// A session as far as it was played.
+#[derive(Debug, Default)]
+struct Played {
+    /// Of each step.
+    replies: Vec<Vec<String>>,
+    /// What came behind a [`Verdict::Refused`] was not compared.
+    is_cut: bool,
+}
+
+/// What one client's sessions have come to.
+#[derive(Debug, Default)]
+struct Tally {
+    sessions: usize,
+    cut: usize,
+    differences: Vec<String>,
+}
+
 /// Plays a session, and compares each step's replies where they are known.
 async fn converse(
     port: u16,
     database: &str,
     session: &Session,
     expected: Option<&[Vec<String>]>,
-) -> Result<Vec<Vec<String>>, String> {
+) -> Result<Played, String> {
     let mut client = RawClient::connect(port).await;
     let startup: Vec<(&str, &str)> = [&session.startup[..], &[("database", database)]].concat();
     client
@@ -739,7 +756,7 @@ async fn converse(
         .await
         .expect("the login succeeds");
     client.ask(&session.fresh).await;
-    let (mut transcript, mut failed) = (Vec::new(), false);
+    let (mut played, mut failed) = (Played::default(), false);
     for (number, step) in session.steps.iter().enumerate() {
         let replies: Vec<String> = match tokio::time::timeout(PATIENCE, play(&mut client, step)).await {
             Ok(replies) => replies.iter().map(essence).collect(),
@@ -748,7 +765,10 @@ async fn converse(
         if let Some(expected) = expected.and_then(|steps| steps.get(number)) {
             match judge(expected, &replies, &mut failed) {
                 Verdict::Same => {}
-                Verdict::Refused => break,
+                Verdict::Refused => {
+                    played.is_cut = true;
+                    break;
+                }
                 Verdict::Different => {
                     return Err(format!(
                         "step {number}:\nPostgreSQL: {expected:#?}\nthrough pgsidecar: {replies:#?}\n{}",
@@ -757,10 +777,10 @@ async fn converse(
                 }
             }
         }
-        transcript.push(replies);
+        played.replies.push(replies);
     }
     client.send(&terminate()).await;
-    Ok(transcript)
+    Ok(played)
 }
 
 fn sessions(seed: u64, count: usize) -> Vec<Vec<Session>> {
@@ -772,16 +792,20 @@ fn sessions(seed: u64, count: usize) -> Vec<Vec<Session>> {
 }
 
 fn setup() -> String {
+    // Statistics that one twin has and the other not, for now, are other plans.
     let mut sql =
         "DO $$ BEGIN CREATE ROLE twin_role; EXCEPTION WHEN duplicate_object THEN NULL; END $$; GRANT twin_role TO app;
-                   CREATE SCHEMA aside; CREATE TABLE shared (x int, t text);
+                   CREATE SCHEMA aside; CREATE TABLE shared (x int, t text) WITH (autovacuum_enabled = off);
                    INSERT INTO shared SELECT g, 'text ' || g FROM generate_series(1, 5) g;
-                   CREATE TABLE other (which text); INSERT INTO other VALUES ('public');
-                   CREATE TABLE aside.other (which text); INSERT INTO aside.other VALUES ('aside');
+                   CREATE TABLE other (which text) WITH (autovacuum_enabled = off); INSERT INTO other VALUES ('public');
+                   CREATE TABLE aside.other (which text) WITH (autovacuum_enabled = off); INSERT INTO aside.other VALUES ('aside');
                    GRANT USAGE ON SCHEMA aside TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA aside TO PUBLIC;"
             .to_owned();
     for client in 0..CLIENTS {
-        let _ = write!(sql, "CREATE TABLE own_{client} (id int PRIMARY KEY, v text);");
+        let _ = write!(
+            sql,
+            "CREATE TABLE own_{client} (id int PRIMARY KEY, v text) WITH (autovacuum_enabled = off);"
+        );
     }
     sql.push_str("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC");
     sql
@@ -817,19 +841,38 @@ async fn every_reply_through_the_sidecar_equals_postgresqls_own() {
     for (client, script) in sessions(seed, count).into_iter().enumerate() {
         let (port, database, direct) = (sidecar.port, through.clone(), direct.clone());
         playing.spawn(async move {
+            let mut tally = Tally::default();
             for (number, session) in script.iter().enumerate() {
                 let expected = converse(database.port, &direct, session, None).await;
-                let expected = expected.unwrap_or_else(|told| panic!("PostgreSQL itself: {told}"));
-                let got = converse(port, &database.name, session, Some(&expected)).await;
-                if let Err(told) = got {
-                    return Err(format!("session {number} of client {client}, seed {seed}, {told}"));
+                let expected = expected
+                    .unwrap_or_else(|told| panic!("PostgreSQL itself: {told}"))
+                    .replies;
+                tally.sessions += 1;
+                match converse(port, &database.name, session, Some(&expected)).await {
+                    Ok(played) => tally.cut += usize::from(played.is_cut),
+                    Err(told) => {
+                        let difference = format!("session {number} of client {client}, seed {seed}, {told}");
+                        tally.differences.push(difference);
+                    }
                 }
             }
-            Ok(())
+            tally
         });
     }
-    let failures: Vec<String> = playing.join_all().await.into_iter().filter_map(Result::err).collect();
-    assert!(failures.is_empty(), "{}\n{}", failures.join("\n\n"), sidecar.log());
+    let tallies = playing.join_all().await;
+    let (sessions, cut) = tallies.iter().fold((0, 0), |(sessions, cut), tally| {
+        (sessions + tally.sessions, cut + tally.cut)
+    });
+    println!(
+        "{sessions} sessions with seed {seed}; {cut} of them were not compared behind a statement in a failed block"
+    );
+    let differences: Vec<String> = tallies.into_iter().flat_map(|tally| tally.differences).collect();
+    assert!(
+        differences.is_empty(),
+        "{}\n{}",
+        differences.join("\n\n"),
+        sidecar.log()
+    );
     let surprises = sidecar.metric("pgsidecar_audit_surprises_total", &[]).await;
     assert_eq!(surprises, Some(0.0), "seed {seed}\n{}", sidecar.log());
 }

@@ -1,13 +1,13 @@
 """A Django app far from its database, as it is and through pgsidecar: measures, and prints the table.
 
 tests/django/run starts it, with the database's port and password in the environment. Each row starts gunicorn anew, and
-pgsidecar where it is used; all of them, the link included, run on loopback.
+pgsidecar or PgBouncer where it is used; all of them run on loopback. The link and the load are examples/far_link.rs and
+examples/http_burst.rs: they take next to nothing of the processors that they share with what is measured.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import http.client
 import math
 import os
 import platform
@@ -18,10 +18,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tables
@@ -44,7 +42,7 @@ WAIT_DEADLINE = 30
 class Scenario:
     worker: str
     driver: str
-    way: str  # direct, unix, tcp
+    way: str  # direct, unix, tcp, pgbouncer
     max_age: int = 0
     is_zone_equal: bool = True
     has_pool: bool = False
@@ -84,6 +82,9 @@ def full_matrix():
                 yield Scenario(worker, driver, "unix", max_age)
             yield Scenario(worker, driver, "unix", is_zone_equal=False)
             yield Scenario(worker, driver, "tcp")
+    # What of it is the app's own and any pooler's: PgBouncer in the same place.
+    for worker, driver in (("gevent", "psycopg 3"), ("gevent", "psycopg2"), ("asgi", "psycopg 3")):
+        yield Scenario(worker, driver, "pgbouncer")
     for worker in ("gthread", "gevent"):
         yield Scenario(worker, "psycopg 3", "direct", has_pool=True)
 
@@ -103,6 +104,7 @@ class Scene:
         self.database_port = int(os.environ["SCENE_POSTGRES_PORT"])
         self.password = os.environ["SCENE_PASSWORD"]
         self.binary = os.environ["PGSIDECAR_BINARY"]
+        self.tools = Path(os.environ["SCENE_TOOLS"])
         self.python = sys.executable
         self.one_by_one = {"direct": 3 if is_short else 10, "through": 20 if is_short else 84}
         self.rounds = {"direct": 1 if is_short else 2, "through": 4 if is_short else 26}
@@ -111,7 +113,8 @@ class Scene:
     @contextlib.contextmanager
     def link(self):
         arguments = [self.link_port, self.database_port, ROUND_TRIP_MS, self.counts_port]
-        with process([self.python, HERE / "link.py", *map(str, arguments)], self.directory / "link.log"):
+        # It ends with its input, and so with this process.
+        with process([self.tools / "far_link", *arguments], self.directory / "link.log", stdin=subprocess.PIPE):
             wait_for_port(self.counts_port)
             yield
 
@@ -138,9 +141,42 @@ class Scene:
             wait_for(lambda: idle_backends(metrics_port) >= BACKENDS, "warm backends")
             yield
 
+    @contextlib.contextmanager
+    def pgbouncer(self):
+        """Its backends as warm as the sidecar's, by the same kind of socket."""
+        self.bouncer_port = free_port()
+        # Not in the directory of everything else, which is root's alone: PgBouncer refuses to run as root.
+        with tempfile.TemporaryDirectory(prefix="pgsidecar-django-pgbouncer-") as directory:
+            self.sockets = Path(directory)
+            settings = self.sockets / "pgbouncer.ini"
+            settings.write_text(self.bouncer_settings())
+            command = [shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"), settings]
+            if os.geteuid() == 0:
+                for path in (self.sockets, settings):
+                    shutil.chown(path, "postgres", "postgres")
+                # It becomes the program, so the process id stays.
+                command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--", *command]
+            log = self.directory / "pgbouncer.log"
+            url = f"postgres://app@/{{}}?host={self.sockets}&port={self.bouncer_port}"
+            with process(command, log):
+                wait_for((self.sockets / f".s.PGSQL.{self.bouncer_port}").exists, "PgBouncer")
+                # It fills its pool up, one after another, while there is a client.
+                with process(["psql", "-X", url.format("app")], log, stdin=subprocess.PIPE):
+                    wait_for(lambda: idle_servers(url.format("pgbouncer")) >= BACKENDS, "warm servers", 60)
+                    yield
+
+    def bouncer_settings(self):
+        server = f"host=127.0.0.1 port={self.link_port} dbname=app user=app password={self.password}"
+        return (
+            f"[databases]\napp = {server} pool_size={BACKENDS} min_pool_size={BACKENDS}\n[pgbouncer]\n"
+            f"listen_port = {self.bouncer_port}\nunix_socket_dir = {self.sockets}\nauth_type = any\n"
+            "pool_mode = transaction\nserver_tls_sslmode = require\nlog_connections = 0\nlog_disconnections = 0\n"
+        )
+
     def database_url(self, scenario):
-        if scenario.way == "unix":
-            return f"postgres://app@/app?host={self.sockets}&port=6432"
+        if scenario.way in ("unix", "pgbouncer"):
+            port = 6432 if scenario.way == "unix" else self.bouncer_port
+            return f"postgres://app@/app?host={self.sockets}&port={port}"
         port = {"direct": self.link_port, "tcp": getattr(self, "sidecar_port", None)}[scenario.way]
         options = "?sslmode=require" if scenario.way == "direct" else ""
         return f"postgres://app:{self.password}@127.0.0.1:{port}/app{options}"
@@ -173,13 +209,12 @@ class Scene:
     def run(self, scenario):
         with contextlib.ExitStack() as stack:
             if scenario.way != "direct":
-                stack.enter_context(self.sidecar())
+                stack.enter_context(self.pgbouncer() if scenario.way == "pgbouncer" else self.sidecar())
             stack.enter_context(self.gunicorn(scenario))
             before = self.connections_so_far()
             counts = "direct" if scenario.way == "direct" else "through"
-            results = [self.request() for _ in range(1 + self.one_by_one[counts])]
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                crowd = list(pool.map(lambda _: self.request(), range(AT_ONCE * self.rounds[counts])))
+            results = self.requests(1, 1 + self.one_by_one[counts])
+            crowd = self.requests(AT_ONCE, AT_ONCE * self.rounds[counts])
             opened = self.connections_so_far() - before
         good = [result for result in results if result]
         good_crowd = [result for result in crowd if result]
@@ -196,30 +231,22 @@ class Scene:
             errors=len(results) + len(crowd) - len(good) - len(good_crowd),
         )
 
-    def request(self):
-        """What the app says that the request waited for a connection, and took; None for any other answer than 200."""
-        try:
-            client = http.client.HTTPConnection("127.0.0.1", self.web_port, timeout=WAIT_DEADLINE)
-            client.request("GET", "/api/schools/primary/")
-            response = client.getresponse()
-            body = response.read()
-            client.close()
-        except (OSError, http.client.HTTPException):
-            return None
-        timing = re.findall(r"dur=([0-9.]+)", response.headers.get("Server-Timing", ""))
-        if response.status != 200 or len(timing) != 2 or b'"schools"' not in body:
-            return None
-        return tuple(map(float, timing))
+    def requests(self, at_once, count):
+        """What the app says that each request waited for a connection, and took; None for an answer that is an error."""
+        command = [self.tools / "http_burst", self.web_port, "/api/schools/primary/", at_once, count]
+        said = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True).stdout
+        return [None if line == "error" else tuple(map(float, line.split())) for line in said.splitlines()]
 
 
 @contextlib.contextmanager
-def process(command, log, environment=None, directory=None):
+def process(command, log, environment=None, directory=None, stdin=None):
     """Runs while the block does; then SIGTERM, and twice, so that nobody waits for a last client."""
     with open(log, "ab") as output:
         running = subprocess.Popen(
             [str(part) for part in command],
             env=os.environ | (environment or {}),
             cwd=directory,
+            stdin=stdin,
             stdout=output,
             stderr=output,
         )
@@ -251,11 +278,11 @@ def free_port():
                 return port
 
 
-def wait_for(condition, what):
-    deadline = time.monotonic() + WAIT_DEADLINE
+def wait_for(condition, what, seconds=WAIT_DEADLINE):
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {WAIT_DEADLINE} s for {what}")
+            raise TimeoutError(f"waited {seconds} s for {what}")
         time.sleep(0.05)
 
 
@@ -275,6 +302,12 @@ def idle_backends(metrics_port):
         return 0
     found = re.findall(r'^pgsidecar_backends{.*state="idle".*} (\d+)$', text, re.MULTILINE)
     return sum(map(int, found))
+
+
+def idle_servers(console):
+    """What PgBouncer says."""
+    said = subprocess.run(["psql", "-XAtqc", "SHOW SERVERS", console], capture_output=True, check=False, text=True).stdout
+    return sum("|idle|" in line for line in said.splitlines())
 
 
 def migrate(scene):
@@ -316,6 +349,9 @@ def faults(row, is_short, scram):
     if scenario.way == "direct":
         if scenario.worker == "gevent" and not scenario.has_pool and min(acquired) < 1000:
             yield f"{name}: a direct connection under gevent took less than 1000 ms: the link is no scene"
+        return
+    # It is there to compare with.
+    if scenario.way == "pgbouncer":
         return
     if row.first >= ROUND_TRIP_MS:
         yield f"{name}: the first acquire took {row.first:.1f} ms: it has asked the database"

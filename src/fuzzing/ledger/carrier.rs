@@ -10,7 +10,7 @@ use crate::protocol::pipeline::{Fate, Pipeline, Request};
 use crate::virtual_session::pins::PinReason;
 use crate::virtual_session::reset::ResetPlan;
 use crate::virtual_session::sql_lexer::{Lexing, StandardConformingStrings};
-use crate::virtual_session::statement_effects::{Effects, SequenceUse, Step, classify};
+use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step, classify};
 use crate::virtual_session::suspects::Suspects;
 use crate::virtual_session::{Following, Note, VirtualSession, is_portable};
 use crate::wire::BackendTag;
@@ -49,6 +49,7 @@ pub(super) struct Carrier {
     ends_block: bool,
     restore_due: bool,
     restore_bound: bool,
+    discarding: bool,
     /// Settings were changed in the transaction at hand.
     has_changed: bool,
     prelude_owed: bool,
@@ -98,6 +99,7 @@ impl Carrier {
             ends_block: false,
             restore_due: false,
             restore_bound: false,
+            discarding: false,
             has_changed: false,
             prelude_owed: false,
             before_prelude: None,
@@ -177,7 +179,9 @@ impl Carrier {
         if self.session.resets_baseline(effects) && self.awaits_reports() {
             return false;
         }
-        if self.restore_due && !self.pipeline.is_quiet() {
+        let quiet = self.pipeline.is_quiet();
+        self.discarding &= !quiet;
+        if (self.restore_due && !quiet) || (self.discarding && !effects.is_none()) {
             return false;
         }
         let settled = self.pipeline.is_settled();
@@ -249,6 +253,7 @@ impl Carrier {
             self.sent.push_back(Sent::Ours(b"listen sequences".to_vec()));
         }
         self.session.apply(effects, &mut backend.state, following);
+        self.discarding |= effects.steps.iter().any(|step| step.action == Action::DiscardAll);
         let resets = self.session.resets_baseline(effects);
         self.restore_bound |= resets;
         self.reset_stands |= resets;
@@ -283,6 +288,7 @@ impl Carrier {
         self.before_prelude = None;
         self.restore_due = false;
         self.restore_bound = false;
+        self.discarding = false;
     }
 
     /// The backend answers what it was sent first. False: it is lost to the client.
