@@ -34,17 +34,19 @@ pub(super) async fn keep_small(drain: Arc<Drain>, stopped: impl Future<Output = 
     }
 }
 
-/// The most clients that there were since memory was given back.
+/// The most clients that there were since memory was given back, and how many at the last look.
 #[derive(Debug, Default)]
 struct Tide {
     high: usize,
+    last: usize,
 }
 
 impl Tide {
-    /// Whether half of them have left, and enough to be worth it; then it counts anew.
+    /// Whether half of them have left, enough to be worth it, and no more are leaving; then it counts anew.
     fn has_ebbed(&mut self, clients: usize) -> bool {
         self.high = self.high.max(clients);
-        let has = clients <= self.high / 2 && self.high - clients >= LEFT_MIN;
+        let is_leaving = clients < std::mem::replace(&mut self.last, clients);
+        let has = !is_leaving && clients <= self.high / 2 && self.high - clients >= LEFT_MIN;
         if has {
             self.high = clients;
         }
@@ -72,9 +74,17 @@ mod tests {
     #[test]
     fn memory_is_given_back_once_when_half_of_many_clients_have_left() {
         let mut tide = Tide::default();
-        let counts = [100, 2000, 1001, 1000, 900, 501, 499, 2, 0, 0];
-        let ebbs: Vec<usize> = counts.into_iter().filter(|count| tide.has_ebbed(*count)).collect();
-        assert_eq!(ebbs, [1000, 499]);
+        let counts = [100, 2000, 1001, 1001, 1000, 900, 901, 902, 400, 400, 0, 0];
+        let given: Vec<usize> = (0..counts.len()).filter(|at| tide.has_ebbed(counts[*at])).collect();
+        assert_eq!(given, [6, 9], "by place; what is left of a few is not worth it");
+    }
+
+    #[test]
+    fn while_clients_are_leaving_their_memory_is_not_yet_there_to_be_given_back() {
+        let mut tide = Tide::default();
+        let counts = [2000, 700, 300, 0, 0, 0];
+        let given: Vec<usize> = (0..counts.len()).filter(|at| tide.has_ebbed(counts[*at])).collect();
+        assert_eq!(given, [4]);
     }
 
     #[test]
