@@ -336,38 +336,3 @@ async fn trap_89_clients_are_refused_before_backends_have_no_descriptors() {
     })
     .await;
 }
-
-/// Clients at once, idle, by a unix socket that asks for no password.
-async fn crowd(sidecar: &Sidecar, database: &Database, count: usize) -> Vec<RawClient> {
-    let path = sidecar.socket_directory().join(".s.PGSQL.1");
-    let mut clients = Vec::with_capacity(count);
-    for _ in 0..count {
-        let mut client = RawClient::connect_unix(&path).await;
-        client.log_in(USER, "", &[("database", &database.name)]).await.unwrap();
-        clients.push(client);
-    }
-    clients
-}
-
-#[tokio::test]
-async fn memory_is_given_back_behind_many_clients_that_leave() {
-    let database = Postgres::shared().create_database();
-    let config = format!(
-        "listen: [{{address: '127.0.0.1:$PORT'}}, {{address: 'unix:$DIRECTORY:1', auth: trust}}]\nusers: [{{name: {USER}, password: {PASSWORD}}}]"
-    );
-    let sidecar = Sidecar::builder(&database)
-        .config(config)
-        .own_listen()
-        .start_ready()
-        .await;
-    let resident = async || sidecar.metric("process_resident_memory_bytes", &[]).await.unwrap();
-    // What a first client brings with it stays.
-    drop(crowd(&sidecar, &database, 10).await);
-    let before = resident().await;
-    let clients = crowd(&sidecar, &database, 2000).await;
-    let there = resident().await;
-    assert!(there > before + 2e6, "{before} bytes, then {there}");
-    drop(clients);
-    let enough = |now: f64| now < before + (there - before) / 4.0;
-    sidecar.wait_metric("process_resident_memory_bytes", &[], enough).await;
-}
