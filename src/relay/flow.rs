@@ -332,14 +332,14 @@ impl Flow {
         }
     }
 
-    /// Reads once into the buffer, which has room for a message of `whole` bytes that must be read as one (0: none).
+    /// Reads once into the buffer, which has room for a message of `whole` bytes that must be read as one (0: none). The
+    /// rest of a message at hand is decided on with what follows it, by [`Self::next_header`], to be written with it.
     /// Must not be called while something waits to be written. Ready with 0 at the end of the stream.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream, whole: usize) -> Poll<std::io::Result<usize>> {
         self.make_room(whole);
         let room = self.read.capacity() - self.read.len();
         let count = ready!(from.poll_read(cx, &mut self.read))?;
         self.full_reads = if count == room { self.full_reads + 1 } else { 0 };
-        self.continue_rest();
         Poll::Ready(Ok(count))
     }
 
@@ -446,5 +446,47 @@ impl Flow {
             }
             self.pieces.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::wire::compose;
+
+    /// Passes on every message that has arrived, as the walks do.
+    fn pass_what_arrived(flow: &mut Flow) {
+        while let Some(header) = flow.next_header().unwrap() {
+            flow.pass(header);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_message_goes_out_with_what_follows_it() {
+        let mut rows = BytesMut::new();
+        for _ in 0..3 {
+            compose::frame(&mut rows, b'D', &[&[b'x'; 100]]);
+        }
+        let (mut said, mut heard) = Stream::pair().unwrap();
+        let (mut sent, mut got) = Stream::pair().unwrap();
+        let mut flow = Flow::default();
+        let (first, second) = rows.split_at(50);
+        for (bytes, written) in [(first, 50), (second, second.len())] {
+            said.write_all(bytes).await.unwrap();
+            poll_fn(|cx| flow.poll_read(cx, &mut heard, 0)).await.unwrap();
+            assert!(flow.is_written(), "nothing is written ahead of the walk over all that has come");
+            pass_what_arrived(&mut flow);
+            assert_eq!(flow.pieces.len(), 1);
+            poll_fn(|cx| flow.poll_write(cx, &mut sent)).await.unwrap();
+            assert_eq!(flow.take_written(), written as u64);
+        }
+        assert!(flow.is_empty());
+        let mut all = BytesMut::with_capacity(1024);
+        while all.len() < rows.len() {
+            got.read_buf(&mut all).await.unwrap();
+        }
+        assert_eq!(all, rows);
     }
 }
