@@ -50,6 +50,7 @@ regress_once() {
     regress_tests "$1" "$port" "$password" "$([ -n "$noise_pid" ] && echo --use-existing)" >"$results/$name.log" 2>&1 || true
     stop_noise
     stop_sidecar "$name"
+    rm -rf "$results/$name.results"
     cp -r "$postgres_directory/regress/results" "$results/$name.results"
     cp "$postgres_directory/regress/regression.diffs" "$results/$name.diffs" 2>/dev/null || true
     as_postgres cat "$postgres_directory/log" >"$results/$name.postgres.log"
