@@ -72,7 +72,7 @@ pub async fn authenticate(
     let known = match known {
         Some(user) => Some(user),
         None => tokio::select! {
-            found = context.auth_query.find(&login.user, Duration::MAX, snapshot, context) => found.map_err(Denied::Refused)?,
+            found = Box::pin(context.auth_query.find(&login.user, Duration::MAX, snapshot, context)) => found.map_err(Denied::Refused)?,
             () = stream.left() => return Err(Denied::Gone),
         },
     };
@@ -81,7 +81,7 @@ pub async fn authenticate(
     let (user, (last_words, learned)) = match run_exchange(stream, read, login, exchange, stored, snapshot).await? {
         Attempt::Accepted(accepted) => (known, accepted),
         Attempt::WrongPassword(report, proof) => {
-            let second = second_look(login, proof, context, snapshot).await;
+            let second = Box::pin(second_look(login, proof, context, snapshot)).await;
             let (user, accepted) = second.ok_or(Denied::Refused(report))?;
             (Some(user), accepted)
         }
@@ -219,19 +219,18 @@ async fn run_exchange(
 }
 
 fn random() -> Result<AuthRandom, Denied> {
-    let mut random = AuthRandom {
-        nonce: [0; 18],
-        md5_salt: [0; 4],
-    };
-    let filled = getrandom::fill(&mut random.nonce).and_then(|()| getrandom::fill(&mut random.md5_salt));
-    filled.map_err(|error| {
+    // One system call for both.
+    let mut bytes = [0; 22];
+    getrandom::fill(&mut bytes).map_err(|error| {
         tracing::error!(%error, "the system's random generator failed");
         Denied::Refused(Report::fatal(
             SqlState::INTERNAL_ERROR,
             "could not generate random salt",
         ))
     })?;
-    Ok(random)
+    let [nonce @ .., a, b, c, d] = bytes;
+    let md5_salt = [a, b, c, d];
+    Ok(AuthRandom { nonce, md5_salt })
 }
 
 /// Exactly one message, its length checked before anything is allocated for it.

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use super::authenticate::Authenticated;
 use super::context::ClientContext;
 use crate::backend::ServerParameters;
+use crate::net::PeerAddress;
 use crate::pool::{ClientCancel, Holder, Lease, LeaseError, Pool, PoolKey, SecretLength, StartupSettings};
 use crate::protocol::handshake::{Login, Replication};
 use crate::virtual_session::VirtualSession;
@@ -43,7 +44,7 @@ pub async fn greet(
     context: &Arc<ClientContext>,
     login: &Login,
     authenticated: Authenticated,
-    address: String,
+    address: PeerAddress,
 ) -> Result<Greeted, Report> {
     let number = context.next_client();
     let length = if login.version >= PROTOCOL_3_2 {
@@ -66,15 +67,17 @@ pub async fn greet(
     }
     let pool = context.pools.pool(&key).map_err(|error| fatal(&error))?;
     if login.replication != Replication::None || !login.unsupported_switches.is_empty() {
-        return with_own_backend(pool, holder, cancel, login, authenticated).await;
+        return Box::pin(with_own_backend(pool, holder, cancel, login, authenticated)).await;
     }
     let neutral = pool.learn().await.map_err(|error| fatal(&error))?;
-    // Without it every mention is suspicious, which is safe: no login fails, or waits for long, because of it.
-    let _ = tokio::time::timeout(CATALOG_WAIT, pool.know_catalog()).await;
+    if !pool.knows_catalog() {
+        // Without it every mention is suspicious, which is safe: no login fails, or waits for long, because of it.
+        let _ = Box::pin(tokio::time::timeout(CATALOG_WAIT, pool.know_catalog())).await;
+    }
     let settings = match pool.prove(&holder, &login.settings, &neutral).await {
         Ok(StartupSettings::Follow(settings)) => settings,
         Ok(StartupSettings::NeedOwnBackend) => {
-            return with_own_backend(pool, holder, cancel, login, authenticated).await;
+            return Box::pin(with_own_backend(pool, holder, cancel, login, authenticated)).await;
         }
         Err(report) => return Err(report.with_severity(Severity::Fatal)),
     };

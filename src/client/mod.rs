@@ -41,6 +41,7 @@ pub async fn serve(stream: Stream, door: Door, context: Arc<ClientContext>, drai
         return Box::pin(turn_away(&mut stream, "The limit of file descriptors", &context)).await;
     };
     // Boxed: what a login needs is no part of what an idle client costs.
+    // What is rare in it is boxed once more: it is allocated and moved as large as its largest part.
     let arrived = Box::pin(arrive(stream, door, &context, &snapshot, drain.clone())).await;
     let Some((mut session, _place, beginning)) = arrived else {
         return;
@@ -66,7 +67,7 @@ async fn arrive(
     mut drain: DrainSignal,
 ) -> Option<Arrived> {
     let Some(unauthenticated) = context.unauthenticated_place(snapshot.config.limits.max_unauthenticated) else {
-        turn_away(&mut stream, "limits.max_unauthenticated", context).await;
+        Box::pin(turn_away(&mut stream, "limits.max_unauthenticated", context)).await;
         return None;
     };
     let started = Instant::now();
@@ -106,7 +107,8 @@ async fn log_in(
     let (mut stream, login, mut read) = first_packets(stream, door, context, snapshot, deadline).await?;
     context.metrics.client_connected();
     let Some(place) = context.client_place(limits.max_clients) else {
-        last_words(&mut stream, &error::too_many_clients("limits.max_clients"), context).await;
+        let report = error::too_many_clients("limits.max_clients");
+        Box::pin(last_words(&mut stream, &report, context)).await;
         return None;
     };
     let proving = async {
@@ -124,13 +126,13 @@ async fn log_in(
                 _ => error::login_too_long(),
             };
             tracing::info!(client = %stream.peer(), user = %login.user, sqlstate = %report.sqlstate, "a login was refused");
-            last_words(&mut stream, &report, context).await;
+            Box::pin(last_words(&mut stream, &report, context)).await;
             return None;
         }
     };
     drop(unauthenticated);
     let greeted = tokio::select! {
-        greeted = greet(context, &login, authenticated, stream.peer().to_string()) => greeted,
+        greeted = greet(context, &login, authenticated, stream.peer()) => greeted,
         () = stream.left() => return None,
     };
     match greeted {
@@ -144,7 +146,7 @@ async fn log_in(
                 // PostgreSQL has another password than the one that was looked up.
                 context.auth_query.forget(&login.user);
             }
-            last_words(&mut stream, &report, context).await;
+            Box::pin(last_words(&mut stream, &report, context)).await;
             None
         }
     }
@@ -162,10 +164,8 @@ async fn first_packets(
     match within(deadline, receive(stream, door, snapshot, context)).await? {
         Ok(Arrival::Login(stream, login, read)) => Some((stream, login, read)),
         Ok(Arrival::Cancel(key)) => {
-            let outcome = context
-                .cancel_keys
-                .cancel(&key, snapshot.config.pool.cancel_timeout)
-                .await;
+            let limit = snapshot.config.pool.cancel_timeout;
+            let outcome = Box::pin(context.cancel_keys.cancel(&key, limit)).await;
             context.metrics.cancel_handled(outcome);
             None
         }
@@ -219,6 +219,17 @@ async fn close_with(stream: &mut Stream, words: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_login_allocates_and_moves_little() {
+        fn future_len<F>(
+            _: impl Fn(Stream, Door, &'static Arc<ClientContext>, &'static Arc<Snapshot>, DrainSignal) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        let login = future_len(|stream, door, context, snapshot, drain| arrive(stream, door, context, snapshot, drain));
+        assert!(login <= 3584, "{login} bytes of future");
+    }
 
     #[test]
     fn an_idle_client_takes_little_memory() {

@@ -40,15 +40,15 @@ pub async fn receive(
         OpeningStep::Packets(handshake) => handshake,
         OpeningStep::Close(words) => {
             tracing::info!(client = %stream.peer(), ?opening, "what came is not PostgreSQL's protocol");
-            close_with(&mut stream, &words).await;
+            Box::pin(close_with(&mut stream, &words)).await;
             return Ok(Arrival::Gone);
         }
         OpeningStep::Tls(expect_alpn) => {
             let already_read = std::mem::take(&mut read);
-            stream = accept_tls(stream, already_read, door, snapshot).await?;
+            stream = Box::pin(accept_tls(stream, already_read, door, snapshot)).await?;
             match expect_alpn.on_tls(stream.alpn()) {
                 Ok(handshake) => handshake,
-                Err(refusal) => return refuse(stream, &refusal.0, context).await,
+                Err(refusal) => return Box::pin(refuse(stream, &refusal.0, context)).await,
             }
         }
     };
@@ -56,12 +56,12 @@ pub async fn receive(
         let packet = match next_packet(&mut stream, &mut read).await? {
             Ok(Some(packet)) => packet,
             Ok(None) => return Ok(Arrival::Gone),
-            Err(report) => return refuse(stream, &report, context).await,
+            Err(report) => return Box::pin(refuse(stream, &report, context)).await,
         };
         match handshake.on_packet(&packet, read.len()) {
             Ok(HandshakeStep::AnswerThenTls(answer, next)) => {
                 stream.write_all(&answer).await?;
-                stream = accept_tls(stream, BytesMut::new(), door, snapshot).await?;
+                stream = Box::pin(accept_tls(stream, BytesMut::new(), door, snapshot)).await?;
                 handshake = next;
             }
             Ok(HandshakeStep::Answer(answer, next)) => {
@@ -70,7 +70,7 @@ pub async fn receive(
             }
             Ok(HandshakeStep::Cancel(key)) => return Ok(Arrival::Cancel(key)),
             Ok(HandshakeStep::Login(login)) => return Ok(Arrival::Login(stream, login, read)),
-            Err(refusal) => return refuse(stream, &refusal.0, context).await,
+            Err(refusal) => return Box::pin(refuse(stream, &refusal.0, context)).await,
         }
     }
 }

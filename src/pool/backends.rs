@@ -201,9 +201,9 @@ impl Pool {
         if let Some(parameters) = self.parameters() {
             return Ok(parameters);
         }
-        let lease = self
-            .lease(&Holder::internal("learning the server's parameters"), Wish::Any)
-            .await?;
+        let holder = Holder::internal("learning the server's parameters");
+        // Boxed: every login comes by here, and nearly none goes on.
+        let lease = Box::pin(self.lease(&holder, Wish::Any)).await?;
         let parameters = Arc::clone(lease.neutral_parameters());
         lease.park();
         Ok(parameters)

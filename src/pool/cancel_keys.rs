@@ -23,6 +23,8 @@ const CONCURRENT_MAX: usize = 32;
 const PROCESS_ID_MIN: u32 = (1 << 22) + 1;
 /// Drivers read an Int32, and some print it: it stays positive.
 const PROCESS_ID_MAX: u32 = i32::MAX as u32;
+/// The longest secret of a cancel key that we give, in bytes.
+const SECRET_LEN_MAX: usize = 32;
 
 /// Every client's key. One per process.
 #[derive(Debug)]
@@ -81,15 +83,20 @@ impl CancelKeys {
     /// # Errors
     /// The system's generator failed.
     pub fn register(self: &Arc<Self>, length: SecretLength) -> Result<ClientCancel, getrandom::Error> {
-        let mut secret = match length {
-            SecretLength::Short => vec![0; 4],
-            SecretLength::Long => vec![0; 32],
+        let secret_len = match length {
+            SecretLength::Short => 4,
+            SecretLength::Long => SECRET_LEN_MAX,
         };
-        getrandom::fill(&mut secret)?;
-        let secret = secret.into_boxed_slice();
+        // One system call for both.
+        let mut number = [0; 4];
+        let mut random = [0; 4 + SECRET_LEN_MAX];
+        getrandom::fill(&mut random)?;
+        let (first, rest) = random.split_at(number.len());
+        number.copy_from_slice(first);
+        let secret: Box<[u8]> = rest.get(..secret_len).unwrap_or(rest).into();
         let slot = Arc::new(CancelSlot::default());
         loop {
-            let process_id = PROCESS_ID_MIN + getrandom::u32()? % (PROCESS_ID_MAX - PROCESS_ID_MIN + 1);
+            let process_id = PROCESS_ID_MIN + u32::from_ne_bytes(number) % (PROCESS_ID_MAX - PROCESS_ID_MIN + 1);
             let mut shard = lock(self.shard(process_id));
             if let std::collections::hash_map::Entry::Vacant(vacant) = shard.entry(process_id) {
                 vacant.insert(Entry {
@@ -103,6 +110,8 @@ impl CancelKeys {
                     keys: Arc::clone(self),
                 });
             }
+            drop(shard);
+            getrandom::fill(&mut number)?;
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::cancel_keys::CancelSlot;
 use super::lock;
+use crate::net::PeerAddress;
 use crate::virtual_session::pins::PinReason;
 
 /// What a client does with the backend that it holds.
@@ -18,11 +19,41 @@ pub enum HolderState {
     Pinned(&'static str),
 }
 
+/// Where a holder is.
+#[derive(Debug, Clone, Copy)]
+pub enum HolderAddress {
+    /// A client.
+    Peer(PeerAddress),
+    /// pgsidecar itself: what it does.
+    Purpose(&'static str),
+}
+
+impl From<PeerAddress> for HolderAddress {
+    fn from(peer: PeerAddress) -> Self {
+        Self::Peer(peer)
+    }
+}
+
+impl From<&'static str> for HolderAddress {
+    fn from(purpose: &'static str) -> Self {
+        Self::Purpose(purpose)
+    }
+}
+
+impl std::fmt::Display for HolderAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Peer(peer) => peer.fmt(f),
+            Self::Purpose(purpose) => f.write_str(purpose),
+        }
+    }
+}
+
 /// One client, as far as the pools know it. Made once per client and shared by all of its leases.
 #[derive(Debug)]
 pub struct Holder {
     client_id: u64,
-    address: Box<str>,
+    address: HolderAddress,
     cancel: Arc<CancelSlot>,
     is_idle_in_transaction: AtomicU8,
     /// What its client was told that its process id is; 0 where it was told none.
@@ -37,8 +68,8 @@ struct Described {
 }
 
 impl Holder {
-    /// `client_id` is unique in the process; `address` is for the log only.
-    pub fn new(client_id: u64, address: impl Into<Box<str>>, cancel: Arc<CancelSlot>) -> Arc<Self> {
+    /// `client_id` is unique in the process; `address` is for the log only, and made into text there.
+    pub fn new(client_id: u64, address: impl Into<HolderAddress>, cancel: Arc<CancelSlot>) -> Arc<Self> {
         let (address, described) = (address.into(), Mutex::default());
         Arc::new(Self {
             client_id,

@@ -209,10 +209,15 @@ fn names_of(row: &[u8]) -> impl Iterator<Item = (SuspectKind, &[u8])> {
 }
 
 impl Pool {
+    /// Whether the catalog was read once.
+    pub fn knows_catalog(&self) -> bool {
+        self.knowledge().catalog_read.load(Ordering::Acquire)
+    }
+
     /// Sees to it that the catalog was read once, and waits for it a little. Where it can't be read everything stays
     /// suspicious, and the next login tries again.
     pub async fn know_catalog(self: &Arc<Self>) {
-        if self.knowledge().catalog_read.load(Ordering::Acquire) {
+        if self.knows_catalog() {
             return;
         }
         // In a task of its own: a client that goes away takes no backend with it.

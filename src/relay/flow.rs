@@ -476,7 +476,10 @@ mod tests {
         for (bytes, written) in [(first, 50), (second, second.len())] {
             said.write_all(bytes).await.unwrap();
             poll_fn(|cx| flow.poll_read(cx, &mut heard, 0)).await.unwrap();
-            assert!(flow.is_written(), "nothing is written ahead of the walk over all that has come");
+            assert!(
+                flow.is_written(),
+                "nothing is written ahead of the walk over all that has come"
+            );
             pass_what_arrived(&mut flow);
             assert_eq!(flow.pieces.len(), 1);
             poll_fn(|cx| flow.poll_write(cx, &mut sent)).await.unwrap();

@@ -19,10 +19,15 @@ pub fn report(out: &mut BytesMut, report: &Report) {
         (b'S', report.severity.as_str().to_owned()),
         (b'V', report.severity.as_str().to_owned()),
         (b'C', report.sqlstate.as_str().to_owned()),
-        (b'M', without_zero(&report.message)),
+        (b'M', without_zero(&report.message).to_owned()),
     ];
-    fields.extend(report.detail.as_deref().map(|detail| (b'D', without_zero(detail))));
-    fields.extend(report.hint.as_deref().map(|hint| (b'H', without_zero(hint))));
+    fields.extend(
+        report
+            .detail
+            .as_deref()
+            .map(|detail| (b'D', without_zero(detail).to_owned())),
+    );
+    fields.extend(report.hint.as_deref().map(|hint| (b'H', without_zero(hint).to_owned())));
     match report.severity {
         Severity::Warning | Severity::Notice => encode(out, &NoticeResponse::new(fields)),
         Severity::Error | Severity::Fatal | Severity::Panic => encode(out, &ErrorResponse::new(fields)),
@@ -108,7 +113,7 @@ pub fn startup_message<'a>(out: &mut BytesMut, version: u32, parameters: impl In
     startup.protocol_number_minor = u16::try_from(version & 0xffff).unwrap_or(0);
     startup.parameters = parameters
         .into_iter()
-        .map(|(name, value)| (without_zero(name), without_zero(value)))
+        .map(|(name, value)| (without_zero(name).to_owned(), without_zero(value).to_owned()))
         .collect();
     encode(out, &startup);
 }
@@ -191,8 +196,9 @@ fn secret_key(key: &CancelKey) -> SecretKey {
 }
 
 /// The text up to its first zero byte: a string field can't hold one.
-fn without_zero(text: &str) -> String {
-    text.split('\0').next().unwrap_or_default().to_owned()
+fn without_zero(text: &str) -> &str {
+    let end = memchr::memchr(0, text.as_bytes());
+    end.and_then(|end| text.get(..end)).unwrap_or(text)
 }
 
 #[cfg(test)]
