@@ -227,7 +227,7 @@ mod tests {
         ) -> usize {
             size_of::<F>()
         }
-        let login = future_len(|stream, door, context, snapshot, drain| arrive(stream, door, context, snapshot, drain));
+        let login = future_len(arrive);
         assert!(login <= 3584, "{login} bytes of future");
     }
 
