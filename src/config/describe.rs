@@ -138,6 +138,7 @@ impl Config {
             ("listen_on_loss", word(resolve::LISTEN_ON_LOSS, pool.listen_on_loss)),
             ("audit", word(resolve::AUDITS, pool.audit)),
             ("setting_answers", pool.setting_answers.into()),
+            ("defer_begin", on_or_off(pool.defer_begin)),
             ("warm_settings", settings(&pool.warm_settings)),
         ])
     }
@@ -348,6 +349,10 @@ fn database(database: &DatabaseConfig) -> Value {
     section(entries)
 }
 
+fn on_or_off(value: bool) -> Value {
+    if value { "on" } else { "off" }.into()
+}
+
 fn pool_override(pool: &PoolOverride) -> Option<Value> {
     let entries = [
         ("mode", pool.mode.map(|mode| word(resolve::POOL_MODES, mode))),
@@ -363,6 +368,7 @@ fn pool_override(pool: &PoolOverride) -> Option<Value> {
                 .as_ref()
                 .map(|query| query.as_deref().unwrap_or("none").into()),
         ),
+        ("defer_begin", pool.defer_begin.map(on_or_off)),
         ("warm_settings", pool.warm_settings.as_ref().map(settings)),
     ];
     let entries: Vec<_> = entries

@@ -147,6 +147,7 @@ sections! {
         listen_on_loss: Scalar,
         audit: Scalar,
         setting_answers: Scalar,
+        defer_begin: Scalar,
         warm_settings: BTreeMap<String, Scalar>,
     }
     /// `pool:` of a database or a user.
@@ -159,6 +160,7 @@ sections! {
         max_lifetime: Scalar,
         lifetime_jitter: Scalar,
         connect_query: Scalar,
+        defer_begin: Scalar,
         warm_settings: BTreeMap<String, Scalar>,
     }
     /// `limits:`.

@@ -396,6 +396,8 @@ pub struct PoolConfig {
     /// Values of settings that are remembered because PostgreSQL has accepted them, so that it need not be asked again.
     /// 0: each is asked for.
     pub setting_answers: u32,
+    /// Whether a BEGIN is answered at once, and sent together with the first statement behind it.
+    pub defer_begin: bool,
     /// Values that are tried when a pool opens, by name: PostgreSQL need not be asked for them even once.
     pub warm_settings: BTreeMap<String, String>,
 }
@@ -412,6 +414,7 @@ pub struct PoolOverride {
     pub max_lifetime: Option<Option<Duration>>,
     pub lifetime_jitter: Option<f64>,
     pub connect_query: Option<Option<String>>,
+    pub defer_begin: Option<bool>,
     pub warm_settings: Option<BTreeMap<String, String>>,
 }
 
@@ -511,6 +514,7 @@ impl PoolConfig {
             max_lifetime,
             lifetime_jitter,
             connect_query,
+            defer_begin,
             warm_settings
         );
         pool

@@ -180,6 +180,7 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             |it| it.count(0, 1_000_000),
             1000,
         )?,
+        defer_begin: at.read("defer_begin", &file.defer_begin, Scalar::boolean, false)?,
         warm_settings: warm_settings(&at, &file.warm_settings)?.unwrap_or_default(),
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
@@ -214,6 +215,7 @@ pub(super) fn pool_override(file: &OverrideFile, path: &KeyPath) -> Result<PoolO
         max_lifetime: at.read_if("max_lifetime", &file.max_lifetime, Scalar::duration_or_off)?,
         lifetime_jitter: at.read_if("lifetime_jitter", &file.lifetime_jitter, Scalar::share)?,
         connect_query: at.read_if("connect_query", &file.connect_query, Scalar::text_or_none)?,
+        defer_begin: at.read_if("defer_begin", &file.defer_begin, Scalar::boolean)?,
         warm_settings: warm_settings(&at, &file.warm_settings)?,
     })
 }

@@ -150,6 +150,9 @@ pub struct Pipeline<N> {
     /// All that is owed, where that is one group of which nothing was answered yet: no item is there then.
     group: Option<Group<N>>,
     status: TransactionStatus,
+    /// The client was told that its transaction has begun, and PostgreSQL has not said so yet: until then what it says of
+    /// the status is not of the client's.
+    begins: bool,
     /// An extended message was sent and its Sync was not: an implicit transaction may be open.
     unsynced: bool,
     /// PostgreSQL discards what comes until Sync.
@@ -175,6 +178,7 @@ impl<N> Default for Pipeline<N> {
             items: VecDeque::new(),
             group: None,
             status: TransactionStatus::Idle,
+            begins: false,
             unsynced: false,
             skipping: false,
             refusing: false,
@@ -196,6 +200,7 @@ impl<N: Default> Pipeline<N> {
         self.group = None;
         self.dropped.clear();
         self.status = TransactionStatus::Idle;
+        self.begins = false;
         self.unsynced = false;
         self.skipping = false;
         self.refusing = false;
@@ -210,6 +215,22 @@ impl<N: Default> Pipeline<N> {
     /// The status of the last ReadyForQuery.
     pub const fn status(&self) -> TransactionStatus {
         self.status
+    }
+
+    /// The client was told that its transaction has begun, of which PostgreSQL knows nothing yet.
+    pub const fn begin_unsent(&mut self) {
+        self.status = TransactionStatus::InTransaction;
+        self.begins = true;
+    }
+
+    /// The messages that begin it are sent, as a group of ours without a Sync: the client owes it none.
+    pub const fn begin_sent(&mut self) {
+        self.unsynced = false;
+    }
+
+    /// PostgreSQL has begun it.
+    pub const fn begun(&mut self) {
+        self.begins = false;
     }
 
     /// Nothing is owed, no COPY is open, no implicit transaction waits for its Sync, and the status is idle: the only
@@ -674,7 +695,9 @@ impl<N: Default> Pipeline<N> {
             Some(request) if request.ends_with_ready() => self.pop(),
             _ => return Err(self.unexpected(BackendTag::ReadyForQuery)),
         };
-        self.status = status;
+        if !self.begins {
+            self.status = status;
+        }
         self.copy_in = CopyIn::None;
         self.described = false;
         self.completed_since_ready = false;

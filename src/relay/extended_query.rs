@@ -43,7 +43,8 @@ impl Exchange {
             return Ok(Next::Done);
         }
         if self.lease.is_none() {
-            return Ok(self.answer_group(parties).unwrap_or(Next::NeedsBackend));
+            let answered = self.answer_group(parties).or_else(|| self.defer_group(parties));
+            return Ok(answered.unwrap_or(Next::NeedsBackend));
         }
         let effects = match &known {
             Some(statement) => statement.effects.clone(),

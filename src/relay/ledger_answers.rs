@@ -33,15 +33,17 @@ pub(super) struct Trial {
 }
 
 /// `Parse Bind [Describe] Execute Sync` of unnamed things.
-struct Group<'a> {
-    parse: Parse<'a>,
-    text: SettingText,
-    bound: Option<Vec<u8>>,
-    is_described: bool,
+pub(super) struct Group<'a, T> {
+    pub(super) parse: Parse<'a>,
+    /// What its text was recognised as.
+    pub(super) text: T,
+    pub(super) bound: Option<Vec<u8>>,
+    pub(super) is_described: bool,
     /// Of the row; 0 is text.
     result_format: i16,
+    row_limit: i32,
     /// Messages.
-    len: usize,
+    pub(super) len: usize,
 }
 
 impl Exchange {
@@ -67,7 +69,7 @@ impl Exchange {
 
     /// Answers the Parse at hand and what follows it up to its Sync, if it is a SET that can be and all of it has arrived.
     pub(super) fn answer_group(&mut self, parties: &mut Parties<'_>) -> Option<Next> {
-        let group = Group::read(self.up.undecided())?;
+        let group = setting_group(self.up.undecided())?;
         let request = self.request_of(&group.text, group.bound.as_deref(), parties)?;
         let (value, effects) = self.answerable(group.parse.sql, &request, parties)?;
         let unnamed = parties.session.parse_unnamed_unsent(group.parse.definition, effects);
@@ -83,6 +85,15 @@ impl Exchange {
         command_complete(&mut row, &text);
         let mut reports = BytesMut::new();
         self.settle(&request, &value, &mut reports, parties);
+        let described = is_described.then(|| described.freeze());
+        self.say_group(unnamed, described, row.freeze(), reports.freeze());
+        self.skip_messages(len);
+        Some(Next::Done)
+    }
+
+    /// Answers the messages of a group: what its Describe is told, if it has one, its Execute, and its Sync ahead of the
+    /// ReadyForQuery.
+    pub(super) fn say_group(&mut self, unnamed: Note, described: Option<Bytes>, executed: Bytes, reports: Bytes) {
         self.expect(
             Request::Parse,
             Fate::Answer(Bytes::from_static(b"1\0\0\0\x04")),
@@ -93,18 +104,21 @@ impl Exchange {
             Fate::Answer(Bytes::from_static(b"2\0\0\0\x04")),
             Note::None,
         );
-        if is_described {
-            self.expect(Request::DescribePortal, Fate::Answer(described.freeze()), Note::None);
+        if let Some(described) = described {
+            self.expect(Request::DescribePortal, Fate::Answer(described), Note::None);
         }
-        self.expect(Request::Execute, Fate::Answer(row.freeze()), Note::None);
-        self.expect(Request::Sync, Fate::Answer(reports.freeze()), Note::None);
-        for _ in 0..len {
+        self.expect(Request::Execute, Fate::Answer(executed), Note::None);
+        self.expect(Request::Sync, Fate::Answer(reports), Note::None);
+        self.say_due();
+    }
+
+    /// The next messages, which have arrived, are answered.
+    pub(super) fn skip_messages(&mut self, count: usize) {
+        for _ in 0..count {
             if let Ok(Some(header)) = self.up.next_header() {
                 self.up.skip(header);
             }
         }
-        self.say_due();
-        Some(Next::Done)
     }
 
     /// What a text asks for, where this could be answered or learned.
@@ -164,7 +178,7 @@ impl Exchange {
         if !is_one || self.lease.as_ref().is_none_or(|lease| lease.is_dedicated()) {
             return None;
         }
-        let group = Group::read(self.up.undecided())?;
+        let group = setting_group(self.up.undecided())?;
         let request = self.request_of(&group.text, group.bound.as_deref(), parties)?;
         Some(Box::new(Trial::new(request, parties)))
     }
@@ -228,12 +242,18 @@ fn is_one_setting(effects: &Effects) -> bool {
         && effects.pins == PinSet::of(PinReason::Setting)
 }
 
-impl<'a> Group<'a> {
+/// A group whose text gives a setting a value.
+fn setting_group(bytes: &[u8]) -> Option<Group<'_, SettingText>> {
+    // A row limit suspends the portal of a SELECT, and means nothing to a SET.
+    Group::read(bytes, setting_text).filter(|group| !group.text.returns_row || group.row_limit == 0)
+}
+
+impl<'a, T> Group<'a, T> {
     /// Reads it off what has arrived; `None` where that is something else, or not all of it.
-    fn read(bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &'a [u8], recognise: impl FnOnce(&[u8]) -> Option<T>) -> Option<Self> {
         let mut frames = Frames(bytes);
         let parse = Parse::parse(frames.next_of(FrontendTag::Parse)?).ok()?;
-        let text = setting_text(parse.sql).filter(|_| parse.name.is_empty())?;
+        let text = recognise(parse.sql).filter(|_| parse.name.is_empty())?;
         let body = frames.next_of(FrontendTag::Bind)?;
         let (bound, result_format) = read_bind(body)?;
         let types = parse.definition.get(parse.sql.len() + 1..)?;
@@ -244,6 +264,7 @@ impl<'a> Group<'a> {
             is_described: false,
             bound,
             result_format,
+            row_limit: 0,
             len: 4,
             parse,
             text,
@@ -256,10 +277,10 @@ impl<'a> Group<'a> {
             (group.is_described, group.len) = (true, 5);
         }
         let execute = Execute::parse(frames.next_of(FrontendTag::Execute)?).ok()?;
-        // A row limit suspends the portal of a SELECT, and means nothing to a SET.
-        if !execute.portal.is_empty() || (group.text.returns_row && execute.row_limit != 0) {
+        if !execute.portal.is_empty() {
             return None;
         }
+        group.row_limit = execute.row_limit;
         frames.next_of(FrontendTag::Sync).map(|_| group)
     }
 }
@@ -399,10 +420,10 @@ mod tests {
             // pgjdbc limits what it throws away to one row.
             (group(SET, b"\0\0", &bind(&[], &[], &[]), 1, None), 4, 0),
         ] {
-            let found = Group::read(&bytes).expect("a group");
+            let found = setting_group(&bytes).expect("a group");
             assert_eq!((found.len, found.result_format), (len, format));
             for cut in 0..bytes.len() {
-                assert!(Group::read(&bytes[..cut]).is_none(), "{cut}");
+                assert!(setting_group(&bytes[..cut]).is_none(), "{cut}");
             }
         }
     }
@@ -426,7 +447,7 @@ mod tests {
             group(CALL, b"\0\0", &good, 0, Some(b"Px\0")),
             group(b"SELECT $1", b"\0\0", &good, 0, None),
         ] {
-            assert!(Group::read(&bytes).is_none(), "{bytes:?}");
+            assert!(setting_group(&bytes).is_none(), "{bytes:?}");
         }
     }
 }

@@ -27,6 +27,16 @@ pub(super) struct LostTransaction {
     ended: bool,
 }
 
+impl LostTransaction {
+    /// Of whose loss the client is yet to be told.
+    pub(super) fn untold(report: Report) -> Self {
+        Self {
+            first_refusal: Some(report),
+            ..Self::default()
+        }
+    }
+}
+
 impl Exchange {
     /// One message of a client whose transaction is lost.
     pub(super) fn on_message_after_loss(

@@ -4,8 +4,10 @@
 //! the client's messages, with the rules of [`simple_query`] and [`extended_query`], after the [`preparation`] that each
 //! needs, unless [`pin_quota`] refuses it; [`to_client`] has the rules for PostgreSQL's. [`turns`] polls both directions: it tries first and waits
 //! after, so that a transaction costs two receives and two sends. [`plain_group`] and [`plain_turn`] are the short way
-//! of those that need none of this, which nearly all are. [`listening`] is LISTEN, and [`telling`] what the session says through it.
+//! of those that need none of this, which nearly all are. [`deferred_begin`] is a BEGIN that is sent later, [`listening`] is
+//! LISTEN, and [`telling`] what the session says through it.
 
+mod deferred_begin;
 mod extended_query;
 pub mod flow;
 mod ledger_answers;
@@ -66,6 +68,8 @@ pub struct Rules {
     pub client_notification_bytes: usize,
     /// Accepted values of settings that the pool remembers; 0 where nothing is answered.
     pub setting_answers: usize,
+    /// A BEGIN is answered at once, and sent together with what follows it.
+    pub defers_begin: bool,
     /// Knows at each moment what the catalog says of routines and triggers.
     pub pool: Arc<Pool>,
     /// Who remembers passwords looks here.
@@ -216,6 +220,8 @@ pub struct Exchange {
     sent_to_backend: u64,
     /// The transaction block that the client was in died with its backend: it sees status `E` until it ends it.
     lost: Option<lost_transaction::LostTransaction>,
+    /// A BEGIN that the client was answered, and PostgreSQL has not executed yet.
+    deferred: Option<Box<deferred_begin::DeferredBegin>>,
     /// A SET of which PostgreSQL's word is to be remembered.
     trial: Option<Box<ledger_answers::Trial>>,
     /// What is under way of its listening.
@@ -338,7 +344,7 @@ impl Exchange {
             lease is_unusual commit_at_risk ends_block restore_due restore_bound flushed prelude_owed before_prelude behind_prelude
             forgetting discarding unsure ahead named_portals undone reset_ran reset_kept reset_stands second_try untold_portal last_words new_pins pinned_by refused_pin
             catalog_changed roles_changed read_only_refused unexplained catalog_touched ends_at_boundary before_effects
-            vacancy parting_warning sent_to_backend lost trial listens tally tallied_at query_since transaction_since
+            vacancy parting_warning sent_to_backend lost deferred trial listens tally tallied_at query_since transaction_since
             answered_at cancel_sent_at stalled_since asked_at asks_of_columns finished
         }
     }
@@ -457,6 +463,7 @@ impl Exchange {
         self.flushed = false;
         if request == Request::Sync {
             self.unsure.next_group();
+            self.note_sync_behind_begin(&fate);
         }
         self.pipeline.expect(request, fate, note);
     }

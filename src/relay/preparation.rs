@@ -27,7 +27,8 @@ impl Exchange {
         if effects.is_some_and(|effects| parties.session.resets_baseline(effects)) && self.awaits_reports(parties) {
             return Some(Next::Held);
         }
-        let (settled, quiet) = (self.pipeline.is_settled(), self.pipeline.is_quiet());
+        let begins = self.has_begin_to_send();
+        let (settled, quiet) = (self.pipeline.is_settled() || begins, self.pipeline.is_quiet());
         self.discarding &= !quiet;
         let leaves_something = effects.is_some_and(|effects| !effects.is_none());
         if (self.restore_due && !quiet) || (self.discarding && leaves_something) {
@@ -55,7 +56,13 @@ impl Exchange {
             self.request_begins();
         }
         let unsafe_behind_prelude = effects.is_some_and(|effects| effects.exits_failed_block);
-        (self.prelude_owed && unsafe_behind_prelude).then_some(Next::Held)
+        if self.prelude_owed && unsafe_behind_prelude {
+            return Some(Next::Held);
+        }
+        match &self.deferred {
+            Some(_) => self.before_message_behind_begin(effects, parties),
+            None => None,
+        }
     }
 
     /// Startup settings come back inside the transaction in which they were reset.

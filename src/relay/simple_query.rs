@@ -22,7 +22,9 @@ impl Exchange {
             return Ok(self.on_unread_statement(header, Request::Query, parties));
         }
         if self.lease.is_none()
-            && let Some(answered) = self.answer_query(header, parties)
+            && let Some(answered) = self
+                .answer_query(header, parties)
+                .or_else(|| self.defer_query(header, parties))
         {
             return Ok(answered);
         }

@@ -63,6 +63,7 @@ impl Exchange {
         self.query_since = None;
         self.cancel_sent_at = None;
         self.vacancy = None;
+        self.deferred = None;
         abandoned
     }
 
@@ -111,7 +112,8 @@ impl Exchange {
 
     /// The client's settings could not be made, so that nothing which was sent behind them has run: the ledger is as before.
     pub fn forget_behind_prelude(&mut self, parties: &mut Parties<'_>) {
-        if let Some(before) = self.before_prelude.take() {
+        let before_begin = self.deferred.as_mut().and_then(|begin| begin.before.take());
+        if let Some(before) = self.before_prelude.take().or(before_begin) {
             parties.session.return_to(before);
         }
     }
@@ -121,7 +123,8 @@ impl Exchange {
     pub fn tell_prelude_failure(&mut self, report: &Report, parties: &mut Parties<'_>) -> Aftermath {
         let only_prelude = self.pipeline.len() <= 1 && !self.pipeline.is_unsynced();
         let aftermath = self.tell_loss(report, parties);
-        if only_prelude && aftermath == Aftermath::GoesOn {
+        // In a transaction that is lost the message that waits finds out by itself.
+        if only_prelude && aftermath == Aftermath::GoesOn && self.lost.is_none() {
             self.refuse_next(report, parties);
         }
         aftermath
@@ -131,6 +134,9 @@ impl Exchange {
     pub fn refuse_next(&mut self, report: &Report, parties: &mut Parties<'_>) {
         self.is_unusual = true;
         let report = report.clone().with_severity(Severity::Error);
+        if self.deferred.is_some() {
+            return self.lose_deferred(report);
+        }
         self.down.say(|out| compose::report(out, &report));
         if self.skip_refused() {
             self.down
@@ -164,6 +170,7 @@ impl Exchange {
         let rewound = self.down.is_empty() && self.up.rewind();
         if rewound {
             self.forget_requests(parties);
+            self.defer_again();
             if let Some(before) = self.before_effects.take() {
                 parties.session.return_to(before);
             }

@@ -60,6 +60,8 @@ impl Exchange {
             let tag = header.frontend().map_err(|cause| invalid_message(header, cause))?;
             let next = if self.lost.is_some() {
                 self.on_message_after_loss(header, tag, parties)?
+            } else if self.deferred.is_some() && self.lease.is_none() {
+                self.on_message_behind_begin(header, tag, parties)?
             } else {
                 self.on_message(header, tag, parties)?
             };
@@ -73,7 +75,12 @@ impl Exchange {
         }
     }
 
-    fn on_message(&mut self, header: Header, tag: FrontendTag, parties: &mut Parties<'_>) -> Result<Next, Report> {
+    pub(super) fn on_message(
+        &mut self,
+        header: Header,
+        tag: FrontendTag,
+        parties: &mut Parties<'_>,
+    ) -> Result<Next, Report> {
         if self.pipeline.is_streaming_both_ways() && tag != FrontendTag::Terminate {
             self.up.pass(header);
             return Ok(Next::Done);
@@ -81,7 +88,9 @@ impl Exchange {
         match tag {
             FrontendTag::Terminate => Ok(Next::Terminated),
             FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => Ok(self.on_copy(header, tag)),
-            _ if self.awaits_query() || self.awaits_listening(parties) => Ok(self.await_replies()),
+            _ if self.awaits_query() || self.awaits_listening(parties) || self.awaits_begin() => {
+                Ok(self.await_replies())
+            }
             FrontendTag::Sync => Ok(self.on_sync(header, parties)),
             FrontendTag::Authentication => Err(Report::fatal(
                 SqlState::PROTOCOL_VIOLATION,

@@ -133,6 +133,7 @@ impl Exchange {
                     fatal = Some(fields.to_report());
                 }
             }
+            BackendTag::CommandComplete if self.is_begin_owed() => self.begin_answered(),
             BackendTag::CommandComplete => self.on_command_tag(header, parties),
             BackendTag::DataRow if self.is_answer_to_us() => self.on_answer(header, parties),
             BackendTag::ParameterStatus => return self.on_parameter_status(header, parties),
@@ -147,6 +148,9 @@ impl Exchange {
             self.down.skip(header);
             self.last_words = Some(report);
             return Err(self.lost_backend("it ended the session"));
+        }
+        if tag == BackendTag::ErrorResponse && self.is_begin_owed() {
+            return Err(self.refused_begin(header));
         }
         let fails_query = tag == BackendTag::ErrorResponse && self.fails_ahead_of_query();
         let body = self.down.whole_body(header).unwrap_or_default();

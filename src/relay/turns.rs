@@ -112,6 +112,7 @@ impl Exchange {
             && self.down.is_empty()
             && self.pipeline.owes_nothing()
             && self.lost.is_none()
+            && self.deferred.is_none()
     }
 
     /// Where the exchange may stop between two messages.
@@ -304,7 +305,8 @@ impl Exchange {
             last_words,
             cause: cause.to_owned(),
             runs_on: false,
-            untouched: self.sent_to_backend == 0 && self.pipeline.status() == TransactionStatus::Idle,
+            untouched: self.sent_to_backend == 0
+                && (self.deferred.is_some() || self.pipeline.status() == TransactionStatus::Idle),
         }))
     }
 

@@ -14,6 +14,7 @@ mod command_line;
 mod config_file;
 mod copy;
 mod databases;
+mod deferred_begin;
 mod diagnose;
 mod drain;
 mod fuzz_corpus;

@@ -2,7 +2,7 @@
 //! PostgreSQL itself. Every reply must be equal, byte for byte where it names nothing of ours.
 //!
 //! `PGSIDECAR_TWIN_SESSIONS` makes the run longer, `PGSIDECAR_TWIN_SEED` repeats one, `PGSIDECAR_TWIN_AUDIT` is `pool.audit`,
-//! which must find nothing.
+//! which must find nothing, and `PGSIDECAR_TWIN_DEFER_BEGIN` is `pool.defer_begin`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -831,6 +831,10 @@ async fn every_reply_through_the_sidecar_equals_postgresqls_own() {
     let sidecar = Sidecar::builder(&through)
         .set("POOL__MAX_SIZE", "3")
         .set("POOL__STATEMENT_CACHE_BYTES", "2000")
+        .set(
+            "POOL__DEFER_BEGIN",
+            std::env::var("PGSIDECAR_TWIN_DEFER_BEGIN").unwrap_or_else(|_| "off".to_owned()),
+        )
         .set(
             "POOL__AUDIT",
             std::env::var("PGSIDECAR_TWIN_AUDIT").unwrap_or_else(|_| "sampled".to_owned()),

@@ -549,7 +549,7 @@ impl Session {
         }
         // What PostgreSQL has accepted, it may accept no longer.
         self.ledger.answers().forget();
-        tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings were refused; none of its statements was run");
+        tracing::warn!(pool = %self.pool.key(), sqlstate = %report.sqlstate, "a client's settings, or its BEGIN, were refused; none of its statements was run");
         let mut parties = parties!(self, rules);
         exchange.forget_behind_prelude(&mut parties);
         if dedicated || !parties.session.pins().counted().is_empty() {
@@ -685,6 +685,7 @@ fn rules(context: &ClientContext, snapshot: &Snapshot, settings: &PoolConfig, po
         backend_statement_bytes: settings.statement_cache_bytes,
         client_channels: limits.client_channels,
         client_notification_bytes: limits.client_notification_bytes,
+        defers_begin: settings.defer_begin && settings.mode == PoolMode::Transaction,
         setting_answers: usize::try_from(settings.setting_answers).unwrap_or(usize::MAX),
         pool: pool.clone(),
         role_changes: context.auth_query.role_changes().clone(),
