@@ -117,7 +117,13 @@ impl Backend {
                 copy_fail(&mut out);
             }
             if owed.sync_missing {
-                fail_group(&mut out);
+                execute_nothing(&mut out, NO_PORTAL);
+                compose::bare_frontend(&mut out, FrontendTag::Sync);
+            }
+            // A COPY passes over the Syncs behind its Execute, unless a cancel ends it before it has come to them.
+            let is_count_open = owed.copy_in && owed.sync_missing;
+            if is_count_open {
+                execute_nothing(&mut out, LAST_PORTAL);
                 compose::bare_frontend(&mut out, FrontendTag::Sync);
             }
             let ready = owed.ready + usize::from(owed.sync_missing);
@@ -125,7 +131,10 @@ impl Backend {
                 if !out.is_empty() {
                     self.stream.write_all(&out).await.map_err(BackendError::Io)?;
                 }
-                self.skip_replies(ready).await
+                match is_count_open {
+                    true => self.skip_to_last_portal().await,
+                    false => self.skip_replies(ready).await,
+                }
             };
             // Both at once: a cancel that arrives after the replies hits an idle backend, which ignores it.
             let (replies, _) = tokio::join!(replies, target.send(deadline));
@@ -135,6 +144,19 @@ impl Backend {
             return Err(ResetError::TimedOut);
         }
         self.run_plan(ResetPlan::Nothing).await
+    }
+
+    /// However many replies there are: up to the ReadyForQuery behind the error of [`LAST_PORTAL`].
+    async fn skip_to_last_portal(&mut self) -> Result<(), BackendError> {
+        let mut is_last = false;
+        loop {
+            let message = self.next_message().await?;
+            match BackendTag::from_byte(message.tag) {
+                Some(BackendTag::ErrorResponse) => is_last = memchr::memmem::find(&message.body, LAST_PORTAL).is_some(),
+                Some(BackendTag::ReadyForQuery) if is_last => return Ok(()),
+                _ => {}
+            }
+        }
     }
 
     async fn skip_replies(&mut self, mut ready: usize) -> Result<(), BackendError> {
@@ -158,12 +180,12 @@ impl Backend {
 }
 
 /// A Sync would commit what the client never did: the group is made to fail first, by a portal that nobody has.
-fn fail_group(out: &mut BytesMut) {
-    compose::frame(
-        out,
-        FrontendTag::Execute.byte(),
-        &[b"pgsidecar: the client is gone\0", &[0; 4]],
-    );
+const NO_PORTAL: &[u8] = b"pgsidecar: the client is gone";
+/// Nobody has this one either, and PostgreSQL's error names it, whatever its language.
+const LAST_PORTAL: &[u8] = b"pgsidecar: no more replies";
+
+fn execute_nothing(out: &mut BytesMut, portal: &[u8]) {
+    compose::frame(out, FrontendTag::Execute.byte(), &[portal, b"\0", &[0; 4]]);
 }
 
 fn copy_fail(out: &mut BytesMut) {

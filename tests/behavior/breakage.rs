@@ -602,6 +602,63 @@ async fn in_session_mode_a_lost_backend_closes_its_client() {
 
 // What PostgreSQL won't do on request.
 
+/// Its cancel strikes before PostgreSQL has come to the Sync that stands behind the Execute: that ends the skip then, though a
+/// COPY passes over it.
+#[tokio::test]
+async fn trap_51_a_sync_that_a_cancelled_copy_never_read_owes_a_ready_for_query() {
+    let fake = FakeBackend::start(|mut session| async move {
+        session.login().await?;
+        if session.number > 0 {
+            return session.serve().await;
+        }
+        while session.message().await?.tag == b'Q' {
+            session.complete("SET", TransactionStatus::Idle).await?;
+        }
+        session.until(b'E').await?;
+        session.send(b"1\0\0\0\x042\0\0\0\x04G\0\0\0\x07\0\0\0").await?;
+        session.until(b'f').await?;
+        let cancelled = Report::error(SqlState::QUERY_CANCELED, "canceling statement due to user request");
+        session.report(&cancelled).await?;
+        session.send(b"Z\0\0\0\x05I").await?;
+        loop {
+            let message = session.message().await?;
+            match message.tag {
+                b'E' => {
+                    let portal = message.body.split(|&byte| byte == 0).next().unwrap_or_default();
+                    let unknown = format!("portal \"{}\" does not exist", String::from_utf8_lossy(portal));
+                    let code = SqlState::from_bytes(b"34000").expect("a code");
+                    session.report(&Report::error(code, unknown)).await?;
+                    session.until(b'S').await?;
+                    session.send(b"Z\0\0\0\x05I").await?;
+                }
+                b'S' => session.send(b"Z\0\0\0\x05I").await?,
+                // It is over, and cleaned.
+                _ => {
+                    return session
+                        .complete("SET", TransactionStatus::Idle)
+                        .await
+                        .and(session.serve().await);
+                }
+            }
+        }
+    })
+    .await;
+    let sidecar = fake.sidecar().set("POOL__MAX_SIZE", "1").start().await;
+    let mut first = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
+    let copy = [
+        parse("", "COPY filled FROM STDIN"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    first.send(&together(&copy)).await;
+    first.expect("1 2 G").await;
+    drop(first);
+    let mut second = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
+    assert_eq!(second.value("SELECT 1").await, "ok");
+    assert_eq!(fake.sessions().len(), 1, "the backend is kept: {:?}", fake.tags());
+}
+
 /// The client waits for no answer to what pgsidecar asks for itself.
 #[tokio::test]
 async fn a_backend_that_stalls_over_the_catalog_holds_nobody_up() {
