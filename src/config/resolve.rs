@@ -184,13 +184,13 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
         warm_settings: warm_settings(&at, &file.warm_settings)?.unwrap_or_default(),
     };
     check_sizes(&pool).map_err(|message| at.problem("min_idle", message))?;
-    if pool.max_size > pool.max_total {
-        warnings.push(format!(
-            "pool.max_size ({}) is above pool.max_total ({}), which caps it",
-            pool.max_size, pool.max_total
-        ));
-    }
+    warnings.extend(warning_of_sizes(&pool));
     Ok(pool)
+}
+
+fn warning_of_sizes(pool: &PoolConfig) -> Option<String> {
+    let (size, total) = (pool.max_size, pool.max_total);
+    (size > total).then(|| format!("pool.max_size ({size}) is above pool.max_total ({total}), which caps it"))
 }
 
 pub(super) fn check_sizes(pool: &PoolConfig) -> Result<(), String> {
