@@ -235,11 +235,6 @@ fn command_complete(tag: &[u8]) -> Bytes {
     words.freeze()
 }
 
-/// A text that may be sent later.
-pub(super) fn is_deferrable(text: &[u8]) -> bool {
-    tag_of(text).is_some()
-}
-
 /// The command tag of a text that begins a transaction and can't fail. On a standby READ WRITE and SERIALIZABLE do.
 fn tag_of(text: &[u8]) -> Option<&'static [u8]> {
     if text.len() > TEXT_LEN_MAX || !matches!(text.trim_ascii_start().first()?, b'b' | b'B' | b's' | b'S') {

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::deferred_begin::is_deferrable;
 use super::extended_query::renamed_behind;
 use super::to_backend::Scan;
 use super::{Exchange, Finished, Parties};
@@ -72,15 +71,6 @@ impl<'b> Group<'b> {
             _ => None,
         }
     }
-
-    /// What it says in SQL, if it says any.
-    fn text(&self) -> Option<&'b [u8]> {
-        match self {
-            Self::Query(sql) => Some(sql),
-            Self::Unnamed { parse, .. } => Some(parse.sql),
-            Self::Named { .. } => None,
-        }
-    }
 }
 
 /// The body of the first message, and what stands behind it.
@@ -116,9 +106,6 @@ impl Exchange {
     pub(super) fn pass_plain_group(&mut self, parties: &mut Parties<'_>) -> Option<Scan> {
         let group = Group::read(self.up.whole_messages()?, parties.rules.statement_bytes)?;
         if parties.subscription.is_some() || !parties.session.is_undisturbed() || !self.pipeline.is_settled() {
-            return None;
-        }
-        if parties.rules.defers_begin && group.text().is_some_and(is_deferrable) {
             return None;
         }
         let lexing = parties.session.lexing();

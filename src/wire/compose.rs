@@ -15,19 +15,15 @@ use super::{BackendTag, FrontendTag, Report, Severity};
 
 /// Appends an ErrorResponse, or a NoticeResponse where the severity is one.
 pub fn report(out: &mut BytesMut, report: &Report) {
+    let said = |text: &str| without_zero(text).to_owned();
     let mut fields = vec![
-        (b'S', report.severity.as_str().to_owned()),
-        (b'V', report.severity.as_str().to_owned()),
-        (b'C', report.sqlstate.as_str().to_owned()),
-        (b'M', without_zero(&report.message).to_owned()),
+        (b'S', said(report.severity.as_str())),
+        (b'V', said(report.severity.as_str())),
+        (b'C', said(report.sqlstate.as_str())),
+        (b'M', said(&report.message)),
     ];
-    fields.extend(
-        report
-            .detail
-            .as_deref()
-            .map(|detail| (b'D', without_zero(detail).to_owned())),
-    );
-    fields.extend(report.hint.as_deref().map(|hint| (b'H', without_zero(hint).to_owned())));
+    fields.extend(report.detail.as_deref().map(|detail| (b'D', said(detail))));
+    fields.extend(report.hint.as_deref().map(|hint| (b'H', said(hint))));
     match report.severity {
         Severity::Warning | Severity::Notice => encode(out, &NoticeResponse::new(fields)),
         Severity::Error | Severity::Fatal | Severity::Panic => encode(out, &ErrorResponse::new(fields)),

@@ -24,6 +24,16 @@ async fn client(sidecar: &Sidecar, database: &Database) -> RawClient {
     RawClient::login(sidecar.port, USER, PASSWORD, &database.name).await
 }
 
+/// A COPY FROM STDIN as a group of its own.
+fn extended_copy() -> bytes::BytesMut {
+    together(&[
+        parse("", "COPY filled FROM STDIN"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ])
+}
+
 /// How many backends of the database are in this condition.
 async fn until_backends(database: &Database, condition: &str, count: usize) {
     let sql = format!(
@@ -216,13 +226,7 @@ async fn trap_51_the_same_in_the_extended_protocol() {
     let mut first = client(&sidecar, &database).await;
     first.ask("CREATE TABLE filled (x int)").await;
     let backend = first.value("SELECT pg_backend_pid()").await;
-    let copy = [
-        parse("", "COPY filled FROM STDIN"),
-        bind("", "", &[]),
-        execute("", 0),
-        sync(),
-    ];
-    first.send(&together(&copy)).await;
+    first.send(&extended_copy()).await;
     first.expect("1 2 G").await;
     first.send(&copy_data(b"1\n2\n")).await;
     drop(first);
@@ -645,13 +649,7 @@ async fn trap_51_a_sync_that_a_cancelled_copy_never_read_owes_a_ready_for_query(
     .await;
     let sidecar = fake.sidecar().set("POOL__MAX_SIZE", "1").start().await;
     let mut first = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
-    let copy = [
-        parse("", "COPY filled FROM STDIN"),
-        bind("", "", &[]),
-        execute("", 0),
-        sync(),
-    ];
-    first.send(&together(&copy)).await;
+    first.send(&extended_copy()).await;
     first.expect("1 2 G").await;
     drop(first);
     let mut second = RawClient::login(sidecar.port, USER, PASSWORD, "fake").await;
