@@ -126,6 +126,8 @@ async fn log_in(
                 _ => error::login_too_long(),
             };
             tracing::info!(client = %stream.peer(), user = %login.user, sqlstate = %report.sqlstate, "a login was refused");
+            // Who knows of the refusal may try again in its place. How many are being told, max_unauthenticated bounds.
+            drop(place);
             Box::pin(last_words(&mut stream, &report, context)).await;
             return None;
         }

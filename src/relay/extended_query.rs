@@ -1,6 +1,7 @@
 //! The rules for Parse, Bind, Describe and Close: names of the client's stand for statements that backends share.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -10,9 +11,10 @@ use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
+use crate::virtual_session::result_shape::ResultShape;
 use crate::virtual_session::statement_effects::Effects;
-use crate::virtual_session::statements::NamedStatement;
-use crate::virtual_session::{Described, Note, SWITCH_NAME, Switch, UnnamedStep, VirtualSession};
+use crate::virtual_session::statements::{NamedStatement, Statement};
+use crate::virtual_session::{Described, Note, Reread, SWITCH_NAME, Switch, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Target, bound_values};
 use crate::wire::{HEADER_LEN, Header, Malformed, Report, SMALL_MESSAGE_LEN_MAX, SqlState, compose};
@@ -150,13 +152,11 @@ impl Exchange {
         let mut held = lease.state.statements.touch(&statement, generation);
         let name = parse.name.to_vec();
         let replaced = HEADER_LEN + name.len();
-        if (held && self.pipeline.is_failed() && !exits) || (!held && lease.state.statements.holds(statement.id)) {
+        if !held || (self.pipeline.is_failed() && !exits) {
             // PostgreSQL must refuse it, or not, if a ROLLBACK is on its way, or parse it as the catalog is now: it gets to
             // see it as a new one.
-            lease.state.statements.remove(statement.id);
+            self.close_place_of(&statement);
             held = false;
-            self.up.say(|out| compose::close_statement(out, &statement.name));
-            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
         }
         let note = VirtualSession::prepared_note(&name, statement.clone(), !held);
         if held {
@@ -265,9 +265,8 @@ impl Exchange {
         }
         let replaced = HEADER_LEN + portal.len() + 1 + name.len();
         self.teach_unnamed_before(&effects, parties);
-        let reread = self.reread_bound(&name, statement, parties);
-        let statement = self.ensure_named(&name, statement, parties);
-        match self.compare_columns(&statement, told) {
+        let (statement, reread, columns) = self.use_shared(&name, statement, told, parties);
+        match columns {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
@@ -288,6 +287,23 @@ impl Exchange {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
         Ok(Next::Done)
+    }
+
+    /// The backend holds what the name stands for at this use, and it has the columns that the client was told, or not.
+    fn use_shared(
+        &mut self,
+        name: &[u8],
+        before: &Arc<Statement>,
+        told: Option<ResultShape>,
+        parties: &mut Parties<'_>,
+    ) -> (Arc<Statement>, Option<Reread>, Columns) {
+        let mut reread = self.reread_bound(name, before, parties);
+        let statement = self.ensure_named(name, before, parties);
+        let columns = self.compare_columns(&statement, told);
+        if columns == Columns::Unknown {
+            self.take_back_reread(reread.take(), parties);
+        }
+        (statement, reread, columns)
     }
 
     /// What comes before a Bind of a statement of these effects. Nearly all have none.
@@ -349,9 +365,8 @@ impl Exchange {
         if is_first {
             self.allow_second_try();
         }
-        self.reread_bound(&name, &statement, parties);
-        let statement = self.ensure_named(&name, &statement, parties);
-        match self.compare_columns(&statement, told) {
+        let (statement, reread, columns) = self.use_shared(&name, &statement, told, parties);
+        match columns {
             Columns::Agree => {}
             Columns::Unknown => return Ok(self.await_replies()),
             Columns::Differ => {
@@ -366,7 +381,7 @@ impl Exchange {
                 told: number,
             }),
         };
-        self.expect(Request::DescribeStatement, Fate::Forward, note);
+        self.expect(Request::DescribeStatement, Fate::Forward, note.rereading(reread));
         self.up.pass_behind(header, replaced, |out| {
             renamed(out, header, name.len(), b"S", &statement.name)
         });

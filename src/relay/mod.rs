@@ -283,15 +283,17 @@ impl Undecided {
 impl Unsure {
     fn of(&mut self, note: &Note) -> Option<&mut Undecided> {
         match note {
-            Note::Prepared(_) | Note::Injected(_) | Note::Evicted(_) | Note::Closed(_) | Note::OwnName(_) => {
-                Some(&mut self.names)
-            }
+            Note::Prepared(_)
+            | Note::Injected(_)
+            | Note::Evicted(_)
+            | Note::Closed(_)
+            | Note::OwnName(_)
+            | Note::Reread(..) => Some(&mut self.names),
             Note::ChangedUnnamed(_) | Note::Unnamed => Some(&mut self.unnamed),
             Note::None
             | Note::Reports(_)
             | Note::SequencesForgotten
             | Note::Bound(_)
-            | Note::Reread(_)
             | Note::Described(_)
             | Note::Names(_)
             | Note::Asked(_) => None,

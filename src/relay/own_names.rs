@@ -13,7 +13,7 @@ use super::to_backend::Next;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
-use crate::virtual_session::statement_effects::{Action, Effects};
+use crate::virtual_session::statement_effects::{Action, Effects, Step};
 use crate::virtual_session::statements::Statement;
 use crate::virtual_session::{NameChange, NameChanges, Note, is_plain};
 use crate::wire::backend_message::TransactionStatus;
@@ -202,7 +202,7 @@ impl Exchange {
         self.make_room_for_own(parties.rules.backend_statement_bytes);
         self.agree_on_hidden_names(effects, is_query, parties);
         let said_together = self.pipeline.len();
-        for step in &effects.steps {
+        for (at, step) in effects.steps.iter().enumerate() {
             match &step.action {
                 Action::Prepare(name) => {
                     let change = self.before_prepare(name.as_deref(), naming, form, parties);
@@ -210,7 +210,8 @@ impl Exchange {
                 }
                 Action::Execute(name) => {
                     names.executes.extend(name.clone());
-                    self.before_sql_execute(name.as_deref(), form, parties);
+                    let ahead = effects.steps.get(..at).unwrap_or_default();
+                    self.before_sql_execute(name.as_deref(), ahead, form, parties);
                 }
                 Action::Deallocate(name) => {
                     self.before_deallocate(name.as_deref(), form, parties);
@@ -306,11 +307,12 @@ impl Exchange {
         Some((name.into(), statement))
     }
 
-    fn before_sql_execute(&mut self, name: Option<&[u8]>, form: Form, parties: &mut Parties<'_>) {
+    /// `ahead` runs before the EXECUTE, in the same text.
+    fn before_sql_execute(&mut self, name: Option<&[u8]>, ahead: &[Step], form: Form, parties: &mut Parties<'_>) {
         let Some(name) = name.filter(|name| Self::follows(name, parties)) else {
             return self.leave_to_backend(name, form, parties);
         };
-        self.reread(name, parties);
+        self.reread(name, ahead, parties);
         let Some(statement) = parties.session.statement(name).cloned() else {
             self.close_own(name, form);
             if parties.session.may_be_own(name) {

@@ -46,7 +46,11 @@ impl Exchange {
 
     /// The backend knows something by this name, whatever it is: what comes is about the name alone.
     pub(super) fn ensure_some(&mut self, name: &[u8], form: Form) {
-        if self.lease.as_ref().is_some_and(|lease| lease.state.own.has_some(name)) {
+        if self
+            .lease
+            .as_mut()
+            .is_some_and(|lease| lease.state.own.touch_some(name))
+        {
             return;
         }
         self.close_own(name, form);
@@ -187,7 +191,7 @@ impl Exchange {
 }
 
 impl Exchange {
-    /// Bind or Describe of a statement that the backend knows by the client's own name. `None`: it may pass.
+    /// Before a Bind or Describe of a statement that the backend knows by the client's own name. `None`: it may pass.
     pub(super) fn before_own_name(
         &mut self,
         name: &[u8],
@@ -197,7 +201,6 @@ impl Exchange {
         if parties.session.keeps_names_on_backend() {
             return None;
         }
-        self.reread(name, parties);
         let statement = parties.session.statement(name).unwrap_or(&named.statement).clone();
         self.ensure_own(name, &statement, Form::Together, parties);
         match self.compare_own_columns(name, parties) {
@@ -216,9 +219,13 @@ impl Exchange {
         effects: &Effects,
         parties: &mut Parties<'_>,
     ) -> Result<Next, Report> {
+        let reread = self.reread(name, &[], parties);
         match self.before_own_name(name, named, parties) {
             None | Some(Agreed::Yes(_)) => {}
-            Some(Agreed::NotYet(next)) => return Ok(next),
+            Some(Agreed::NotYet(next)) => {
+                self.take_back_reread(reread, parties);
+                return Ok(next);
+            }
             Some(Agreed::Stale) => {
                 self.pass_stale_bind(header, portal, name, parties);
                 return Ok(Next::Done);
@@ -229,7 +236,7 @@ impl Exchange {
         }
         self.apply(effects, Request::Bind, parties);
         self.listening_bound(portal, effects, parties)?;
-        self.expect(Request::Bind, Fate::Forward, Note::None);
+        self.expect(Request::Bind, Fate::Forward, Note::None.rereading(reread));
         self.up.pass(header);
         Ok(Next::Done)
     }
@@ -242,12 +249,16 @@ impl Exchange {
         named: &NamedStatement,
         parties: &mut Parties<'_>,
     ) -> Next {
+        let reread = self.reread(name, &[], parties);
         match self.before_own_name(name, named, parties) {
             None | Some(Agreed::Yes(_)) => {
-                self.expect(Request::DescribeStatement, Fate::Forward, Note::None);
+                self.expect(Request::DescribeStatement, Fate::Forward, Note::None.rereading(reread));
                 self.up.pass(header);
             }
-            Some(Agreed::NotYet(next)) => return next,
+            Some(Agreed::NotYet(next)) => {
+                self.take_back_reread(reread, parties);
+                return next;
+            }
             Some(Agreed::Stale) => self.pass_stale_describe(header, name, parties),
         }
         Next::Done

@@ -201,18 +201,29 @@ impl Exchange {
 
     /// A name is about to be used: see [`crate::virtual_session::VirtualSession::reread`]. In a failed transaction
     /// PostgreSQL does not come to it.
-    pub(super) fn reread(&self, name: &[u8], parties: &mut Parties<'_>) -> Option<Reread> {
+    /// `ahead` runs before that, in the same text.
+    pub(super) fn reread(&mut self, name: &[u8], ahead: &[Step], parties: &mut Parties<'_>) -> Option<Reread> {
         if self.pipeline.is_failed() {
             return None;
         }
         let schemas = parties.rules.pool.knowledge().schemas();
-        parties.session.reread(name, schemas.as_deref())
+        let reread = parties.session.reread(name, ahead, schemas.as_deref())?;
+        if let Some(lease) = self.lease.as_mut() {
+            reread.note_on(&mut lease.state);
+        }
+        Some(reread)
+    }
+
+    /// The message that would have used the name is held, or another takes its place.
+    pub(super) fn take_back_reread(&mut self, reread: Option<Reread>, parties: &mut Parties<'_>) {
+        let backend = self.lease.as_mut().map(|lease| &mut lease.state);
+        parties.session.take_back_reread(reread, backend);
     }
 
     /// The same for a name of which it is known what it stands for: nearly all are parsed under the settings of now.
-    pub(super) fn reread_bound(&self, name: &[u8], of: &Statement, parties: &mut Parties<'_>) -> Option<Reread> {
+    pub(super) fn reread_bound(&mut self, name: &[u8], of: &Statement, parties: &mut Parties<'_>) -> Option<Reread> {
         match parties.session.is_parsed_under_others(of) {
-            true => self.reread(name, parties),
+            true => self.reread(name, &[], parties),
             false => None,
         }
     }
@@ -257,16 +268,7 @@ impl Exchange {
         if let Some(switch) = &switch {
             self.inject(&switch.before);
         }
-        if let Some(lease) = self
-            .lease
-            .as_mut()
-            .filter(|lease| lease.state.statements.holds(statement.id))
-        {
-            // As it was before the catalog changed.
-            lease.state.statements.remove(statement.id);
-            self.up.say(|out| compose::close_statement(out, &statement.name));
-            self.expect(Request::Close, Fate::Swallow, Note::Evicted(statement.clone()));
-        }
+        self.close_place_of(&statement);
         self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
         self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
         self.up
@@ -275,6 +277,19 @@ impl Exchange {
             self.inject(&switch.after);
         }
         statement
+    }
+
+    /// The name of a shared statement is free on the backend: what it was before the catalog changed is closed there, or
+    /// what one client's use has made of it. Says whether something was.
+    pub(super) fn close_place_of(&mut self, statement: &Statement) -> bool {
+        let closed = self
+            .lease
+            .as_mut()
+            .and_then(|lease| lease.state.statements.take_place_of(statement));
+        let Some(closed) = closed else { return false };
+        self.up.say(|out| compose::close_statement(out, &closed.name));
+        self.expect(Request::Close, Fate::Swallow, Note::Evicted(closed));
+        true
     }
 
     /// The same of what the name stands for now, which was this before it was read again.

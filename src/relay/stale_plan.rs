@@ -97,7 +97,7 @@ impl Exchange {
     pub(super) fn on_stale_plan(&mut self, parties: &mut Parties<'_>) -> bool {
         let id = match self.pipeline.head_note() {
             Some(Note::Bound(id)) => *id,
-            Some(Note::Reread(reread)) => reread.id,
+            Some(Note::Reread(reread, _)) => reread.id,
             Some(Note::Described(described)) => described.id,
             _ => {
                 self.note_stale_names(parties);
@@ -165,7 +165,7 @@ impl Exchange {
         let Some(lease) = &self.lease else {
             return Columns::Agree;
         };
-        match lease.state.statements.shape(statement.id) {
+        match lease.state.statements.shape(statement) {
             Some(shape) if shape == told => Columns::Agree,
             Some(_) => Columns::Differ,
             None => {

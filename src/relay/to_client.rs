@@ -103,7 +103,7 @@ impl Exchange {
                 | BackendTag::NoticeResponse
                 | BackendTag::NotificationResponse
         ) || (tag == BackendTag::RowDescription
-            && matches!(self.pipeline.head_note(), Some(Note::Described(_))))
+            && self.pipeline.head_note().is_some_and(|note| note.described().is_some()))
             || (tag == BackendTag::DataRow && self.is_answer_to_us());
         read && header.body_len <= READ_LEN_MAX
     }
@@ -208,8 +208,8 @@ impl Exchange {
         if let Some((_, note)) = &verdict.completed {
             self.unsure.end(note);
             note.confirm();
-            if let Note::Described(described) = note {
-                self.on_description(header, *described, parties)?;
+            if let Some(described) = note.described() {
+                self.on_description(header, described, parties)?;
             }
         }
         self.note_first_answer(&verdict);

@@ -26,6 +26,7 @@ mod prepared;
 mod rereading;
 pub mod reset;
 pub mod result_shape;
+mod said_path;
 mod sequences;
 mod session_functions;
 mod set_config;
@@ -66,6 +67,7 @@ use listening::Listening;
 use own_names::OwnNames;
 use parameters::{Settings, SettingsInterner};
 use pins::{PinReason, PinSet};
+use said_path::SaidPath;
 use sequences::Sequences;
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, Step, TransactionControl};
@@ -133,6 +135,8 @@ pub struct VirtualSession {
     /// else's, and this number keeps them apart.
     unseen_settings: u64,
     unseen_until: Until,
+    /// While some are, what the client's statements ask for as the path of schemas, if anything.
+    said_path: Option<Box<SaidPath>>,
     /// The transaction at hand has changed settings, so that its end may change them.
     settings_touched: bool,
     /// What changes settings is under way, so that PostgreSQL may report something with its reply.
@@ -189,6 +193,7 @@ impl VirtualSession {
             unseen_settings: 0,
             sequences: Sequences::default(),
             unseen_until: Until::Reported,
+            said_path: None,
             settings_touched: false,
             reports_due: false,
             unresolved: Vec::new(),
@@ -270,6 +275,7 @@ impl VirtualSession {
         if effects.is_none() {
             return;
         }
+        self.say_path(effects);
         // Each SET is a step, which tells whether it follows its client or ties it.
         let mut pins = effects.pins;
         pins.remove(PinReason::Setting);

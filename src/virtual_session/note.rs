@@ -27,8 +27,8 @@ pub enum Note {
     Names(Box<NameChanges>),
     /// A Bind of the shared statement of this number: nothing changes, but PostgreSQL may call it stale.
     Bound(u64),
-    /// The same where PostgreSQL reads its text again, by the settings of this use.
-    Reread(Box<Reread>),
+    /// A use of a statement whose text PostgreSQL reads again, by the settings of this use; and what it describes.
+    Reread(Box<Reread>, Option<Described>),
     /// A shared statement is described.
     Described(Described),
     /// The backend's unnamed statement was replaced or removed.
@@ -113,6 +113,15 @@ impl Note {
         }
     }
 
+    /// What is described.
+    pub const fn described(&self) -> Option<Described> {
+        match self {
+            Self::Described(described) => Some(*described),
+            Self::Reread(_, described) => *described,
+            _ => None,
+        }
+    }
+
     /// The reply has come.
     pub fn confirm(&self) {
         match self {
@@ -159,7 +168,7 @@ impl VirtualSession {
         match note {
             // A question is taken out before.
             Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Names(_) | Note::Asked(_) => {}
-            Note::Reread(reread) => self.undo_reread(*reread),
+            Note::Reread(reread, _) => self.undo_reread(*reread),
             Note::OwnName(name) => {
                 // What only the backend knows, it alone decides about.
                 if let Some(backend) = backend.filter(|_| !self.keeps_names_on_backend()) {

@@ -41,9 +41,12 @@ impl OwnStatements {
         own.map(|own| own.used_at = tick).is_some()
     }
 
-    /// Whether the name stands for something here, whatever that is.
-    pub fn has_some(&self, name: &[u8]) -> bool {
-        self.held.get(name).is_some_and(|own| own.statement.is_some())
+    /// Whether the name stands for something here, whatever that is; counts as a use.
+    pub fn touch_some(&mut self, name: &[u8]) -> bool {
+        self.tick += 1;
+        let tick = self.tick;
+        let own = self.held.get_mut(name).filter(|own| own.statement.is_some());
+        own.map(|own| own.used_at = tick).is_some()
     }
 
     /// Whether the name may stand for something here.
@@ -62,6 +65,13 @@ impl OwnStatements {
         };
         self.bytes += own.weight(name);
         self.held.insert(name.into(), own);
+    }
+
+    /// What the backend has of a shared statement by this name is one client's alone from here on.
+    pub fn set_apart(&mut self, name: &[u8], shared: u64, apart: &Arc<Statement>) {
+        if let Some(own) = self.held.get_mut(name).filter(|own| own.id() == Some(shared)) {
+            own.statement = Some(Arc::clone(apart));
+        }
     }
 
     /// What was told to the backend of this name may not have happened.
@@ -143,9 +153,9 @@ mod tests {
         let mut own = OwnStatements::default();
         let made = statement(1);
         own.insert(b"a", Some(made.clone()));
-        assert!(own.touch(b"a", made.id) && own.has_some(b"a"));
+        assert!(own.touch(b"a", made.id) && own.touch_some(b"a"));
         own.doubt(b"a");
-        assert!(!own.touch(b"a", made.id) && !own.has_some(b"a") && own.may_have(b"a"));
+        assert!(!own.touch(b"a", made.id) && !own.touch_some(b"a") && own.may_have(b"a"));
         assert_eq!(own.names().collect::<Vec<_>>(), [(&b"a"[..], 0)]);
         assert!(own.remove(b"a") && !own.remove(b"a") && !own.may_have(b"a"));
         assert_eq!(own.bytes(), 0);

@@ -34,7 +34,8 @@ impl VirtualSession {
             _ if reads_no_settings(&statement.effects, statement.sql()) => Teaching::AsItIs,
             None => Teaching::AsItIs,
             Some(then) if self.unseen_settings != 0 => {
-                let is_read_again = schemas.is_some_and(|schemas| !schemas.agree(then, &self.wanted));
+                let path = self.said_path_behind(&[]);
+                let is_read_again = schemas.is_some_and(|schemas| !schemas.agree(then, path.now()));
                 let (then, now) = (then.only(&reported), self.wanted.only(&reported));
                 let switch = Switch::between(&now, &then).filter(|_| !self.reports_due);
                 Teaching::AsOnesOwn(switch.filter(|_| !is_read_again))
@@ -115,12 +116,18 @@ impl VirtualSession {
     /// Gives a free name to a definition. Returns the shared statement.
     pub fn prepare(&mut self, name: &[u8], definition: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let statement = self.shared.statements.share(definition, self.parse_key(), effects);
-        if self.unseen_settings != 0 && matches!(self.unseen_until, Until::Reported | Until::Asked) {
-            let (number, until) = (self.unseen_settings, self.unseen_until);
-            self.unresolved.push((number, until, Arc::downgrade(&statement)));
-        }
+        self.resolve_later(&statement);
         self.statements.insert(name, statement.clone());
         statement
+    }
+
+    /// A statement is parsed, or read again, under settings that the ledger can't see: if it ever will, the statement is
+    /// told.
+    pub(super) fn resolve_later(&mut self, statement: &Arc<Statement>) {
+        if self.unseen_settings != 0 && matches!(self.unseen_until, Until::Reported | Until::Asked) {
+            let (number, until) = (self.unseen_settings, self.unseen_until);
+            self.unresolved.push((number, until, Arc::downgrade(statement)));
+        }
     }
 
     /// The same for a statement that is what it is by this client's names, and shared with nobody.

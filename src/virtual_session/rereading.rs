@@ -3,14 +3,20 @@
 //!
 //! A statement of ours is shared, and what one client's use makes of it would be another's. So the client's name stands
 //! for another statement behind such a use, and no backend ever has a reason to read one again because of its path.
+//!
+//! Where the path is not known (amid the transaction that sets it), PostgreSQL alone can tell. Then what the backend has of
+//! the shared statement becomes the client's alone, with whatever the use makes of it, and others have it parsed anew.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::parameters::Settings;
 use super::prepared::reads_no_settings;
+use super::said_path::{SaidPath, may_concern_path};
+use super::settings_ledger::Until;
+use super::statement_effects::{Action, Effects, Step};
 use super::statements::{NamedStatement, ParseKey, Statement};
-use super::{Note, VirtualSession};
+use super::{BackendState, Note, VirtualSession};
 
 /// Schemas that are remembered; of a database that has more, nothing is known.
 const SCHEMAS_MAX: usize = 10_000;
@@ -111,21 +117,43 @@ pub struct Reread {
     name: Box<[u8]>,
     number: u64,
     before: Arc<Statement>,
-    /// What it stands for now.
+    /// The number of what it stands for now.
     pub id: u64,
+    /// That, where it takes the place of the one before on the backend.
+    apart: Option<Arc<Statement>>,
+}
+
+impl Reread {
+    /// The message is about to be sent to this backend.
+    pub fn note_on(&self, backend: &mut BackendState) {
+        if let Some(apart) = &self.apart {
+            backend.statements.set_apart(&self.before, apart);
+            backend.own.set_apart(&self.name, self.before.id, apart);
+        }
+    }
+
+    fn note_off(&self, backend: &mut BackendState) {
+        if let Some(apart) = &self.apart {
+            backend.statements.set_apart(apart, &self.before);
+            backend.own.set_apart(&self.name, apart.id, &self.before);
+        }
+    }
 }
 
 impl VirtualSession {
-    /// The name is used by a message that is about to be sent: if PostgreSQL reads its text again for that, it stands for a
-    /// statement that is parsed now. `None`: it stands for what it did.
-    pub fn reread(&mut self, name: &[u8], schemas: Option<&Schemas>) -> Option<Reread> {
+    /// The name is used by a message that is about to be sent: if PostgreSQL reads its text again for that, or may, it stands
+    /// for another statement. `ahead` runs before the use, in the same text. `None`: it stands for what it did.
+    pub fn reread(&mut self, name: &[u8], ahead: &[Step], schemas: Option<&Schemas>) -> Option<Reread> {
         let named = self.named(name)?;
         let (statement, number) = (named.statement.clone(), named.number);
-        if !self.is_reread(statement.under()?, schemas?)
-            || !has_constant(statement.sql())
-            || reads_no_settings(&statement.effects, statement.sql())
-        {
+        let under = statement.under()?;
+        if !has_constant(statement.sql()) || reads_no_settings(&statement.effects, statement.sql()) {
             return None;
+        }
+        match self.is_path_known(ahead).then(|| self.agrees(under, schemas)).flatten() {
+            Some(true) => return None,
+            Some(false) if self.unseen_settings == 0 => {}
+            _ => return self.set_apart(name, &statement, ahead, schemas),
         }
         let key = match &statement.key {
             ParseKey::Settings(_) => self.parse_key(),
@@ -145,18 +173,85 @@ impl VirtualSession {
             number,
             before: statement,
             id,
+            apart: None,
         })
+    }
+
+    /// The name stands for what the backend has of a shared statement, and nobody else does.
+    fn set_apart(
+        &mut self,
+        name: &[u8],
+        shared: &Arc<Statement>,
+        ahead: &[Step],
+        schemas: Option<&Schemas>,
+    ) -> Option<Reread> {
+        let (number, before) = (self.named(name)?.number, shared.clone());
+        let ParseKey::Settings(under) = &shared.key else {
+            return None;
+        };
+        let apart = self.shared.statements.apart(shared);
+        let path = self.said_path_behind(ahead);
+        let is_read_again = schemas.is_some_and(|schemas| !schemas.agree(under, path.now()));
+        match is_read_again {
+            true => self.resolve_later(&apart),
+            false => apart.resolve(under.clone()),
+        }
+        self.stand_for(name, apart.clone());
+        Some(Reread {
+            name: name.into(),
+            number,
+            before,
+            id: apart.id,
+            apart: Some(apart),
+        })
+    }
+
+    /// Whether it is known which schemas are searched, once these have run.
+    fn is_path_known(&self, ahead: &[Step]) -> bool {
+        let may_move = |step: &Step| matches!(&step.action, Action::Setting(change) if may_concern_path(change));
+        let is_seen = self.unseen_settings == 0 || (self.said_path.is_none() && self.unseen_until != Until::Discard);
+        is_seen && !ahead.iter().any(may_move)
+    }
+
+    /// What the path is taken for, once these have run.
+    pub(super) fn said_path_behind(&self, ahead: &[Step]) -> SaidPath {
+        let said = self.said_path.as_deref().filter(|_| self.unseen_settings != 0);
+        let mut said = said.map_or_else(|| SaidPath::new(&self.wanted), SaidPath::clone);
+        said.run(ahead, &self.baseline);
+        said
+    }
+
+    /// A text is about to run.
+    pub(super) fn say_path(&mut self, effects: &Effects) {
+        if self.unseen_settings == 0 {
+            self.said_path = None;
+        }
+        if self.said_path.is_none() && !effects.settings().any(may_concern_path) {
+            return;
+        }
+        let mut said = self.said_path_behind(&[]);
+        said.transaction(effects.transaction);
+        said.run(&effects.steps, &self.baseline);
+        self.said_path = Some(Box::new(said));
     }
 
     /// Whether the settings that a statement was parsed under may be others than those of now, at a glance.
     pub fn is_parsed_under_others(&self, statement: &Statement) -> bool {
-        statement.under().is_some_and(|under| !Arc::ptr_eq(under, &self.wanted))
+        self.unseen_settings != 0 || statement.under().is_some_and(|under| !Arc::ptr_eq(under, &self.wanted))
     }
 
     /// The same of the unnamed statement.
     pub fn is_unnamed_parsed_under_others(&self) -> bool {
         let under = self.unnamed.as_ref().and_then(|unnamed| unnamed.under.as_ref());
         under.is_some_and(|under| !Arc::ptr_eq(under, &self.wanted))
+    }
+
+    /// Whether the schemas that are searched are those of then; `None` where that is not known.
+    fn agrees(&self, under: &Arc<Settings>, schemas: Option<&Schemas>) -> Option<bool> {
+        match Arc::ptr_eq(under, &self.wanted) || has_same_path(under, &self.wanted) {
+            true => Some(true),
+            false => schemas.map(|schemas| schemas.agree(under, &self.wanted)),
+        }
     }
 
     fn is_reread(&self, under: &Arc<Settings>, schemas: &Schemas) -> bool {
@@ -173,6 +268,15 @@ impl VirtualSession {
     pub fn may_reread(&self, statement: &Statement) -> bool {
         let differs = |under: &Arc<Settings>| self.awaits_answer() || !has_same_path(under, &self.wanted);
         self.unseen_settings != 0 && statement.under().is_some_and(differs) && has_constant(statement.sql())
+    }
+
+    /// The message is not sent after all, or not yet.
+    pub fn take_back_reread(&mut self, reread: Option<Reread>, backend: Option<&mut BackendState>) {
+        let Some(reread) = reread else { return };
+        if let Some(backend) = backend {
+            reread.note_off(backend);
+        }
+        self.undo_reread(reread);
     }
 
     /// The use failed, or will never be.
@@ -203,7 +307,16 @@ impl VirtualSession {
 impl Note {
     /// Of a Bind of a shared statement.
     pub fn bound(id: u64, reread: Option<Reread>) -> Self {
-        reread.map_or(Self::Bound(id), |reread| Self::Reread(Box::new(reread)))
+        reread.map_or(Self::Bound(id), |reread| Self::Reread(Box::new(reread), None))
+    }
+
+    /// Of a Describe that is also a use.
+    #[must_use]
+    pub fn rereading(self, reread: Option<Reread>) -> Self {
+        match reread {
+            Some(reread) => Self::Reread(Box::new(reread), self.described()),
+            None => self,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::parameters::{self, Setting, Settings};
 use super::pins::{PinReason, PinSet};
+use super::said_path::SaidPath;
 use super::set_config::names_temporary_schema;
 use super::setting_change::{SettingChange, SettingName, SettingScope, SettingValue};
 use super::sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
@@ -21,6 +22,7 @@ impl VirtualSession {
             keeps_names: self.own_names.is_any(),
             unseen_settings: self.unseen_settings,
             unseen_until: self.unseen_until,
+            said_path: self.said_path.clone(),
             lexing_touched: self.lexing_touched,
             rebased: self.rebased.clone(),
             unreported: self.unreported.clone(),
@@ -35,6 +37,7 @@ impl VirtualSession {
             keeps_names,
             unseen_settings,
             unseen_until,
+            said_path,
             lexing_touched,
             rebased,
             unreported,
@@ -45,6 +48,7 @@ impl VirtualSession {
         self.own_names.return_to(keeps_names);
         self.unseen_settings = unseen_settings;
         self.unseen_until = unseen_until;
+        self.said_path = said_path;
         self.lexing_touched = lexing_touched;
         self.rebased = rebased;
         self.unreported = unreported;
@@ -605,6 +609,7 @@ pub struct Checkpoint {
     keeps_names: bool,
     pub(super) unseen_settings: u64,
     pub(super) unseen_until: Until,
+    said_path: Option<Box<SaidPath>>,
     pub(super) lexing_touched: bool,
     pub(super) rebased: Vec<Box<str>>,
     pub(super) unreported: Option<Box<Unreported>>,

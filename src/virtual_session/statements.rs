@@ -19,6 +19,8 @@ use super::statement_effects::Effects;
 pub struct Statement {
     /// Never 0, never reused.
     pub id: u64,
+    /// The number in its name: its own, but for one that has taken a shared one's place on a backend.
+    place: u64,
     /// The name on every backend.
     pub name: Box<[u8]>,
     /// Everything behind the name in its Parse: text, count, types. Of a PREPARE the text alone.
@@ -200,6 +202,7 @@ impl SharedStatements {
         let name = format!("{}{id}", self.prefix).into_bytes().into();
         let statement = Arc::new(Statement {
             id,
+            place: id,
             name,
             definition: definition.into(),
             sql_len: memchr::memchr(0, definition).unwrap_or(definition.len()),
@@ -210,6 +213,22 @@ impl SharedStatements {
         });
         by_key.insert(key, Arc::downgrade(&statement));
         statement
+    }
+
+    /// A statement that is one client's alone, under the name of this one: what a backend has by that name becomes it.
+    pub fn apart(&self, of: &Statement) -> Arc<Statement> {
+        let id = self.unique_number();
+        Arc::new(Statement {
+            id,
+            place: of.place,
+            name: of.name.clone(),
+            definition: of.definition.clone(),
+            sql_len: of.sql_len,
+            effects: of.effects.clone(),
+            key: ParseKey::Private(id),
+            proven: AtomicBool::new(of.is_proven()),
+            resolved: OnceLock::new(),
+        })
     }
 
     /// The shared statement of a definition that PostgreSQL is known to parse, if somebody holds it.
@@ -337,7 +356,7 @@ impl ClientStatements {
     }
 }
 
-/// The statements that one backend holds.
+/// The statements that one backend holds, by the number in their names.
 #[derive(Debug, Default)]
 pub struct BackendStatements {
     held: BTreeMap<u64, Held>,
@@ -355,39 +374,58 @@ struct Held {
 }
 
 impl BackendStatements {
+    fn find_mut(&mut self, statement: &Statement) -> Option<&mut Held> {
+        let held = self.held.get_mut(&statement.place)?;
+        (held.statement.id == statement.id).then_some(held)
+    }
+
+    fn find_id_mut(&mut self, id: u64) -> Option<&mut Held> {
+        let is_it = |held: &Held| held.statement.id == id;
+        // Nearly all have names of their own.
+        let place = match self.held.get(&id).is_some_and(is_it) {
+            true => id,
+            false => *self.held.iter().find(|(_, held)| is_it(held))?.0,
+        };
+        self.held.get_mut(&place)
+    }
+
     /// Whether the backend holds it as the catalog of this generation makes it; counts as a use.
     pub fn touch(&mut self, statement: &Statement, generation: u64) -> bool {
-        self.tick += 1;
-        match self.held.get_mut(&statement.id) {
-            Some(held) => {
-                held.used_at = self.tick;
-                held.generation == generation
-            }
-            None => false,
-        }
+        self.touch_with_shape(statement, generation).is_some()
     }
 
     /// The same with what its rows look like there.
     pub fn touch_with_shape(&mut self, statement: &Statement, generation: u64) -> Option<Option<ResultShape>> {
         self.tick += 1;
-        let held = self.held.get_mut(&statement.id)?;
-        held.used_at = self.tick;
+        let tick = self.tick;
+        let held = self.find_mut(statement)?;
+        held.used_at = tick;
         (held.generation == generation).then_some(held.shape)
     }
 
-    /// Whether the backend holds it, be it stale.
-    pub fn holds(&self, id: u64) -> bool {
-        self.held.contains_key(&id)
+    /// Takes out what the backend has by the name of this statement: itself, be it stale, or one that took its place.
+    pub fn take_place_of(&mut self, statement: &Statement) -> Option<Arc<Statement>> {
+        let held = self.held.remove(&statement.place)?;
+        self.bytes -= held.statement.weight();
+        Some(held.statement)
+    }
+
+    /// What the backend has of a shared statement is one client's alone from here on.
+    pub fn set_apart(&mut self, shared: &Statement, apart: &Arc<Statement>) {
+        if let Some(held) = self.find_mut(shared) {
+            held.statement = Arc::clone(apart);
+        }
     }
 
     /// What its rows look like here, where that is known.
-    pub fn shape(&self, id: u64) -> Option<ResultShape> {
-        self.held.get(&id)?.shape
+    pub fn shape(&self, statement: &Statement) -> Option<ResultShape> {
+        let held = self.held.get(&statement.place)?;
+        held.shape.filter(|_| held.statement.id == statement.id)
     }
 
     /// PostgreSQL has described it.
     pub fn note_shape(&mut self, id: u64, shape: ResultShape) {
-        if let Some(held) = self.held.get_mut(&id) {
+        if let Some(held) = self.find_id_mut(id) {
             held.shape = Some(shape);
         }
     }
@@ -395,34 +433,29 @@ impl BackendStatements {
     /// PostgreSQL refused to use it, because its columns would not be what they were. Returns the generation of the
     /// catalog that it was parsed under.
     pub fn note_stale(&mut self, id: u64) -> Option<u64> {
-        Some(std::mem::take(&mut self.held.get_mut(&id)?.generation))
+        Some(std::mem::take(&mut self.find_id_mut(id)?.generation))
     }
 
     /// Records that the backend is about to hold it, parsed under the catalog of this generation.
     pub fn insert(&mut self, statement: Arc<Statement>, generation: u64) {
         self.tick += 1;
-        let weight = statement.weight();
-        if self
-            .held
-            .insert(
-                statement.id,
-                Held {
-                    statement,
-                    used_at: self.tick,
-                    generation,
-                    shape: None,
-                },
-            )
-            .is_none()
-        {
-            self.bytes += weight;
+        self.bytes += statement.weight();
+        let held = Held {
+            used_at: self.tick,
+            generation,
+            shape: None,
+            statement,
+        };
+        if let Some(replaced) = self.held.insert(held.statement.place, held) {
+            self.bytes -= replaced.statement.weight();
         }
     }
 
-    /// Records that the backend doesn't hold it, or is about to close it.
+    /// Records that the backend doesn't hold it.
     pub fn remove(&mut self, id: u64) {
-        if let Some(held) = self.held.remove(&id) {
-            self.bytes -= held.statement.weight();
+        if let Some(held) = self.find_id_mut(id) {
+            let statement = held.statement.clone();
+            self.take_place_of(&statement);
         }
     }
 
@@ -433,8 +466,7 @@ impl BackendStatements {
             return None;
         }
         let oldest = self.held.values().min_by_key(|held| held.used_at)?.statement.clone();
-        self.remove(oldest.id);
-        Some(oldest)
+        self.take_place_of(&oldest)
     }
 
     /// DISCARD ALL or DEALLOCATE ALL ran on the backend.
@@ -541,7 +573,7 @@ mod tests {
         backend.insert(statement.clone(), all.generation());
         assert!(backend.touch(&statement, all.generation()));
         all.forget();
-        assert!(!backend.touch(&statement, all.generation()) && backend.holds(statement.id));
+        assert!(!backend.touch(&statement, all.generation()) && backend.take_place_of(&statement).is_some());
         backend.insert(statement.clone(), all.generation());
         assert_eq!(backend.note_stale(statement.id), Some(all.generation()));
         assert!(!backend.touch(&statement, all.generation()));

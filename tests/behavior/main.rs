@@ -31,6 +31,7 @@ mod prepared_statements;
 mod process;
 mod protocol;
 mod reload;
+mod rereading;
 mod round_trips;
 mod sequences;
 mod settings;

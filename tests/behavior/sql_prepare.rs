@@ -296,6 +296,38 @@ async fn trap_28_a_statement_keeps_the_settings_of_its_prepare() {
     .await;
 }
 
+/// What makes room for the statement that is executed leaves the name alone that it is about.
+#[tokio::test]
+async fn trap_26_a_name_that_a_bound_statement_is_about_is_not_evicted_for_it() {
+    let database = Postgres::shared().create_database();
+    let sidecar = Sidecar::builder(&database)
+        .set("POOL__MAX_SIZE", "1")
+        .set("POOL__STATEMENT_CACHE_BYTES", "2000")
+        .start_ready()
+        .await;
+    let mut client = login(&sidecar, &database).await;
+    let padding = " ".repeat(600);
+    for (text, error) in [("PREPARE a AS SELECT 1", "42P05"), ("DEALLOCATE a", "")] {
+        client
+            .send(&together(&[parse("s", &format!("{text}{padding}")), sync()]))
+            .await;
+        client.until_ready().await;
+        let ended = client.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;
+        assert!(tags(&ended).ends_with("EZ"));
+        for name in ["a", "b", "c", "d", "e"] {
+            client.ask(&format!("PREPARE {name} AS SELECT 1")).await;
+            assert_eq!(client.value(&format!("EXECUTE {name}")).await, "1");
+        }
+        client.send(&run("s")).await;
+        let replies = client.until_ready().await;
+        let refused = replies.iter().find(|reply| reply.tag == b'E');
+        let sqlstate = refused.map(|reply| reply.report().sqlstate.to_string());
+        assert_eq!(sqlstate.unwrap_or_default(), error, "{text}");
+        client.send(&together(&[close('S', "s"), sync()])).await;
+        client.until_ready().await;
+    }
+}
+
 const SCHEMAS: &str = "CREATE SCHEMA aside; GRANT USAGE ON SCHEMA aside TO PUBLIC";
 const CONSTANT: &str = "SELECT timestamptz '2024-03-01 12:00:00' AT TIME ZONE 'UTC'";
 
