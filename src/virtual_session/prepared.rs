@@ -121,13 +121,20 @@ impl VirtualSession {
         statement
     }
 
-    /// A statement is parsed, or read again, under settings that the ledger can't see: if it ever will, the statement is
-    /// told.
+    /// A statement is parsed, or read again, under settings that the ledger can't see. If it ever will, the statement is
+    /// told; else it is taken for what PostgreSQL reports of them, and for what the client has said.
     pub(super) fn resolve_later(&mut self, statement: &Arc<Statement>) {
-        if self.unseen_settings != 0 && matches!(self.unseen_until, Until::Reported | Until::Asked) {
-            let (number, until) = (self.unseen_settings, self.unseen_until);
-            self.unresolved.push((number, until, Arc::downgrade(statement)));
-        }
+        let until = match self.unseen_until {
+            _ if self.unseen_settings == 0 => return,
+            until @ (Until::Reported | Until::Asked) => until,
+            Until::Ready | Until::Discard if self.reports_due => Until::Reported,
+            Until::Ready | Until::Discard => {
+                let path = self.said_path_behind(&[]);
+                return statement.resolve(self.shared.settings.intern(path.over(&self.wanted)));
+            }
+        };
+        let number = self.unseen_settings;
+        self.unresolved.push((number, until, Arc::downgrade(statement)));
     }
 
     /// The same for a statement that is what it is by this client's names, and shared with nobody.
@@ -139,8 +146,9 @@ impl VirtualSession {
     ) -> Arc<Statement> {
         let key = ParseKey::Private(self.shared.statements.unique_number());
         let statement = self.shared.statements.share(definition, key, effects);
-        if self.unseen_settings == 0 {
-            statement.resolve(self.wanted.clone());
+        match self.unseen_settings {
+            0 => statement.resolve(self.wanted.clone()),
+            _ => self.resolve_later(&statement),
         }
         self.statements.insert(name, statement.clone());
         statement

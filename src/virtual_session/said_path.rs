@@ -38,6 +38,13 @@ impl SaidPath {
         self.local.as_ref().unwrap_or(&self.session)
     }
 
+    /// Settings with this path among them.
+    pub(super) fn over(&self, settings: &Settings) -> Settings {
+        let others = settings.entries().iter().filter(|(name, _)| !is_of_path(name));
+        let path = self.now().entries().iter().filter(|(name, _)| is_of_path(name));
+        Settings::new(others.chain(path).cloned())
+    }
+
     /// The first statements of a text have run. `baseline` is what RESET returns to.
     pub(super) fn run(&mut self, steps: &[Step], baseline: &Settings) {
         for (at, step) in steps.iter().enumerate() {
@@ -103,15 +110,18 @@ impl SaidPath {
 
 /// Whether a change may be one of the path, and be it by a name that is bound later.
 pub(super) fn may_concern_path(change: &SettingChange) -> bool {
-    let is_one = |name: &[u8]| NAMES.iter().any(|other| other.as_bytes() == name);
     match change {
         SettingChange::Set {
             name: SettingName::Known(name),
             ..
         }
-        | SettingChange::Reset(name) => is_one(name),
+        | SettingChange::Reset(name) => NAMES.iter().any(|other| other.as_bytes() == &**name),
         SettingChange::Set { .. } | SettingChange::ResetAll => true,
     }
+}
+
+fn is_of_path(name: &str) -> bool {
+    NAMES.iter().any(|other| other.eq_ignore_ascii_case(name))
 }
 
 /// SET's value as `current_setting` would tell it: of a list each constant is a name.

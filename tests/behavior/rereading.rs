@@ -171,6 +171,40 @@ async fn trap_28_what_a_temporary_table_makes_of_a_constant_is_its_own_clients()
     other.play(&[zone("America/New_York"), run("s"), run("t")]).await;
 }
 
+/// What else a pinned client has in force nobody knows, but what PostgreSQL reports is known.
+#[tokio::test]
+async fn trap_28_a_constant_that_a_pinned_client_has_prepared_means_the_same_by_its_own_name() {
+    let scene = Scene::new().await;
+    let mut client = scene.client().await;
+    let unnamed = |sql: &str| together(&[parse("", sql), bind("", "", &[]), execute("", 0), sync()]);
+    client
+        .play(&[
+            zone("UTC"),
+            query("CREATE TEMPORARY TABLE mine (x int)"),
+            prepare("s"),
+            together(&[
+                parse("", "SET TimeZone = 'America/New_York'"),
+                bind("", "", &[]),
+                execute("", 0),
+                prepare("t"),
+            ]),
+            zone("Asia/Shanghai"),
+        ])
+        .await;
+    client
+        .play(&[
+            query("EXECUTE s; EXECUTE t"),
+            unnamed("EXECUTE s"),
+            run("s"),
+            query("BEGIN; SET LOCAL TimeZone = 'UTC'"),
+            prepare("u"),
+            query("COMMIT"),
+            query("EXECUTE u"),
+            run("t"),
+        ])
+        .await;
+}
+
 /// A path that was committed in a chained block is not known before that ends, but holds.
 #[tokio::test]
 async fn trap_28_a_statement_that_is_taught_amid_a_chained_block_is_read_under_its_path() {
