@@ -45,10 +45,11 @@ mod taken_back;
 mod undone_steps;
 mod unnamed;
 mod unreported;
+mod unresolved;
 mod word_table;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Weak};
 
 pub use answers::{Answers, SettingRequest};
 use audit::CustomNames;
@@ -71,8 +72,9 @@ use said_path::SaidPath;
 use sequences::Sequences;
 use sql_lexer::{EncodingClass, Lexing, StandardConformingStrings};
 use statement_effects::{Action, Effects, Step, TransactionControl};
-use statements::{ClientStatements, SharedStatements, Statement};
+use statements::{ClientStatements, SharedStatements};
 use unreported::Unreported;
+use unresolved::Unresolved;
 
 /// The name of statements of ours that are used once, behind their Parse.
 pub const SWITCH_NAME: &[u8] = b"pgsidecar_switch";
@@ -141,8 +143,8 @@ pub struct VirtualSession {
     settings_touched: bool,
     /// What changes settings is under way, so that PostgreSQL may report something with its reply.
     reports_due: bool,
-    /// Statements that were parsed under unseen settings which PostgreSQL will report, with the number of these.
-    unresolved: Vec<(u64, Until, Weak<Statement>)>,
+    /// Statements that were parsed under unseen settings which PostgreSQL will tell.
+    unresolved: Unresolved,
     /// Settings that PostgreSQL must be asked for; nearly always none.
     unreported: Option<Box<Unreported>>,
     /// How texts are read under the client's settings.
@@ -196,7 +198,7 @@ impl VirtualSession {
             said_path: None,
             settings_touched: false,
             reports_due: false,
-            unresolved: Vec::new(),
+            unresolved: Unresolved::default(),
             unreported: None,
             rebased: Vec::new(),
             restored: Vec::new(),

@@ -124,17 +124,28 @@ impl VirtualSession {
     /// A statement is parsed, or read again, under settings that the ledger can't see. If it ever will, the statement is
     /// told; else it is taken for what PostgreSQL reports of them, and for what the client has said.
     pub(super) fn resolve_later(&mut self, statement: &Arc<Statement>) {
-        let until = match self.unseen_until {
-            _ if self.unseen_settings == 0 => return,
-            until @ (Until::Reported | Until::Asked) => until,
-            Until::Ready | Until::Discard if self.reports_due => Until::Reported,
-            Until::Ready | Until::Discard => {
-                let path = self.said_path_behind(&[]);
-                return statement.resolve(self.shared.settings.intern(path.over(&self.wanted)));
-            }
+        let reported = match self.reports_due {
+            true => None,
+            false => Some(self.settings_with_said_path()),
         };
-        let number = self.unseen_settings;
-        self.unresolved.push((number, until, Arc::downgrade(statement)));
+        let (until, reported) = match (self.unseen_until, reported) {
+            _ if self.unseen_settings == 0 => return,
+            (Until::Ready | Until::Discard, Some(settings)) => return statement.resolve(settings),
+            (Until::Asked, reported) => (Until::Asked, reported),
+            (_, reported) => (Until::Reported, reported),
+        };
+        self.unresolved.push((self.unseen_settings, until), statement, reported);
+    }
+
+    /// The client's settings as far as PostgreSQL reports them, and the path of schemas that the client has said.
+    pub(super) fn settings_with_said_path(&self) -> Arc<Settings> {
+        match &self.said_path {
+            Some(_) => self
+                .shared
+                .settings
+                .intern(self.said_path_behind(&[]).over(&self.wanted)),
+            None => self.wanted.clone(),
+        }
     }
 
     /// The same for a statement that is what it is by this client's names, and shared with nobody.

@@ -552,14 +552,9 @@ impl VirtualSession {
         if number == 0 {
             return;
         }
-        // Numbers only grow.
-        for (under, _, statement) in self
-            .unresolved
-            .extract_if(.., |(under, until, _)| *until == Until::Reported && *under <= number)
-        {
-            if let Some(statement) = statement.upgrade().filter(|_| under == number) {
-                statement.resolve(self.wanted.clone());
-            }
+        if !self.unresolved.is_empty() {
+            let settings = self.settings_with_said_path();
+            self.unresolved.reported(number, &settings);
         }
         if let Some(unnamed) = self.unnamed.as_mut().filter(|unnamed| unnamed.unresolved == number) {
             unnamed.under.get_or_insert_with(|| self.wanted.clone());
@@ -576,7 +571,7 @@ impl VirtualSession {
     pub fn all_reported(&mut self) {
         self.reported_up_to(self.unseen_settings);
         self.reports_due = false;
-        self.unresolved.retain(|(_, until, _)| *until == Until::Asked);
+        self.unresolved.all_reported();
     }
 
     /// A ReadyForQuery with status idle has come, and nothing is under way behind it: what was local to the transaction

@@ -398,14 +398,7 @@ impl VirtualSession {
         unreported.forget_asked();
         unreported.failures = 0;
         let known = backend.is_some();
-        for (number, _, statement) in self
-            .unresolved
-            .extract_if(.., |(number, until, _)| *until == Until::Asked && *number <= under)
-        {
-            if let Some(statement) = statement.upgrade().filter(|_| known && number == under) {
-                statement.resolve(self.wanted.clone());
-            }
-        }
+        self.unresolved.answered(under, Some(&self.wanted).filter(|_| known));
         if !unreported.doubts.is_empty() || unreported.in_flight > 0 {
             return;
         }

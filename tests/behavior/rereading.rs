@@ -67,6 +67,14 @@ impl Twins {
     }
 }
 
+impl Twins {
+    /// The backend that has the client's statements is gone, and its twin's is not.
+    async fn lose_backend(&mut self) {
+        let ended = self.through.ask("SELECT pg_terminate_backend(pg_backend_pid())").await;
+        assert!(ended.iter().any(|reply| reply.tag == b'E'));
+    }
+}
+
 fn told(message: &Message) -> String {
     format!(
         "{} {:?}",
@@ -203,6 +211,29 @@ async fn trap_28_a_constant_that_a_pinned_client_has_prepared_means_the_same_by_
             run("t"),
         ])
         .await;
+}
+
+/// What the settings at its Parse have come to is never told, because the transaction ended in the same group.
+#[tokio::test]
+async fn trap_28_a_statement_of_a_group_that_ends_the_block_is_taught_as_it_was_parsed() {
+    let scene = Scene::new().await;
+    let mut client = scene.client().await;
+    let group = [
+        parse("s", CONSTANT),
+        parse("", "ROLLBACK"),
+        bind("", "", &[]),
+        execute("", 0),
+        sync(),
+    ];
+    client
+        .play(&[
+            zone("UTC"),
+            query("BEGIN; SET work_mem = '7MB'; COMMIT AND CHAIN"),
+            together(&group),
+        ])
+        .await;
+    client.lose_backend().await;
+    client.play(&[zone("Asia/Shanghai"), run("s")]).await;
 }
 
 /// A path that was committed in a chained block is not known before that ends, but holds.
