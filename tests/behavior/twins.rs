@@ -655,6 +655,9 @@ async fn until(client: &mut RawClient, tags: &[u8]) -> Vec<Message> {
     }
 }
 
+/// What stands behind it is told with a difference, and not compared.
+const ASIDE: char = '\u{1f}';
+
 /// What is compared of a reply. An error that names a statement names it otherwise through us; one that we tell
 /// ourselves lacks the place in PostgreSQL's source.
 fn essence(message: &Message) -> String {
@@ -672,7 +675,7 @@ fn essence(message: &Message) -> String {
     let report = message.report();
     let ours = report.message.contains("prepared statement") || report.sqlstate.to_string() == "25P02";
     if ours {
-        format!("E {}", report.sqlstate)
+        format!("E {}{ASIDE} {}", report.sqlstate, report.message)
     } else {
         text(message)
     }
@@ -689,6 +692,8 @@ enum Verdict {
 }
 
 fn answers(replies: &[String]) -> Vec<Vec<String>> {
+    let compared = |reply: &String| reply.split(ASIDE).next().unwrap_or_default().to_owned();
+    let replies: Vec<String> = replies.iter().map(compared).collect();
     let mut groups: Vec<_> = replies
         .split_inclusive(|reply| reply.starts_with('Z'))
         .map(<[String]>::to_vec)
