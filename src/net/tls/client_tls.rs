@@ -50,6 +50,8 @@ impl ClientTls {
         // PostgreSQL resumes no sessions, so no client asks; tickets would only be bytes behind each handshake.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        // As PostgreSQL's ssl_prefer_server_ciphers.
+        server.ignore_client_order = true;
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(server)),
             end_point: identity.end_point,

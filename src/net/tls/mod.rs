@@ -23,6 +23,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 
 pub use client_tls::ClientTls;
@@ -61,12 +62,21 @@ impl TlsConfigError {
     }
 }
 
-/// ring, with P-256 first: PostgreSQL before 18 knows no other curve by default (`ssl_ecdh_curve`), and a key share that
-/// it can't use would cost each login another round trip.
+/// AWS-LC, with P-256 first: PostgreSQL before 18 knows no other curve by default (`ssl_ecdh_curve`), and a key share that
+/// it can't use would cost each login another round trip. AES-128 comes before AES-256, which is not the safer one in any
+/// way that is known today: its keys are derived with SHA-512's core, for which few processors have instructions.
 fn provider() -> Arc<CryptoProvider> {
-    let mut provider = rustls::crypto::ring::default_provider();
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .kx_groups
         .sort_by_key(|group| group.name() != rustls::NamedGroup::secp256r1);
+    provider.cipher_suites.sort_by_key(|suite| {
+        !matches!(
+            suite.suite(),
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
     Arc::new(provider)
 }

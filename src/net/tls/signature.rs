@@ -3,7 +3,7 @@
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
 use rustls::{CertificateError, DigitallySignedStruct, PeerMisbehaved};
-use webpki::ring as algorithms;
+use webpki::aws_lc_rs as algorithms;
 use webpki::{Error, RawPublicKeyEntity};
 use x509_parser::signature_algorithm::RsaSsaPssParams;
 use x509_parser::x509::AlgorithmIdentifier;
