@@ -1,7 +1,6 @@
 //! From a proven login to ReadyForQuery: without the database wherever its answers are known already.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -16,9 +15,6 @@ use crate::virtual_session::parameters::Settings;
 use crate::virtual_session::pins::PinReason;
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{PROTOCOL_3_2, Report, Severity, SqlState, compose};
-
-/// How long a login waits for the catalog to be read again, where every backend is held by someone.
-const CATALOG_WAIT: Duration = Duration::from_millis(250);
 
 /// A client that may begin its session.
 #[derive(Debug)]
@@ -71,8 +67,7 @@ pub async fn greet(
     }
     let neutral = pool.learn().await.map_err(|error| fatal(&error))?;
     if !pool.knows_catalog() {
-        // Without it every mention is suspicious, which is safe: no login fails, or waits for long, because of it.
-        let _ = Box::pin(tokio::time::timeout(CATALOG_WAIT, pool.know_catalog())).await;
+        pool.begin_to_know_catalog();
     }
     let settings = match pool.prove(&holder, &login.settings, &neutral).await {
         Ok(StartupSettings::Follow(settings)) => settings,

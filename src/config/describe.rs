@@ -129,6 +129,7 @@ impl Config {
             ("cancel_timeout", duration(pool.cancel_timeout)),
             ("reset_timeout", duration(pool.reset_timeout)),
             ("catalog_refresh", duration_or_off(pool.catalog_refresh)),
+            ("catalog_wait", duration(pool.catalog_wait)),
             (
                 "max_pinned",
                 pool.max_pinned.map_or_else(|| "max_size".into(), Into::into),

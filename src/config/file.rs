@@ -141,6 +141,7 @@ sections! {
         cancel_timeout: Scalar,
         reset_timeout: Scalar,
         catalog_refresh: Scalar,
+        catalog_wait: Scalar,
         max_pinned: Scalar,
         pin_check: Scalar,
         sequence_pin_timeout: Scalar,

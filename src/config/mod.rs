@@ -379,6 +379,9 @@ pub struct PoolConfig {
     /// How old what the catalog told of routines and triggers may get while the pool is in use; DDL that passes through
     /// the pool renews it at once. `None`: DDL alone does.
     pub catalog_refresh: Option<Duration>,
+    /// How long the first statement of a client that came before the catalog was read waits for it, if it mentions what the
+    /// catalog would tell of. Without the catalog such a statement ties the client to its backend.
+    pub catalog_wait: Duration,
     /// Backends of one pool that clients may keep beyond their transactions; `None`: as many as there are. A statement
     /// that would keep one more is refused with 53400.
     pub max_pinned: Option<u32>,

@@ -111,6 +111,10 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
 fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Problem> {
     let at = Section::named("pool");
     let pool = PoolConfig {
@@ -139,7 +143,7 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
         )?,
         lifetime_jitter: at.read("lifetime_jitter", &file.lifetime_jitter, Scalar::share, 0.1)?,
         connect_query: at.read("connect_query", &file.connect_query, Scalar::text_or_none, None)?,
-        park: at.read("park", &file.park, Scalar::duration_or_zero, Duration::from_millis(50))?,
+        park: at.read("park", &file.park, Scalar::duration_or_zero, millis(50))?,
         statement_cache_bytes: at.read(
             "statement_cache_bytes",
             &file.statement_cache_bytes,
@@ -154,13 +158,14 @@ fn pool(file: &PoolFile, warnings: &mut Vec<String>) -> Result<PoolConfig, Probl
             Scalar::duration_or_off,
             Some(seconds(60)),
         )?,
-        max_pinned: at.read("max_pinned", &file.max_pinned, Scalar::count_or_max_size, None)?,
-        pin_check: at.read(
-            "pin_check",
-            &file.pin_check,
-            Scalar::duration_or_off,
-            Some(Duration::from_millis(50)),
+        catalog_wait: at.read(
+            "catalog_wait",
+            &file.catalog_wait,
+            Scalar::duration_or_zero,
+            millis(250),
         )?,
+        max_pinned: at.read("max_pinned", &file.max_pinned, Scalar::count_or_max_size, None)?,
+        pin_check: at.read("pin_check", &file.pin_check, Scalar::duration_or_off, Some(millis(50)))?,
         sequence_pin_timeout: at.read(
             "sequence_pin_timeout",
             &file.sequence_pin_timeout,

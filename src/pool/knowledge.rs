@@ -24,8 +24,6 @@ use crate::wire::{Report, Severity, SqlState};
 const PROVEN_MAX: usize = 1000;
 /// PostgreSQL's code for a setting that only a connection's start can set.
 const CANT_CHANGE_RUNTIME_PARAM: &str = "55P02";
-/// How long a login waits for the catalog to be read. Without it unknown routines pin, so a short wait is worth it.
-const CATALOG_WAIT: Duration = Duration::from_secs(1);
 /// The longest application_name (`NAMEDATALEN` - 1), in bytes.
 const APPLICATION_NAME_LEN_MAX: usize = 63;
 /// The setting's own row, if it is one that this server or a loaded library defines.
@@ -214,16 +212,21 @@ impl Pool {
         self.knowledge().catalog_read.load(Ordering::Acquire)
     }
 
-    /// Sees to it that the catalog was read once, and waits for it a little. Where it can't be read everything stays
-    /// suspicious, and the next login tries again.
-    pub async fn know_catalog(self: &Arc<Self>) {
-        if self.knows_catalog() {
-            return;
-        }
-        // In a task of its own: a client that goes away takes no backend with it.
+    /// Sees to it that the catalog was read once. Where it can't be read everything stays suspicious, and the next login
+    /// tries again.
+    pub fn begin_to_know_catalog(self: &Arc<Self>) {
+        drop(self.reading_catalog());
+    }
+
+    /// The same, and waits for it no longer than this.
+    pub async fn know_catalog(self: &Arc<Self>, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.reading_catalog()).await;
+    }
+
+    /// In a task of its own: a client that goes away takes no backend with it.
+    fn reading_catalog(self: &Arc<Self>) -> tokio::task::JoinHandle<()> {
         let pool = Arc::clone(self);
-        let reading = tokio::spawn(async move { pool.read_catalog_in_turn().await });
-        let _ = tokio::time::timeout(CATALOG_WAIT, reading).await;
+        tokio::spawn(async move { pool.read_catalog_in_turn().await })
     }
 
     /// Reads the catalog again where what it told is older than `limit` and clients have asked the pool for backends

@@ -12,8 +12,8 @@ use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
 use crate::virtual_session::statement_effects::{Action, Effects, Step};
 use crate::virtual_session::{NameChanges, Note, SWITCH_NAME, TakenBack};
-use crate::wire::frontend_message::Query;
-use crate::wire::{BackendTag, HEADER_LEN, Header, Report, compose};
+use crate::wire::frontend_message::{Parse, Query};
+use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, Report, compose};
 
 impl Exchange {
     pub(super) fn on_query(&mut self, header: Header, parties: &mut Parties<'_>) -> Result<Next, Report> {
@@ -73,6 +73,21 @@ impl Exchange {
         self.pass_query(header, &effects, Some(names), parties);
         self.trial = trial.or(self.trial.take());
         Ok(Next::Done)
+    }
+
+    /// Whether the client's next message brings a text that leaves nothing behind, as far as is known of the catalog. It need
+    /// not be whole, or bring a text at all: then it isn't.
+    pub fn is_next_plain(&mut self, parties: &Parties<'_>) -> bool {
+        let Ok(Some(header)) = self.up.next_header() else {
+            return false;
+        };
+        let body = self.up.whole_body(header).unwrap_or_default();
+        let sql = match header.frontend() {
+            Ok(FrontendTag::Query) => Query::parse(body).map(|query| query.sql),
+            Ok(FrontendTag::Parse) => Parse::parse(body).map(|parse| parse.sql),
+            _ => return false,
+        };
+        sql.is_ok_and(|sql| self.classify(sql, parties).is_plain())
     }
 
     /// What the text does, which is known of nearly all that differ from one before in numbers alone.

@@ -139,7 +139,7 @@ fn warm_up(context: &Arc<ClientContext>) {
         };
         // A database that is down is no reason not to serve: clients are told, and every login tries again.
         if pool.learn().await.is_ok() {
-            pool.know_catalog().await;
+            pool.begin_to_know_catalog();
         }
     });
 }

@@ -17,6 +17,7 @@ mod databases;
 mod deferred_begin;
 mod diagnose;
 mod drain;
+mod first_catalog;
 mod fuzz_corpus;
 mod ledger_answers;
 mod limits;

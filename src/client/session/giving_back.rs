@@ -115,7 +115,7 @@ impl Session {
         }
         if catalog_changed {
             self.pool.knowledge().doubt_catalog();
-            self.read_catalog_aside();
+            self.pool.begin_to_know_catalog();
         }
         Some(Then::End)
     }

@@ -7,6 +7,7 @@
 mod alarm;
 mod answer_watch;
 mod audit;
+mod first_catalog;
 mod giving_back;
 mod pin_watch;
 mod pinned;
@@ -82,6 +83,8 @@ pub struct Session {
     warm: Option<WarmPlace>,
     /// Its requests since it last had or gave back that leave.
     spells: u32,
+    /// It came before the catalog was read, and has not waited for that.
+    awaits_catalog: bool,
 }
 
 /// What a client begins with, where that is more than silence.
@@ -159,6 +162,7 @@ impl Session {
         // Those that came during the login are caught up with: no number of reloads is the last one.
         let reloads = u64::MAX;
         let settings = pool.settings();
+        let awaits_catalog = !pool.knows_catalog();
         let rules = Arc::new(rules(&context, &snapshot, &settings, &pool));
         let session = Self {
             stream,
@@ -182,6 +186,7 @@ impl Session {
             subscription: None,
             warm: None,
             spells: 0,
+            awaits_catalog,
         };
         (session, dedicated)
     }
@@ -402,6 +407,7 @@ impl Session {
             let mut polled = exchange.poll(cx, &mut parties);
             // Nearly always there is one, and the exchange goes on.
             while let Poll::Ready(Outcome::NeedsBackend) = polled
+                && !self.awaits_catalog
                 && let Some(lease) = self.pool.try_lease(&self.holder, Wish::SuitedTo(parties.session))
             {
                 // One that will not do holds traces of a custom setting that this client never named.
@@ -449,6 +455,10 @@ impl Session {
     // --- getting a backend ---
 
     async fn acquire(&mut self, exchange: &mut Exchange, rules: &Rules) -> Option<Then> {
+        if self.awaits_catalog {
+            let is_plain = exchange.is_next_plain(&parties!(self, rules));
+            self.wait_for_catalog(is_plain).await;
+        }
         let mut has_waited = false;
         loop {
             self.gauge.set(ClientState::Waiting);
@@ -665,13 +675,8 @@ impl Session {
         if kept && exchange.is_settled() {
             // Its own backend won't come back for this soon.
             exchange.catalog_changed = false;
-            self.read_catalog_aside();
+            self.pool.begin_to_know_catalog();
         }
-    }
-
-    fn read_catalog_aside(&self) {
-        let pool = self.pool.clone();
-        tokio::spawn(async move { pool.know_catalog().await });
     }
 }
 
