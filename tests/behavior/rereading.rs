@@ -294,3 +294,40 @@ async fn trap_28_a_describe_that_is_skipped_reads_nothing_again() {
         ])
         .await;
 }
+
+/// What a failed group would have taught the backend is taught by the next.
+#[tokio::test]
+async fn trap_26_what_is_taught_behind_an_error_of_its_group_is_not_taken_for_known() {
+    let scene = Scene::new().await;
+    let mut client = scene.client().await;
+    let set = "SET application_name = 'other'";
+    let setup = [
+        parse("a", set),
+        parse("b", CONSTANT),
+        describe('S', "b"),
+        parse("c", "SELECT $1::int"),
+        sync(),
+    ];
+    client.play(&[together(&setup)]).await;
+    for taken in ["a", "b"] {
+        let group = [
+            parse(taken, "SELECT 1"),
+            bind("", "a", &[]),
+            execute("", 0),
+            bind("p", "b", &[]),
+            execute("p", 1),
+            execute("p", 1),
+            sync(),
+        ];
+        client.lose_backend().await;
+        client
+            .through
+            .send(&together(&[together(&group), run("b"), run("b")]))
+            .await;
+        client.through.expect("E Z 2 D C Z 2 D C Z").await;
+        client.lose_backend().await;
+        client.through.send(&together(&group)).await;
+        client.through.send(&run("b")).await;
+        client.through.expect("E Z 2 D C Z").await;
+    }
+}
