@@ -1,7 +1,6 @@
 //! The rules for Parse, Bind, Describe and Close: names of the client's stand for statements that backends share.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -11,10 +10,9 @@ use super::to_backend::{Next, invalid_message};
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::{PinReason, PinSet};
-use crate::virtual_session::result_shape::ResultShape;
 use crate::virtual_session::statement_effects::Effects;
-use crate::virtual_session::statements::{NamedStatement, Statement};
-use crate::virtual_session::{Described, Note, Reread, SWITCH_NAME, Switch, UnnamedStep, VirtualSession};
+use crate::virtual_session::statements::NamedStatement;
+use crate::virtual_session::{Described, Note, SWITCH_NAME, Switch, UnnamedStep, VirtualSession};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::frontend_message::{BindHead, Named, Parse, Target, bound_values};
 use crate::wire::{HEADER_LEN, Header, Malformed, Report, SMALL_MESSAGE_LEN_MAX, SqlState, compose};
@@ -287,23 +285,6 @@ impl Exchange {
             renamed_behind(out, header, name.len(), &[&portal, b"\0"], &statement.name);
         });
         Ok(Next::Done)
-    }
-
-    /// The backend holds what the name stands for at this use, and it has the columns that the client was told, or not.
-    fn use_shared(
-        &mut self,
-        name: &[u8],
-        before: &Arc<Statement>,
-        told: Option<ResultShape>,
-        parties: &mut Parties<'_>,
-    ) -> (Arc<Statement>, Option<Reread>, Columns) {
-        let mut reread = self.reread_bound(name, before, parties);
-        let statement = self.ensure_named(name, before, parties);
-        let columns = self.compare_columns(&statement, told);
-        if columns == Columns::Unknown {
-            self.take_back_reread(reread.take(), parties);
-        }
-        (statement, reread, columns)
     }
 
     /// What comes before a Bind of a statement of these effects. Nearly all have none.

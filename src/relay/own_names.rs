@@ -312,7 +312,7 @@ impl Exchange {
         let Some(name) = name.filter(|name| Self::follows(name, parties)) else {
             return self.leave_to_backend(name, form, parties);
         };
-        self.reread(name, ahead, parties);
+        self.reread_own(name, ahead, parties);
         let Some(statement) = parties.session.statement(name).cloned() else {
             self.close_own(name, form);
             if parties.session.may_be_own(name) {
@@ -475,7 +475,7 @@ impl Exchange {
         let [name] = &names.executes[..] else {
             return Agreed::Yes(names);
         };
-        match self.compare_own_columns(name, parties) {
+        match self.compare_own_columns(name, &mut None, parties) {
             Columns::Agree => Agreed::Yes(names),
             Columns::Differ => Agreed::Stale,
             Columns::Unknown => {

@@ -12,7 +12,7 @@ use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::statement_effects::Effects;
 use crate::virtual_session::statements::{NamedStatement, Statement};
-use crate::virtual_session::{Described, Note, Teaching};
+use crate::virtual_session::{Described, Note, Reread, Teaching};
 use crate::wire::backend_message::TransactionStatus;
 use crate::wire::{FrontendTag, HEADER_LEN, Header, Report, compose};
 
@@ -143,7 +143,13 @@ impl Exchange {
 }
 
 impl Exchange {
-    pub(super) fn compare_own_columns(&mut self, name: &[u8], parties: &mut Parties<'_>) -> Columns {
+    /// As [`Self::compare_columns`].
+    pub(super) fn compare_own_columns(
+        &mut self,
+        name: &[u8],
+        reread: &mut Option<Reread>,
+        parties: &mut Parties<'_>,
+    ) -> Columns {
         let Some(named) = parties
             .session
             .named(name)
@@ -157,16 +163,17 @@ impl Exchange {
             (Some(now), Some(told)) if now == told => Columns::Agree,
             (Some(_), _) => Columns::Differ,
             (None, _) => {
-                self.describe_own(name, &Fate::Swallow, Described { id, told: 0 });
+                let note = Note::Described(Described { id, told: 0 }).rereading(reread.take());
+                self.describe_own(name, &Fate::Swallow, note);
                 Columns::Unknown
             }
         }
     }
 
-    fn describe_own(&mut self, name: &[u8], fate: &Fate, described: Described) {
+    fn describe_own(&mut self, name: &[u8], fate: &Fate, note: Note) {
         self.up
             .say(|out| compose::frame(out, FrontendTag::Describe.byte(), &[b"S", name, b"\0"]));
-        self.expect(Request::DescribeStatement, fate.clone(), Note::Described(described));
+        self.expect(Request::DescribeStatement, fate.clone(), note);
     }
 
     /// Between transactions: asks PostgreSQL for the columns of what SQL has just prepared, while that is as it was.
@@ -183,7 +190,11 @@ impl Exchange {
         self.asks_of_columns = !untold.is_empty();
         self.asked_at = Some(std::time::Instant::now());
         for (name, id, told) in &untold {
-            self.describe_own(name, &Fate::Silence, Described { id: *id, told: *told });
+            self.describe_own(
+                name,
+                &Fate::Silence,
+                Note::Described(Described { id: *id, told: *told }),
+            );
             self.end_apart();
         }
         !untold.is_empty()
@@ -196,6 +207,7 @@ impl Exchange {
         &mut self,
         name: &[u8],
         named: &NamedStatement,
+        reread: &mut Option<Reread>,
         parties: &mut Parties<'_>,
     ) -> Option<Agreed> {
         if parties.session.keeps_names_on_backend() {
@@ -203,10 +215,13 @@ impl Exchange {
         }
         let statement = parties.session.statement(name).unwrap_or(&named.statement).clone();
         self.ensure_own(name, &statement, Form::Together, parties);
-        match self.compare_own_columns(name, parties) {
+        match self.compare_own_columns(name, reread, parties) {
             Columns::Agree => None,
             Columns::Unknown => Some(Agreed::NotYet(self.await_replies())),
-            Columns::Differ => Some(Agreed::Stale),
+            Columns::Differ => {
+                parties.session.undo_reread(reread.take());
+                Some(Agreed::Stale)
+            }
         }
     }
 
@@ -219,13 +234,10 @@ impl Exchange {
         effects: &Effects,
         parties: &mut Parties<'_>,
     ) -> Result<Next, Report> {
-        let reread = self.reread(name, &[], parties);
-        match self.before_own_name(name, named, parties) {
+        let mut reread = self.reread_own(name, &[], parties);
+        match self.before_own_name(name, named, &mut reread, parties) {
             None | Some(Agreed::Yes(_)) => {}
-            Some(Agreed::NotYet(next)) => {
-                self.take_back_reread(reread, parties);
-                return Ok(next);
-            }
+            Some(Agreed::NotYet(next)) => return Ok(next),
             Some(Agreed::Stale) => {
                 self.pass_stale_bind(header, portal, name, parties);
                 return Ok(Next::Done);
@@ -249,16 +261,13 @@ impl Exchange {
         named: &NamedStatement,
         parties: &mut Parties<'_>,
     ) -> Next {
-        let reread = self.reread(name, &[], parties);
-        match self.before_own_name(name, named, parties) {
+        let mut reread = self.reread_own(name, &[], parties);
+        match self.before_own_name(name, named, &mut reread, parties) {
             None | Some(Agreed::Yes(_)) => {
                 self.expect(Request::DescribeStatement, Fate::Forward, Note::None.rereading(reread));
                 self.up.pass(header);
             }
-            Some(Agreed::NotYet(next)) => {
-                self.take_back_reread(reread, parties);
-                return next;
-            }
+            Some(Agreed::NotYet(next)) => return next,
             Some(Agreed::Stale) => self.pass_stale_describe(header, name, parties),
         }
         Next::Done

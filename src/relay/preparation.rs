@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use super::stale_plan::Columns;
 use super::to_backend::Next;
 use super::unreported::following;
 use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Fate, Request};
 use crate::virtual_session::pins::PinReason;
+use crate::virtual_session::result_shape::ResultShape;
 use crate::virtual_session::statement_effects::{Action, Effects, SequenceUse, Step};
 use crate::virtual_session::statements::Statement;
 use crate::virtual_session::{Note, Reread, SWITCH_NAME, Teaching};
@@ -201,31 +203,51 @@ impl Exchange {
 
     /// A name is about to be used: see [`crate::virtual_session::VirtualSession::reread`]. In a failed transaction
     /// PostgreSQL does not come to it.
-    /// `ahead` runs before that, in the same text.
-    pub(super) fn reread(&mut self, name: &[u8], ahead: &[Step], parties: &mut Parties<'_>) -> Option<Reread> {
+    fn reread(&mut self, name: &[u8], ahead: &[Step], parties: &mut Parties<'_>) -> Option<Reread> {
         if self.pipeline.is_failed() {
             return None;
         }
         let schemas = parties.rules.pool.knowledge().schemas();
-        let reread = parties.session.reread(name, ahead, schemas.as_deref())?;
+        parties.session.reread(name, ahead, schemas.as_deref())
+    }
+
+    /// The same for what the backend knows by the client's own name. `ahead` runs before that, in the same text.
+    pub(super) fn reread_own(&mut self, name: &[u8], ahead: &[Step], parties: &mut Parties<'_>) -> Option<Reread> {
+        let reread = self.reread(name, ahead, parties)?;
         if let Some(lease) = self.lease.as_mut() {
-            reread.note_on(&mut lease.state);
+            reread.note_on_own(&mut lease.state);
         }
         Some(reread)
     }
 
-    /// The message that would have used the name is held, or another takes its place.
-    pub(super) fn take_back_reread(&mut self, reread: Option<Reread>, parties: &mut Parties<'_>) {
-        let backend = self.lease.as_mut().map(|lease| &mut lease.state);
-        parties.session.take_back_reread(reread, backend);
+    /// The same for a shared statement: nearly all are parsed under the settings of now.
+    fn reread_shared(&mut self, name: &[u8], of: &Statement, parties: &mut Parties<'_>) -> Option<Reread> {
+        if !parties.session.is_parsed_under_others(of) {
+            return None;
+        }
+        let reread = self.reread(name, &[], parties)?;
+        if let Some(lease) = self.lease.as_mut() {
+            reread.note_on_shared(&mut lease.state);
+        }
+        Some(reread)
     }
 
-    /// The same for a name of which it is known what it stands for: nearly all are parsed under the settings of now.
-    pub(super) fn reread_bound(&mut self, name: &[u8], of: &Statement, parties: &mut Parties<'_>) -> Option<Reread> {
-        match parties.session.is_parsed_under_others(of) {
-            true => self.reread(name, &[], parties),
-            false => None,
+    /// The backend holds what the name stands for at this use, and it has the columns that the client was told, or not.
+    pub(super) fn use_shared(
+        &mut self,
+        name: &[u8],
+        before: &Arc<Statement>,
+        told: Option<ResultShape>,
+        parties: &mut Parties<'_>,
+    ) -> (Arc<Statement>, Option<Reread>, Columns) {
+        let mut reread = self.reread_shared(name, before, parties);
+        let statement = self.ensure_named(name, before, parties);
+        let columns = self.compare_columns(&statement, told, &mut reread);
+        if columns == Columns::Differ {
+            // PostgreSQL refuses before it has read the text again.
+            parties.session.undo_reread(reread.take());
         }
+        (statement, reread, columns)
     }
 
     /// Settings have changed that a ReadyForQuery on its way will tell, or PostgreSQL was asked for some.
@@ -265,12 +287,17 @@ impl Exchange {
             Teaching::AsOnesOwn(switch) => (parties.session.own_statement(name, of), switch),
             Teaching::Under(switch) => (of.clone(), Some(switch)),
         };
+        let statement = match statement.is_apart() {
+            // The shared one keeps its place here.
+            true => parties.session.own_statement(name, &statement),
+            false => statement,
+        };
         if let Some(switch) = &switch {
             self.inject(&switch.before);
         }
         self.close_place_of(&statement);
         self.make_room_for(&statement, generation, parties.rules.backend_statement_bytes);
-        self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.id));
+        self.expect(Request::Parse, Fate::Swallow, Note::Injected(statement.clone()));
         self.up
             .say(|out| compose::parse(out, &statement.name, &statement.definition));
         if let Some(switch) = &switch {
@@ -280,16 +307,16 @@ impl Exchange {
     }
 
     /// The name of a shared statement is free on the backend: what it was before the catalog changed is closed there, or
-    /// what one client's use has made of it. Says whether something was.
-    pub(super) fn close_place_of(&mut self, statement: &Statement) -> bool {
+    /// what one client's use has made of it.
+    pub(super) fn close_place_of(&mut self, statement: &Statement) {
         let closed = self
             .lease
             .as_mut()
             .and_then(|lease| lease.state.statements.take_place_of(statement));
-        let Some(closed) = closed else { return false };
-        self.up.say(|out| compose::close_statement(out, &closed.name));
-        self.expect(Request::Close, Fate::Swallow, Note::Evicted(closed));
-        true
+        if let Some(closed) = closed {
+            self.up.say(|out| compose::close_statement(out, &closed.name));
+            self.expect(Request::Close, Fate::Swallow, Note::Evicted(closed));
+        }
     }
 
     /// The same of what the name stands for now, which was this before it was read again.

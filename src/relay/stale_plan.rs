@@ -14,7 +14,7 @@ use super::{Exchange, Parties};
 use crate::protocol::pipeline::{Action, Fate, Request, Verdict};
 use crate::virtual_session::result_shape::ResultShape;
 use crate::virtual_session::statements::Statement;
-use crate::virtual_session::{Described, Note};
+use crate::virtual_session::{Described, Note, Reread};
 use crate::wire::{BackendTag, FrontendTag, HEADER_LEN, Header, compose};
 
 /// What drivers look for is the code and the name of the function, which are not translated.
@@ -157,7 +157,13 @@ impl Exchange {
     }
 
     /// Compares what the client was told of a statement with what its backend returns.
-    pub(super) fn compare_columns(&mut self, statement: &Arc<Statement>, told: Option<ResultShape>) -> Columns {
+    /// Where PostgreSQL must be asked, that is the use by which it reads the text again, if it does.
+    pub(super) fn compare_columns(
+        &mut self,
+        statement: &Arc<Statement>,
+        told: Option<ResultShape>,
+        reread: &mut Option<Reread>,
+    ) -> Columns {
         // In a failed transaction PostgreSQL refuses whatever it is.
         let Some(told) = told.filter(|told| told.has_rows() && !self.pipeline.is_failed()) else {
             return Columns::Agree;
@@ -175,7 +181,8 @@ impl Exchange {
                 };
                 self.up
                     .say(|out| compose::frame(out, FrontendTag::Describe.byte(), &[b"S", &statement.name, b"\0"]));
-                self.expect(Request::DescribeStatement, Fate::Swallow, Note::Described(described));
+                let note = Note::Described(described).rereading(reread.take());
+                self.expect(Request::DescribeStatement, Fate::Swallow, note);
                 Columns::Unknown
             }
         }

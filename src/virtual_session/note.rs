@@ -15,8 +15,8 @@ pub enum Note {
     None,
     /// A client's name was given to a statement; `parsed` when the backend was told to parse it.
     Prepared(Box<Prepared>),
-    /// The backend was told to parse a shared statement ahead of its use.
-    Injected(u64),
+    /// The backend was told to parse a statement ahead of its use.
+    Injected(Arc<Statement>),
     /// The backend was told to close a shared statement.
     Evicted(Arc<Statement>),
     /// A client's name was taken from a statement.
@@ -168,7 +168,7 @@ impl VirtualSession {
         match note {
             // A question is taken out before.
             Note::None | Note::Reports(_) | Note::Bound(_) | Note::Described(_) | Note::Names(_) | Note::Asked(_) => {}
-            Note::Reread(reread, _) => self.undo_reread(*reread),
+            Note::Reread(reread, _) => self.undo_reread(Some(*reread)),
             Note::OwnName(name) => {
                 // What only the backend knows, it alone decides about.
                 if let Some(backend) = backend.filter(|_| !self.keeps_names_on_backend()) {
@@ -178,12 +178,13 @@ impl VirtualSession {
             Note::Prepared(prepared) => {
                 self.statements.remove(&prepared.name);
                 if let (true, Some(backend)) = (prepared.parsed, backend) {
-                    backend.statements.remove(prepared.statement.id);
+                    backend.statements.take_place_of(&prepared.statement);
                 }
             }
-            Note::Injected(id) => {
+            Note::Injected(statement) => {
                 if let Some(backend) = backend {
-                    backend.statements.remove(id);
+                    // Whatever has taken its place since: nothing stands under that name.
+                    backend.statements.take_place_of(&statement);
                 }
             }
             Note::Evicted(statement) => {

@@ -49,9 +49,10 @@ impl VirtualSession {
         let key = ParseKey::Private(self.shared.statements.unique_number());
         let effects = || statement.effects.clone();
         let own = self.shared.statements.share(&statement.definition, key, effects);
-        if let Some(under) = statement.under() {
+        match statement.under() {
             // Wherever else it is taught, it means what it meant.
-            own.resolve(under.clone());
+            Some(under) => own.resolve(under.clone()),
+            None => self.resolve_later(&own),
         }
         if let Some(named) = self.statements.remove(name) {
             let statement = own.clone();

@@ -124,18 +124,18 @@ pub struct Reread {
 }
 
 impl Reread {
-    /// The message is about to be sent to this backend.
-    pub fn note_on(&self, backend: &mut BackendState) {
+    /// A message that uses the shared statement is about to be sent to this backend. What else it has by the client's own
+    /// name is not read again with it, and made anew before its use.
+    pub fn note_on_shared(&self, backend: &mut BackendState) {
         if let Some(apart) = &self.apart {
             backend.statements.set_apart(&self.before, apart);
-            backend.own.set_apart(&self.name, self.before.id, apart);
         }
     }
 
-    fn note_off(&self, backend: &mut BackendState) {
+    /// The same of one that uses the client's own name.
+    pub fn note_on_own(&self, backend: &mut BackendState) {
         if let Some(apart) = &self.apart {
-            backend.statements.set_apart(apart, &self.before);
-            backend.own.set_apart(&self.name, apart.id, &self.before);
+            backend.own.set_apart(&self.name, self.before.id, apart);
         }
     }
 }
@@ -186,12 +186,13 @@ impl VirtualSession {
         schemas: Option<&Schemas>,
     ) -> Option<Reread> {
         let (number, before) = (self.named(name)?.number, shared.clone());
-        let ParseKey::Settings(under) = &shared.key else {
-            return None;
-        };
-        let apart = self.shared.statements.apart(shared);
+        let under = shared.under()?;
         let path = self.said_path_behind(ahead);
         let is_read_again = schemas.is_some_and(|schemas| !schemas.agree(under, path.now()));
+        if matches!(shared.key, ParseKey::Private(_)) && !is_read_again {
+            return None;
+        }
+        let apart = self.shared.statements.apart(shared);
         match is_read_again {
             true => self.resolve_later(&apart),
             false => apart.resolve(under.clone()),
@@ -270,17 +271,9 @@ impl VirtualSession {
         self.unseen_settings != 0 && statement.under().is_some_and(differs) && has_constant(statement.sql())
     }
 
-    /// The message is not sent after all, or not yet.
-    pub fn take_back_reread(&mut self, reread: Option<Reread>, backend: Option<&mut BackendState>) {
-        let Some(reread) = reread else { return };
-        if let Some(backend) = backend {
-            reread.note_off(backend);
-        }
-        self.undo_reread(reread);
-    }
-
     /// The use failed, or will never be.
-    pub(super) fn undo_reread(&mut self, reread: Reread) {
+    pub fn undo_reread(&mut self, reread: Option<Reread>) {
+        let Some(reread) = reread else { return };
         let is_same = |named: &NamedStatement| named.number == reread.number && named.statement.id == reread.id;
         if self.statements.find(&reread.name).is_some_and(is_same) {
             self.stand_for(&reread.name, reread.before);

@@ -59,6 +59,11 @@ impl Statement {
         self.proven.store(true, Ordering::Relaxed);
     }
 
+    /// It has taken a shared one's place on a backend.
+    pub fn is_apart(&self) -> bool {
+        self.place != self.id
+    }
+
     /// What it weighs in the bounds: its text and what PostgreSQL and we spend around it.
     pub fn weight(&self) -> usize {
         self.definition.len() + 256
@@ -448,14 +453,6 @@ impl BackendStatements {
         };
         if let Some(replaced) = self.held.insert(held.statement.place, held) {
             self.bytes -= replaced.statement.weight();
-        }
-    }
-
-    /// Records that the backend doesn't hold it.
-    pub fn remove(&mut self, id: u64) {
-        if let Some(held) = self.find_id_mut(id) {
-            let statement = held.statement.clone();
-            self.take_place_of(&statement);
         }
     }
 

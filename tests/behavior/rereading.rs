@@ -331,3 +331,95 @@ async fn trap_26_what_is_taught_behind_an_error_of_its_group_is_not_taken_for_kn
         client.through.expect("E Z 2 D C Z").await;
     }
 }
+
+fn described(name: &str) -> BytesMut {
+    together(&[parse(name, CONSTANT), describe('S', name), sync()])
+}
+
+/// Before a statement whose columns were told is used on another backend, that is asked for them: which is a use, too.
+#[tokio::test]
+async fn trap_28_a_question_about_columns_is_the_use_that_reads_again() {
+    let scene = Scene::new().await;
+    let mut client = scene.client().await;
+    client
+        .play(&[zone("UTC"), described("s"), query(&format!("PREPARE q AS {CONSTANT}"))])
+        .await;
+    client.lose_backend().await;
+    client
+        .play(&[
+            zone("Asia/Shanghai"),
+            query("BEGIN"),
+            query("SET search_path = aside, public"),
+            run("s"),
+            run("q"),
+            query("COMMIT"),
+            zone("UTC"),
+            run("s"),
+            query("EXECUTE q"),
+        ])
+        .await;
+}
+
+/// The ledger has no statement on a backend that PostgreSQL has not parsed there.
+#[tokio::test]
+async fn trap_26_what_a_pinned_client_was_to_be_taught_behind_an_error_is_not_there() {
+    let scene = Scene::new().await;
+    let (mut client, mut other) = (scene.client().await, scene.client().await);
+    let set = "SET application_name = 'other'";
+    client
+        .play(&[together(&[parse("a", set), sync()]), described("b")])
+        .await;
+    other.play(&[described("b")]).await;
+    client.play(&[query("SET search_path = aside, public")]).await;
+    client.lose_backend().await;
+    let group = [
+        parse("a", "SELECT 1"),
+        bind("", "a", &[]),
+        execute("", 0),
+        bind("p", "b", &[]),
+        execute("p", 1),
+        sync(),
+    ];
+    client.play(&[query("SELECT pg_advisory_lock(1)")]).await;
+    let burst = [together(&group), together(&[bind("", "b", &["3"]), sync()]), run("b")];
+    client.through.send(&together(&burst)).await;
+    let replies = client.through.expect("E Z E Z 2 D C Z").await;
+    assert_eq!(replies[2].sqlstate(), "08P01");
+    client.play(&[query("SELECT pg_advisory_unlock(1)")]).await;
+    other.play(&[run("b")]).await;
+}
+
+/// The name's own copy and the shared one are one statement to PostgreSQL.
+#[tokio::test]
+async fn trap_28_a_name_means_the_same_in_sql_and_in_the_protocol_behind_a_local_path() {
+    let scene = Scene::new().await;
+    let mut client = scene.client().await;
+    client
+        .play(&[zone("UTC"), prepare("s"), query("EXECUTE s"), zone("Asia/Shanghai")])
+        .await;
+    client
+        .play(&[
+            query("BEGIN; SET LOCAL search_path = aside"),
+            run("s"),
+            zone("America/New_York"),
+            query("EXECUTE s"),
+            run("s"),
+            query("COMMIT"),
+            query("EXECUTE s"),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn trap_28_each_transaction_with_a_path_of_its_own_reads_again() {
+    let scene = Scene::new().await;
+    let mut client = scene.client().await;
+    let block = || query("BEGIN; SET LOCAL search_path = aside");
+    client.play(&[zone("UTC"), prepare("s")]).await;
+    client.play(&[block(), run("s"), query("COMMIT"), run("s")]).await;
+    client
+        .play(&[zone("Asia/Shanghai"), block(), run("s"), query("COMMIT")])
+        .await;
+    client.lose_backend().await;
+    client.play(&[run("s"), zone("UTC"), run("s")]).await;
+}
