@@ -274,7 +274,8 @@ async fn in_a_transaction_and_in_the_extended_protocol_a_cancel_fails_the_statem
     assert_eq!(client.ask("ROLLBACK").await[0].command(), "ROLLBACK");
 }
 
-#[tokio::test]
+// The tap needs a thread beside the one that waits for psql.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trap_73_a_cancel_travels_in_tls_where_its_session_does() {
     let database = Postgres::shared().create_database();
     let tap = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
